@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lab holds the words of the project as types: what a lab is, what a
+// machine is, what a generation is. It imports the standard library only, and
+// everything else imports it.
+package lab
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// ID names one running instance of a Labfile among all labs of a user, such as
+// "shop-1f3a9c2b". It is a DNS label, so it can stand in file names, host names
+// and domain metadata alike.
+type ID string
+
+// MaxID is the length of the longest ID, in bytes.
+const MaxID = 25
+
+// NewID returns the ID of the instance of a Labfile: name, shortened, and a hash
+// of the Labfile's absolute path and the name. Two instances of one Labfile have
+// two names, so they never meet.
+func NewID(name, file string) ID {
+	sum := sha256.Sum256([]byte(file + "\x00" + name))
+	hash := fmt.Sprintf("-%x", sum[:4])
+	if len(name) > MaxID-len(hash) {
+		name = strings.TrimRight(name[:MaxID-len(hash)], "-")
+	}
+	return ID(name + hash)
+}
+
+// Name is the name of a machine within its lab: a DNS label (RFC 1123), such as
+// "db" or, for a replica, "web-2".
+type Name string
+
+// Bytes is a size in bytes.
+type Bytes int64
+
+// The units that sizes are written in.
+const (
+	KiB Bytes = 1 << 10
+	MiB Bytes = 1 << 20
+	GiB Bytes = 1 << 30
+	TiB Bytes = 1 << 40
+)
+
+// String renders the size with the largest binary unit that divides it, the way
+// a Labfile writes it ("512MiB").
+func (b Bytes) String() string {
+	for _, u := range []struct {
+		size Bytes
+		name string
+	}{{TiB, "TiB"}, {GiB, "GiB"}, {MiB, "MiB"}, {KiB, "KiB"}} {
+		if b >= u.size && b%u.size == 0 {
+			return fmt.Sprintf("%d%s", b/u.size, u.name)
+		}
+	}
+	return fmt.Sprintf("%dB", int64(b))
+}
+
+var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// ValidLabel reports whether s is a lower-case DNS label (RFC 1123, section
+// 2.1): what labs and machines may be called.
+func ValidLabel(s string) bool { return label.MatchString(s) }
+
+// Lab is a validated Labfile: what is wanted. Replicas are already expanded and
+// defaults filled in.
+type Lab struct {
+	Name     string
+	Provider string    // name of a provider; empty means the default
+	File     string    // absolute path of the Labfile it was read from
+	Boxes    []Box     // every box the machines use, sorted by name
+	Machines []Machine // in the order of the Labfile, replicas ascending
+}
+
+// Machine returns the machine called name.
+func (l *Lab) Machine(name Name) (Machine, bool) {
+	for _, m := range l.Machines {
+		if m.Name == name {
+			return m, true
+		}
+	}
+	return Machine{}, false
+}
+
+// Box says where the image of machines comes from.
+type Box struct {
+	Name     string // name in the Labfile's boxes; equal to From for a box used without an entry
+	From     string // reference: "builtin/tiny", a path, an http(s) URL, …
+	Checksum string // "sha256:<hex>" or "sha512:<hex>" of the file From names; empty if not given
+}
+
+// Machine is a machine as the Labfile wants it, defaults filled in.
+type Machine struct {
+	Name      Name
+	Role      string // the name in the Labfile; equal to Name unless it has replicas
+	Box       string // Box.Name
+	CPUs      int
+	Memory    Bytes
+	Disk      Bytes  // virtual size; 0 keeps the box's own
+	DependsOn []Name // machines that must be ready first
+	Ports     []Forward
+	Ready     []Check
+	User      string // login name; empty means the box's own
+	UserData  string // cloud-init user data, merged with what lab needs; empty if none
+}
+
+// Forward makes a guest port reachable on the host's loopback.
+type Forward struct {
+	HostPort  uint16 // 0 lets the supervisor pick a free one
+	GuestPort uint16
+}
+
+// String renders the forward as a Labfile writes it.
+func (f Forward) String() string { return fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort) }
+
+// CheckKind says how readiness is found out.
+type CheckKind string
+
+// The kinds of readiness checks.
+const (
+	CheckSSH     CheckKind = "ssh"     // a login over ssh to the guest's own port 22 succeeds
+	CheckPort    CheckKind = "port"    // the TCP port accepts a connection
+	CheckHTTP    CheckKind = "http"    // GET answers with the wanted status
+	CheckExec    CheckKind = "exec"    // the shell command exits with 0
+	CheckConsole CheckKind = "console" // the console output since start matches the pattern
+)
+
+// Check is one condition that a machine must meet to be ready. Only the fields
+// of its Kind are set, besides Timeout and Interval, which always are.
+type Check struct {
+	Kind     CheckKind
+	Port     uint16 // port, http
+	Path     string // http; begins with "/"
+	Status   int    // http; 0 accepts any status from 200 to 399
+	Command  string // exec; run by the guest's shell
+	Pattern  string // console; RE2 syntax
+	Timeout  time.Duration
+	Interval time.Duration
+}
+
+// String describes the check in a few words ("http :80/healthz").
+func (c Check) String() string {
+	switch c.Kind {
+	case CheckPort:
+		return fmt.Sprintf("port %d", c.Port)
+	case CheckHTTP:
+		return fmt.Sprintf("http :%d%s", c.Port, c.Path)
+	case CheckExec:
+		return fmt.Sprintf("exec %q", c.Command)
+	case CheckConsole:
+		return fmt.Sprintf("console /%s/", c.Pattern)
+	}
+	return string(c.Kind)
+}
+
+// Generation identifies one incarnation of a machine. Numbers start at 1 and are
+// never used twice within a lab.
+type Generation struct {
+	Lab     ID
+	Machine Name
+	Number  int
+}
+
+// String renders the generation as users write it: "web@3".
+func (g Generation) String() string { return fmt.Sprintf("%s@%d", g.Machine, g.Number) }
+
+// Network is a lab's address plan. Every lab has a switch of its own, so labs
+// may share a subnet; they differ all the same, for the reader's sake.
+type Network struct {
+	Subnet  netip.Prefix // always a /24
+	Gateway netip.Addr   // the switch: router, DNS and DHCP server
+}
+
+// Domain is the DNS domain of every lab's machines: "db.lab.internal".
+const Domain = "lab.internal"
+
+// FirstHost and LastHost bound the last byte of the addresses that machines get.
+const (
+	FirstHost = 10
+	LastHost  = 250
+)
+
+// NetworkOf returns the address plan of a lab: a /24 in 10.64.0.0/10 that
+// depends on nothing but the lab's ID.
+func NetworkOf(id ID) Network {
+	var h uint32 = 2166136261 // FNV-1a
+	for _, c := range []byte(id) {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	b := [4]byte{10, 64 + byte(h>>8)&63, byte(h), 0}
+	subnet := netip.PrefixFrom(netip.AddrFrom4(b), 24)
+	b[3] = 1
+	return Network{Subnet: subnet, Gateway: netip.AddrFrom4(b)}
+}
+
+// Host returns the address with the given last byte.
+func (n Network) Host(last byte) netip.Addr {
+	b := n.Subnet.Addr().As4()
+	b[3] = last
+	return netip.AddrFrom4(b)
+}
+
+// MACOf returns the hardware address that belongs to addr, in lower case. It
+// is derived from the address, so that a DHCP server can know every lease
+// before any machine exists.
+func MACOf(addr netip.Addr) string {
+	b := addr.As4()
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", b[1], b[2], b[3])
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package providers is the contract between lab and what runs machines. A
+// provider knows nothing of Labfiles, ledgers or networks: it keeps generations,
+// each born from an image, and tells the truth about them.
+package providers
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// Sentinel errors. Providers wrap them; callers branch with errors.Is.
+var (
+	// ErrNotFound says that the generation does not exist.
+	ErrNotFound = errors.New("no such machine")
+	// ErrNotRunning says that the generation exists but does not run.
+	ErrNotRunning = errors.New("machine is not running")
+	// ErrIncapable says that this host cannot do what was asked; the error's
+	// text says what is missing.
+	ErrIncapable = errors.New("host not capable")
+)
+
+// Provider runs machines. Every method may be called by several goroutines and
+// several processes at once, blocks no longer than ctx allows, and is idempotent:
+// asking for what is already so succeeds. A provider keeps the ownership of a
+// generation (lab, machine, number) where it keeps the generation itself, so that
+// List needs no other record.
+type Provider interface {
+	// Name is the word that selects the provider, such as "qemu".
+	Name() string
+
+	// Check finds out what the host lacks. It never changes the host, and
+	// returns an error only if ctx ended.
+	Check(ctx context.Context) ([]Finding, error)
+
+	// Create makes the generation that spec describes, stopped: its overlay
+	// disk and its definition. A generation that already exists with the same
+	// number is left as it is. A Create that was interrupted is finished by
+	// the next one, or undone by Destroy.
+	Create(ctx context.Context, spec Spec) error
+
+	// Start boots a created generation and returns once it runs (not once it is
+	// ready). ErrNotFound if it was never created; the error carries what the
+	// hypervisor printed.
+	Start(ctx context.Context, g lab.Generation) error
+
+	// Stop shuts the guest down: politely within grace, then by force. Grace 0
+	// means by force at once. Stopping what does not run or exist succeeds.
+	Stop(ctx context.Context, g lab.Generation, grace time.Duration) error
+
+	// Destroy ends the generation by force and removes everything that belongs
+	// to it. Destroying what is absent succeeds.
+	Destroy(ctx context.Context, g lab.Generation) error
+
+	// Inspect returns the live facts, or ErrNotFound.
+	Inspect(ctx context.Context, g lab.Generation) (Machine, error)
+
+	// List returns all generations of a lab, or of every lab of this user if id
+	// is empty, sorted by lab, machine and number; half-made ones too.
+	List(ctx context.Context, id lab.ID) ([]Machine, error)
+
+	// Wait returns once the generation no longer runs, saying why as far as
+	// that is known. ErrNotFound if it does not exist. It is told by the
+	// kernel or the hypervisor, not by polling.
+	Wait(ctx context.Context, g lab.Generation) (Exit, error)
+
+	// Console opens the serial console, for one user at a time. Closing it
+	// leaves the machine running. ErrNotRunning if it does not run.
+	Console(ctx context.Context, g lab.Generation) (io.ReadWriteCloser, error)
+
+	// OpenLog opens one of the generation's logs from its beginning. Read
+	// returns io.EOF at the present end, and may return more when called again
+	// later. ErrNotFound if there is no such generation; a log that nothing was
+	// written to is empty.
+	OpenLog(ctx context.Context, g lab.Generation, l Log) (io.ReadCloser, error)
+}
+
+// Cabled is implemented by providers whose machines are plugged into the lab's
+// own switch.
+type Cabled interface {
+	// DialNIC opens the machine's network cable: Ethernet frames, each behind
+	// its length as 4 bytes, big-endian (QEMU's stream netdev). A cable has one
+	// other end at a time. ErrNotRunning if the machine does not run.
+	DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error)
+}
+
+// AgentDialer is implemented by providers that carry a channel to lab-agent.
+type AgentDialer interface {
+	// DialAgent opens the host end of the agent's virtio-serial port. It has one
+	// other end at a time. ErrNotRunning if the machine does not run.
+	DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error)
+}
+
+// PortDialer is implemented by providers that network their machines themselves.
+type PortDialer interface {
+	// DialPort connects to a TCP port of the guest.
+	DialPort(ctx context.Context, g lab.Generation, port uint16) (net.Conn, error)
+}
+
+// Spec is everything a provider needs to make a generation.
+type Spec struct {
+	lab.Generation
+	Image  Image
+	CPUs   int
+	Memory lab.Bytes
+	Disk   lab.Bytes // virtual size of the overlay; 0 keeps the image's, less is an error
+	MAC    string    // lower case, colons; empty for a machine without a NIC
+	Seed   []byte    // a NoCloud volume to attach read-only; empty if none
+	Agent  bool      // give the machine the agent's virtio-serial port, AgentPort
+}
+
+// AgentPort is the name of the virtio-serial port that lab-agent opens.
+const AgentPort = "dev.labfile.agent.0"
+
+// Image is what machines are born from, as files on the host that nothing will
+// ever change or move. They have been inspected: opening them is safe.
+type Image struct {
+	Digest string // what the ledger and the provider's definition record
+	Arch   string // Go's name: "amd64"
+	Disk   string // absolute path
+	Format string // "qcow2" or "raw"
+	Size   lab.Bytes
+	Kernel string // absolute path; empty to boot from the disk
+	Initrd string // absolute path; empty if none
+	Append string // kernel command line
+}
+
+// State says what a generation is doing, as the provider sees it.
+type State string
+
+// The states of a generation.
+const (
+	StateBroken  State = "broken"  // half made: only Create and Destroy make sense
+	StateStopped State = "stopped" // exists, does not run
+	StateRunning State = "running"
+	StatePaused  State = "paused" // its processors are halted
+)
+
+// Machine is what a provider knows of a generation.
+type Machine struct {
+	lab.Generation
+	State  State
+	Image  string    // Image.Digest
+	PID    int       // of the hypervisor process on this host; 0 if none
+	Since  time.Time // when it was last started; zero if it does not run
+	Accel  string    // "kvm", "tcg", …; empty if it does not run
+	Disk   lab.Bytes // bytes that its overlay takes on the host
+	Exit   Exit      // how it last ended; zero if it runs or never ran
+	Reason string    // what is wrong, if State is StateBroken
+}
+
+// Exit says how a machine's last run ended.
+type Exit struct {
+	Reason ExitReason
+	Detail string // in the hypervisor's words, or the signal; may be empty
+	At     time.Time
+}
+
+// ExitReason is why a machine no longer runs.
+type ExitReason string
+
+// The reasons for an exit.
+const (
+	ExitUnknown  ExitReason = ""         // it was seen by nobody
+	ExitGuest    ExitReason = "guest"    // the guest shut itself down
+	ExitPanic    ExitReason = "panic"    // the guest's kernel panicked
+	ExitHost     ExitReason = "host"     // lab asked for it
+	ExitCrashed  ExitReason = "crashed"  // the hypervisor died of an error
+	ExitSignaled ExitReason = "signaled" // somebody else killed the hypervisor
+)
+
+// Log names one of a generation's logs.
+type Log string
+
+// The logs of a generation.
+const (
+	LogConsole    Log = "console"    // what the guest printed on its serial console
+	LogHypervisor Log = "hypervisor" // what the hypervisor printed
+)
+
+// Finding is one fact about the host.
+type Finding struct {
+	Topic  string // what was looked at: "qemu", "acceleration"
+	Level  Level
+	Detail string // what was found
+	Cure   string // the command or step that helps; empty if none is needed
+}
+
+// Level says how bad a finding is.
+type Level string
+
+// The levels of findings.
+const (
+	LevelOK      Level = "ok"
+	LevelWarning Level = "warning" // works, worse than it could
+	LevelError   Level = "error"   // machines cannot run
+)
