@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// Type says what a record records. Types are never renamed: old ledgers are
+// read for ever. Intents are in the present tense, outcomes in the past.
+type Type string
+
+// The types of records, with the type of their data.
+const (
+	LabOpened        Type = "lab.opened"        // Opened
+	MachineCreate    Type = "machine.create"    // Create: intent
+	MachineReady     Type = "machine.ready"     // Ready
+	MachineFailed    Type = "machine.failed"    // Failed
+	MachineChanged   Type = "machine.changed"   // Changed: applied in place
+	MachineStop      Type = "machine.stop"      // intent
+	MachineStopped   Type = "machine.stopped"   //
+	MachineStart     Type = "machine.start"     // intent
+	MachineExited    Type = "machine.exited"    // Exited: seen by the supervisor
+	MachineDestroy   Type = "machine.destroy"   // Destroy: intent
+	MachineDestroyed Type = "machine.destroyed" //
+)
+
+// Opened is the data of LabOpened.
+type Opened struct {
+	Name     string `json:"name"`
+	File     string `json:"file"` // absolute path of the Labfile
+	Provider string `json:"provider"`
+}
+
+// Create is the data of MachineCreate: all that shapes the generation.
+type Create struct {
+	Spec    Spec       `json:"spec"`
+	Address netip.Addr `json:"address"`
+	Image   string     `json:"image"` // digest
+	Agent   bool       `json:"agent,omitempty"`
+	User    string     `json:"user,omitempty"` // whom the box logs in
+	Why     []string   `json:"why,omitempty"`
+}
+
+// Ready is the data of MachineReady.
+type Ready struct {
+	Took  time.Duration `json:"took"` // nanoseconds since the intent
+	Ports []Port        `json:"ports,omitempty"`
+}
+
+// Failed is the data of MachineFailed.
+type Failed struct {
+	Stage string `json:"stage"`
+	Error string `json:"error"`
+}
+
+// Changed is the data of MachineChanged: the spec that holds from now on.
+type Changed struct {
+	Spec  Spec   `json:"spec"`
+	Ports []Port `json:"ports,omitempty"`
+}
+
+// Exited is the data of MachineExited.
+type Exited struct {
+	Reason string `json:"reason"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// Destroy is the data of MachineDestroy.
+type Destroy struct {
+	Why []string `json:"why,omitempty"`
+}
+
+// Port is a forward as it was bound.
+type Port struct {
+	Host  uint16 `json:"host"`
+	Guest uint16 `json:"guest"`
+}
+
+// Spec is a lab.Machine as the ledger writes it.
+type Spec struct {
+	Role      string     `json:"role"`
+	Box       string     `json:"box"`
+	CPUs      int        `json:"cpus"`
+	Memory    lab.Bytes  `json:"memory"`
+	Disk      lab.Bytes  `json:"disk,omitempty"`
+	DependsOn []lab.Name `json:"dependsOn,omitempty"`
+	Ports     []Port     `json:"ports,omitempty"`
+	Ready     []Check    `json:"ready,omitempty"`
+	User      string     `json:"user,omitempty"`
+	UserData  string     `json:"userData,omitempty"`
+}
+
+// Check is a lab.Check as the ledger writes it.
+type Check struct {
+	Kind     lab.CheckKind `json:"kind"`
+	Port     uint16        `json:"port,omitempty"`
+	Path     string        `json:"path,omitempty"`
+	Status   int           `json:"status,omitempty"`
+	Command  string        `json:"command,omitempty"`
+	Pattern  string        `json:"pattern,omitempty"`
+	Timeout  time.Duration `json:"timeout"`
+	Interval time.Duration `json:"interval"`
+}
+
+// SpecOf returns m as the ledger writes it.
+func SpecOf(m lab.Machine) Spec {
+	s := Spec{
+		Role: m.Role, Box: m.Box, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
+		DependsOn: m.DependsOn, User: m.User, UserData: m.UserData,
+	}
+	for _, f := range m.Ports {
+		s.Ports = append(s.Ports, Port{f.HostPort, f.GuestPort})
+	}
+	for _, c := range m.Ready {
+		s.Ready = append(s.Ready, Check(c))
+	}
+	return s
+}
+
+// Machine returns the machine that the spec describes.
+func (s Spec) Machine(name lab.Name) lab.Machine {
+	m := lab.Machine{
+		Name: name, Role: s.Role, Box: s.Box, CPUs: s.CPUs, Memory: s.Memory, Disk: s.Disk,
+		DependsOn: s.DependsOn, User: s.User, UserData: s.UserData,
+	}
+	for _, p := range s.Ports {
+		m.Ports = append(m.Ports, lab.Forward{HostPort: p.Host, GuestPort: p.Guest})
+	}
+	for _, c := range s.Ready {
+		m.Ready = append(m.Ready, lab.Check(c))
+	}
+	return m
+}
+
+// State is what the records add up to.
+type State struct {
+	Opened   Opened
+	Machines map[lab.Name]Machine
+}
+
+// Phase says how far a generation's life has come, as far as it was recorded.
+type Phase string
+
+// The phases of a generation.
+const (
+	PhaseCreating   Phase = "creating"   // intended, never heard of again: interrupted, if nobody works on it
+	PhaseReady      Phase = "ready"      // became ready
+	PhaseFailed     Phase = "failed"     // did not become ready, kept for inspection
+	PhaseStopped    Phase = "stopped"    // stopped on purpose, or seen to exit
+	PhaseStarting   Phase = "starting"   // being started again
+	PhaseDestroying Phase = "destroying" // to be destroyed; perhaps half done
+	PhaseGone       Phase = "gone"       // destroyed
+)
+
+// Machine is the state of one machine: that of its newest generation.
+type Machine struct {
+	Name       lab.Name
+	Generation int
+	Phase      Phase
+	Create     Create    // with the spec that holds now
+	Born       time.Time // when its creation was intended
+	Ready      time.Time // when it first became ready
+	Ports      []Port    // as bound when it last became ready
+	Failed     Failed
+	Exited     Exited // how it last ended by itself
+}
+
+// Fold adds the records up. Records of types it does not know are passed over:
+// a newer lab may have written them.
+func Fold(records []Record) (State, error) {
+	s := State{Machines: map[lab.Name]Machine{}}
+	for _, r := range records {
+		if r.Type == LabOpened {
+			if err := json.Unmarshal(r.Data, &s.Opened); err != nil {
+				return s, fmt.Errorf("record %d: %w", r.Seq, err)
+			}
+			continue
+		}
+		if r.Machine == "" {
+			continue
+		}
+		m := s.Machines[r.Machine]
+		if r.Type != MachineCreate && r.Generation != m.Generation {
+			continue // about a generation that has been replaced
+		}
+		if err := m.apply(r); err != nil {
+			return s, fmt.Errorf("record %d: %w", r.Seq, err)
+		}
+		s.Machines[r.Machine] = m
+	}
+	return s, nil
+}
+
+func (m *Machine) apply(r Record) error {
+	var into any
+	switch r.Type {
+	case MachineCreate:
+		*m = Machine{Name: r.Machine, Generation: r.Generation, Phase: PhaseCreating, Born: r.Time}
+		into = &m.Create
+	case MachineReady:
+		m.Phase = PhaseReady
+		m.Failed, m.Exited = Failed{}, Exited{}
+		if m.Ready.IsZero() {
+			m.Ready = r.Time
+		}
+		var d Ready
+		if err := json.Unmarshal(r.Data, &d); err != nil {
+			return err
+		}
+		m.Ports = d.Ports
+	case MachineFailed:
+		m.Phase = PhaseFailed
+		into = &m.Failed
+	case MachineChanged:
+		var d Changed
+		if err := json.Unmarshal(r.Data, &d); err != nil {
+			return err
+		}
+		m.Create.Spec, m.Ports = d.Spec, d.Ports
+	case MachineStopped:
+		m.Phase = PhaseStopped
+	case MachineStart:
+		m.Phase = PhaseStarting
+	case MachineExited:
+		if m.Phase == PhaseReady || m.Phase == PhaseStarting {
+			m.Phase = PhaseStopped
+		}
+		into = &m.Exited
+	case MachineDestroy:
+		m.Phase = PhaseDestroying
+	case MachineDestroyed:
+		m.Phase = PhaseGone
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(r.Data, into)
+}
+
+// Names returns the machines that are not gone, sorted.
+func (s State) Names() []lab.Name {
+	var names []lab.Name
+	for name, m := range s.Machines {
+		if m.Phase != PhaseGone {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Summary says in one line, for a person, what the record records.
+func (r Record) Summary() string {
+	g := lab.Generation{Machine: r.Machine, Number: r.Generation}
+	get := func(v any) bool { return json.Unmarshal(r.Data, v) == nil }
+	switch r.Type {
+	case LabOpened:
+		var d Opened
+		if get(&d) {
+			return fmt.Sprintf("lab %q opened from %s on %s", d.Name, d.File, d.Provider)
+		}
+	case MachineCreate:
+		var d Create
+		if get(&d) {
+			return because(fmt.Sprintf("%s: creating from %s (%s) at %s", g, d.Spec.Box, Short(d.Image), d.Address), d.Why)
+		}
+	case MachineReady:
+		var d Ready
+		if get(&d) {
+			return fmt.Sprintf("%s: ready after %s", g, d.Took.Round(10*time.Millisecond))
+		}
+	case MachineFailed:
+		var d Failed
+		if get(&d) {
+			return fmt.Sprintf("%s: failed (%s): %s", g, d.Stage, d.Error)
+		}
+	case MachineChanged:
+		return fmt.Sprintf("%s: changed in place", g)
+	case MachineStop:
+		return fmt.Sprintf("%s: stopping", g)
+	case MachineStopped:
+		return fmt.Sprintf("%s: stopped", g)
+	case MachineStart:
+		return fmt.Sprintf("%s: starting", g)
+	case MachineExited:
+		var d Exited
+		if get(&d) {
+			return strings.TrimSuffix(fmt.Sprintf("%s: exited: %s, %s", g, d.Reason, d.Detail), ", ")
+		}
+	case MachineDestroy:
+		var d Destroy
+		if get(&d) {
+			return because(fmt.Sprintf("%s: destroying", g), d.Why)
+		}
+	case MachineDestroyed:
+		return fmt.Sprintf("%s: destroyed", g)
+	}
+	return string(r.Type)
+}
+
+func because(what string, why []string) string {
+	if len(why) == 0 {
+		return what
+	}
+	return what + ": " + strings.Join(why, "; ")
+}
+
+// Short shortens a digest for the eye: "sha256:0123456789ab".
+func Short(digest string) string {
+	if algo, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 {
+		return algo + ":" + hex[:12]
+	}
+	return digest
+}
