@@ -89,6 +89,9 @@ func own(dir string) error {
 // Boxes is the box store, an OCI image layout.
 func (d Dirs) Boxes() string { return filepath.Join(d.Data, "boxes") }
 
+// Downloads holds what was fetched in part, so that it can be resumed.
+func (d Dirs) Downloads() string { return filepath.Join(d.Cache, "downloads") }
+
 // Labs holds one directory per lab.
 func (d Dirs) Labs() string { return filepath.Join(d.Data, "labs") }
 

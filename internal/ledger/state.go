@@ -154,7 +154,9 @@ const (
 	PhaseCreating   Phase = "creating"   // intended, never heard of again: interrupted, if nobody works on it
 	PhaseReady      Phase = "ready"      // became ready
 	PhaseFailed     Phase = "failed"     // did not become ready, kept for inspection
-	PhaseStopped    Phase = "stopped"    // stopped on purpose, or seen to exit
+	PhaseStopping   Phase = "stopping"   // to be stopped; perhaps half done
+	PhaseStopped    Phase = "stopped"    // stopped on purpose
+	PhaseExited     Phase = "exited"     // it ended by itself, or was killed
 	PhaseStarting   Phase = "starting"   // being started again
 	PhaseDestroying Phase = "destroying" // to be destroyed; perhaps half done
 	PhaseGone       Phase = "gone"       // destroyed
@@ -178,25 +180,33 @@ type Machine struct {
 func Fold(records []Record) (State, error) {
 	s := State{Machines: map[lab.Name]Machine{}}
 	for _, r := range records {
-		if r.Type == LabOpened {
-			if err := json.Unmarshal(r.Data, &s.Opened); err != nil {
-				return s, fmt.Errorf("record %d: %w", r.Seq, err)
-			}
-			continue
+		if err := s.Apply(r); err != nil {
+			return s, err
 		}
-		if r.Machine == "" {
-			continue
-		}
-		m := s.Machines[r.Machine]
-		if r.Type != MachineCreate && r.Generation != m.Generation {
-			continue // about a generation that has been replaced
-		}
-		if err := m.apply(r); err != nil {
-			return s, fmt.Errorf("record %d: %w", r.Seq, err)
-		}
-		s.Machines[r.Machine] = m
 	}
 	return s, nil
+}
+
+// Apply adds one record to the state.
+func (s *State) Apply(r Record) error {
+	if r.Type == LabOpened {
+		if err := json.Unmarshal(r.Data, &s.Opened); err != nil {
+			return fmt.Errorf("record %d: %w", r.Seq, err)
+		}
+		return nil
+	}
+	if r.Machine == "" {
+		return nil
+	}
+	m := s.Machines[r.Machine]
+	if r.Type != MachineCreate && r.Generation != m.Generation {
+		return nil // about a generation that has been replaced
+	}
+	if err := m.apply(r); err != nil {
+		return fmt.Errorf("record %d: %w", r.Seq, err)
+	}
+	s.Machines[r.Machine] = m
+	return nil
 }
 
 func (m *Machine) apply(r Record) error {
@@ -225,13 +235,20 @@ func (m *Machine) apply(r Record) error {
 			return err
 		}
 		m.Create.Spec, m.Ports = d.Spec, d.Ports
+	case MachineStop:
+		m.Phase = PhaseStopping
 	case MachineStopped:
 		m.Phase = PhaseStopped
+		m.Exited = Exited{}
 	case MachineStart:
 		m.Phase = PhaseStarting
 	case MachineExited:
-		if m.Phase == PhaseReady || m.Phase == PhaseStarting {
-			m.Phase = PhaseStopped
+		switch m.Phase {
+		case PhaseReady, PhaseStarting:
+			m.Phase = PhaseExited
+		case PhaseCreating, PhaseFailed:
+		default: // the end that was asked for
+			return nil
 		}
 		into = &m.Exited
 	case MachineDestroy:
