@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/labfile/lab/boxes/disk"
 )
 
 // Media types of a box as an OCI artifact (image-spec v1.1, "Guidelines for
@@ -28,12 +30,12 @@ var (
 	// ErrDigest says that content is not what its digest or checksum promises.
 	ErrDigest = errors.New("digest does not match")
 	// ErrUnsafe says that a disk was refused before anything opened it.
-	ErrUnsafe = errors.New("unsafe disk image")
+	ErrUnsafe = disk.ErrUnsafe
 )
 
-// Config is a box's metadata: the config blob of the artifact.
+// Config is a box's metadata: the config blob of the artifact. What a box is
+// called is no part of it, so that equal content has an equal digest.
 type Config struct {
-	Name         string    `json:"name"`                // "builtin/tiny", or what it was added as
 	Architecture string    `json:"architecture"`        // Go's name: "amd64"
 	Created      time.Time `json:"created,omitzero"`    // of the content; zero if unknown
 	Format       string    `json:"format"`              // of the disk: "qcow2" or "raw"
@@ -46,14 +48,15 @@ type Config struct {
 	Packages     []string  `json:"packages,omitempty"`  // "name=version", sorted; builtin boxes
 }
 
-// Box is a box in the store. Its files are read-only and never change.
+// Box is a box in the store. Its files are read-only and never change. They
+// last as long as the box is not pruned: see Store.Prune.
 type Box struct {
 	Digest digest.Digest // of the manifest
 	Config Config
 	Disk   File
-	Kernel File // zero if the box boots from its disk
-	Initrd File // zero if there is none
-	Bytes  int64
+	Kernel File  // zero if the box boots from its disk
+	Initrd File  // zero if there is none
+	Bytes  int64 // that its files take together, metadata included
 }
 
 // File is one blob of a box.
@@ -61,4 +64,31 @@ type File struct {
 	Path   string // absolute, in the store
 	Digest digest.Digest
 	Size   int64
+}
+
+// Entry is a box as the store lists it.
+type Entry struct {
+	Box
+	Names  []string // sorted; empty for a box that is kept for its digest alone
+	Origin string   // where it came from, fit to be shown; may be empty
+	// Damage says what is wrong with the box; nil if it can be used. If it is
+	// not nil, only Digest, Names and Origin are set.
+	Damage error
+}
+
+// DamagedError says that a file of the store is not what it should be. It wraps
+// ErrDigest.
+type DamagedError struct {
+	Path   string
+	Reason string
+}
+
+func (e *DamagedError) Error() string { return e.Path + ": " + e.Reason }
+
+// Unwrap makes errors.Is(err, ErrDigest) hold.
+func (e *DamagedError) Unwrap() error { return ErrDigest }
+
+// Hint is the next step for the user.
+func (e *DamagedError) Hint() string {
+	return "add or build the box again: that replaces the damaged file"
 }

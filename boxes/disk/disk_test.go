@@ -241,19 +241,22 @@ func TestInspectReadError(t *testing.T) {
 // FuzzInspect looks for panics, and for accepted images that break what callers
 // rely on.
 func FuzzInspect(f *testing.F) {
-	f.Add(image())
-	f.Add(image()[:l2At])
-	f.Add(put32(4, 2)(image()))
-	f.Add(extension(0x6803f857, "\x00\x00dirty bit")(image()))
-	f.Add(put64(8, 1024)(image()))
+	// Clusters of 512 bytes make an image small enough to be changed all over.
+	small := func(changes ...func([]byte) []byte) []byte {
+		b := make([]byte, 3584)
+		copy(b, image()[:112])
+		geometry := both(put32(20, 9), put64(24, 32<<10), put32(36, 1), put64(40, 512), put64(48, 1024))
+		tables := both(put64(512, 1<<63|2048), put64(2048, 1<<63|2560))
+		return both(append([]func([]byte) []byte{geometry, tables}, changes...)...)(b)
+	}
+	f.Add(small())
+	f.Add(small()[:2048])
+	f.Add(small(put32(4, 2)))
+	f.Add(small(extension(0x6803f857, "\x00\x00dirty bit")))
+	f.Add(small(put64(8, 448), put32(16, 16)))
+	f.Add(small(put64(2048, 1<<62|2570)))
 	f.Add(make([]byte, 1024))
 	f.Add([]byte("KDMV"))
-	// One small enough for the fuzzer to change all of.
-	small := make([]byte, 3584)
-	copy(small, image()[:112])
-	both(put32(20, 9), put64(24, 32<<10), put32(36, 1), put64(40, 512), put64(48, 1024))(small)
-	both(put64(512, 1<<63|2048), put64(2048, 1<<63|2560))(small)
-	f.Add(small)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		info, err := inspect(b)
 		if err != nil {
