@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/creack/pty"
+)
+
+func execCommands(s *site) {
+	s.equal("a command", s.ok("exec", "db", "--", "hostname"), "db\n")
+	s.equal("a shell line", s.ok("exec", "db", "--", "echo a; echo b | tr b c"), "a\nc\n")
+	s.equal("arguments", s.ok("exec", "db", "--", "printf", "%s|", "a b", "it's", "$HOME", "*"), "a b|it's|$HOME|*|")
+	s.fails(7, nil, "exec", "db", "--", "exit 7")
+	r := s.lab("exec", "db", "--", "echo out; echo err >&2")
+	s.equal("stdout", r.stdout, "out\n")
+	s.equal("stderr", r.stderr, "err\n")
+	r = s.startWith(nil, "through\n", "exec", "db", "--", "cat").end()
+	s.equal("stdin", r.stdout, "through\n")
+	lines := strings.Split(strings.TrimSpace(s.ok("exec", "--all", "--", "hostname")), "\n")
+	slices.Sort(lines)
+	if len(lines) != 3 || !strings.Contains(lines[0], "db") || !strings.Contains(lines[2], "web-2") {
+		s.Errorf("exec --all: %q", lines)
+	}
+	s.fails(3, []string{`web-1`, "lab: hint: "}, "exec", "wbe-1", "--", "true")
+	s.equal("ssh", s.ok("ssh", "web-1", "--", "echo", "hello"), "hello\n")
+	s.fails(5, nil, "ssh", "web-1", "--", "exit 5")
+
+	// Ctrl-C ends the command in the guest too.
+	p := s.start("exec", "db", "--", "echo begun; exec sleep 4711")
+	s.wait("the command runs", func() bool {
+		return strings.Contains(s.ok("exec", "db", "--", "ps"), "sleep 4711")
+	})
+	p.signal(syscall.SIGINT)
+	if r := p.end(); r.code != 130 {
+		s.Errorf("interrupted exec: %s", r)
+	}
+	s.wait("the command has ended", func() bool {
+		return !strings.Contains(s.ok("exec", "db", "--", "ps"), "sleep 4711")
+	})
+}
+
+func cpBothWays(s *site) {
+	content := make([]byte, 3<<20)
+	_, _ = rand.Read(content) // never fails
+	big := s.write("big", string(content))
+	if err := os.Chmod(big, 0o750); err != nil {
+		s.Fatal(err)
+	}
+	s.ok("cp", "big", "db:/root/big")
+	s.equal("mode", s.ok("exec", "db", "--", "stat -c %a:%s /root/big"), fmt.Sprintf("750:%d\n", len(content)))
+	s.ok("cp", "db:/root/big", "back")
+	back, err := os.ReadFile(filepath.Join(s.dir, "back"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	if !bytes.Equal(back, content) {
+		s.Errorf("%d bytes went in, %d others came back", len(content), len(back))
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir, "tree", "sub"), 0o755); err != nil {
+		s.Fatal(err)
+	}
+	s.write("tree/a", "A")
+	s.write("tree/sub/b", "B")
+	if err := s.w.own(filepath.Join(s.dir, "tree")); err != nil {
+		s.Fatal(err)
+	}
+	s.ok("cp", "tree", "db:/root/tree")
+	s.equal("tree in the guest", s.ok("exec", "db", "--", "cat /root/tree/a /root/tree/sub/b"), "AB")
+	s.ok("cp", "db:/root/tree", "again")
+	b, err := os.ReadFile(filepath.Join(s.dir, "again", "sub", "b"))
+	s.equal("tree back", fmt.Sprintf("%s %v", b, err), "B <nil>")
+	s.fails(1, []string{"/root/none"}, "cp", "db:/root/none", "none")
+}
+
+// pings checks that one machine knows another by name, at its address.
+func (s *site) pings(from, name, address string) {
+	s.Helper()
+	out := s.ok("exec", from, "--", "ping -c 1 -w 20 "+name)
+	if !strings.Contains(out, "("+address+")") {
+		s.Errorf("%s pings %s, which should be %s:\n%s", from, name, address, out)
+	}
+}
+
+func names(s *site) {
+	db := s.machine("db").Address
+	for _, name := range []string{"db", "db.lab.internal", "DB", "Db.Lab.Internal"} {
+		s.pings("web-1", name, db)
+	}
+	s.pings("db", "web-2", s.machine("web-2").Address)
+	s.fails(1, nil, "exec", "db", "--", "ping -c 1 -w 5 nobody.lab.internal")
+}
+
+func forwards(s *site) {
+	s.ok("exec", "web-1", "--", "mkdir -p /tmp/www; echo served > /tmp/www/index.html; httpd -p 80 -h /tmp/www")
+	m := s.machine("web-1")
+	if len(m.Ports) != 1 || m.Ports[0].Guest != 80 || m.Ports[0].Host == 0 {
+		s.Fatalf("ports: %+v", m.Ports)
+	}
+	url := fmt.Sprintf("http://127.0.0.1:%d/", m.Ports[0].Host)
+	client := http.Client{Timeout: time.Minute}
+	resp, err := client.Get(url)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	s.equal("GET "+url, fmt.Sprintf("%s %v", body, err), "served\n <nil>")
+
+	// proc_net_tcp(5): the local address in hexadecimal, state 0A listens.
+	port := fmt.Sprintf(":%04X ", m.Ports[0].Host)
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		b, err := os.ReadFile(table)
+		if err != nil && !os.IsNotExist(err) {
+			s.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) > 3 && strings.HasSuffix(f[1]+" ", port) && f[3] == "0A" && !strings.HasPrefix(f[1], "0100007F:") {
+				s.Errorf("the forward listens beyond 127.0.0.1: %s", line)
+			}
+		}
+	}
+	// One machine serves the other by name.
+	s.equal("wget", s.ok("exec", "db", "--", "wget -q -O - http://web-1/"), "served\n")
+}
+
+// loopback checks that no guest gets to what listens on the host's loopback.
+func loopback(s *site) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer l.Close()
+	var met atomic.Int32
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			met.Add(1)
+			c.Close()
+		}
+	}()
+	port := l.Addr().(*net.TCPAddr).Port
+	gateway := s.machine("db").Address
+	gateway = gateway[:strings.LastIndex(gateway, ".")] + ".1"
+	last := gateway[:strings.LastIndex(gateway, ".")] + ".254"
+	for _, host := range []string{gateway, last, "127.0.0.1", "192.168.127.254", "host.containers.internal", "gateway.lab.internal"} {
+		r := s.lab("exec", "db", "--", fmt.Sprintf("nc -w 3 %s %d </dev/null", host, port))
+		if r.code == 0 && strings.TrimSpace(r.stdout) != "" {
+			s.Errorf("a guest talked to the host's loopback by %s: %s", host, r)
+		}
+	}
+	if n := met.Load(); n != 0 {
+		s.Errorf("%d connections from a guest reached the host's loopback", n)
+	}
+}
+
+// openSSH uses the programs that everybody has.
+func openSSH(s *site) {
+	config := s.write("ssh.conf", s.ok("ssh-config"))
+	run := func(name string, args ...string) string {
+		s.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		cmd := s.command(ctx, nil, name, args...)
+		var out, errs bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		if err := cmd.Run(); err != nil {
+			s.Fatalf("%s %q: %v\n%s%s", name, args, err, out.String(), errs.String())
+		}
+		return out.String()
+	}
+	s.equal("ssh", run("ssh", "-F", config, "web-1", "hostname; id -un"), "web-1\nroot\n")
+	s.write("up.txt", "there and back\n")
+	run("scp", "-q", "-F", config, "up.txt", "web-1:/tmp/x")
+	run("scp", "-q", "-F", config, "web-1:/tmp/x", "down.txt")
+	b, err := os.ReadFile(filepath.Join(s.dir, "down.txt"))
+	s.equal("scp", fmt.Sprintf("%s%v", b, err), "there and back\n<nil>")
+	batch := s.write("batch", "put up.txt /tmp/y\nget /tmp/y sftp.txt\n")
+	run("sftp", "-q", "-F", config, "-b", batch, "web-1")
+	b, err = os.ReadFile(filepath.Join(s.dir, "sftp.txt"))
+	s.equal("sftp", fmt.Sprintf("%s%v", b, err), "there and back\n<nil>")
+
+	// A host key that is not the one lab made is refused.
+	known, err := os.ReadFile(config)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.write("empty", "")
+	var wrong strings.Builder
+	for line := range strings.Lines(string(known)) {
+		if strings.Contains(line, "UserKnownHostsFile") {
+			line = "  UserKnownHostsFile " + filepath.Join(s.dir, "empty") + "\n"
+		}
+		wrong.WriteString(line)
+	}
+	bad := s.write("bad.conf", wrong.String())
+	out, err := s.command(context.Background(), nil, "ssh", "-F", bad, "web-1", "true").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "verification failed") {
+		s.Errorf("ssh without the host's key: %v\n%s", err, out)
+	}
+}
+
+func logsFollow(s *site) {
+	if out := s.ok("logs", "web-1"); len(out) == 0 {
+		s.Error("lab logs is empty")
+	}
+	p := s.start("logs", "-f", "web-1")
+	s.ok("exec", "web-1", "--", "echo followed-line > /dev/console")
+	file := filepath.Join(s.w.data(), "labs", string(s.id), "machines", "web-1")
+	s.wait("the line is in the log below "+file, func() bool {
+		return strings.Contains(s.ok("logs", "web-1"), "followed-line")
+	})
+	// It is in the log; give the follower until the next exec has gone by.
+	s.ok("exec", "web-1", "--", "true")
+	p.signal(syscall.SIGINT)
+	if r := p.end(); !strings.Contains(r.stdout, "followed-line") {
+		s.Errorf("lab logs -f missed a line: %s", r)
+	}
+}
+
+// terminal runs lab on a terminal: it types each of the keys after the text
+// before it has appeared, and returns what was shown.
+func (s *site) terminal(args []string, talk ...[2]string) (string, int) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := s.command(ctx, []string{"TERM=xterm"}, labBinary, s.options(args)...)
+	tty, err := pty.StartWithAttrs(cmd, &pty.Winsize{Rows: 24, Cols: 80}, &syscall.SysProcAttr{
+		Credential: s.w.cred, Setsid: true, Setctty: true,
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer tty.Close()
+	var shown strings.Builder
+	chunks := make(chan string)
+	go func() {
+		defer close(chunks)
+		buf := make([]byte, 4096)
+		for {
+			n, err := tty.Read(buf)
+			if n > 0 {
+				chunks <- string(buf[:n])
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	deadline := time.After(patience)
+	seen := 0
+	for _, t := range talk {
+		for !strings.Contains(shown.String()[seen:], t[0]) {
+			select {
+			case c, ok := <-chunks:
+				if !ok {
+					s.Fatalf("lab %q ended before it showed %q:\n%s", args, t[0], shown.String())
+				}
+				shown.WriteString(c)
+			case <-deadline:
+				s.Fatalf("lab %q never showed %q:\n%s", args, t[0], shown.String())
+			}
+		}
+		seen = shown.Len()
+		if _, err := tty.WriteString(t[1]); err != nil {
+			s.Fatal(err)
+		}
+	}
+	for c := range chunks {
+		shown.WriteString(c)
+	}
+	_ = cmd.Wait() // the exit code says it
+	return shown.String(), cmd.ProcessState.ExitCode()
+}
+
+func console(s *site) {
+	shown, code := s.terminal([]string{"console", "web-2"},
+		[2]string{"", "\r"},
+		[2]string{"#", "echo con$((1+1))sole\r"},
+		[2]string{"con2sole", "\x1d"}) // Ctrl-]
+	if code != 0 {
+		s.Errorf("lab console: exit %d\n%s", code, shown)
+	}
+	shown, code = s.terminal([]string{"ssh", "web-2"},
+		[2]string{"#", "tty; stty size; exit 3\r"})
+	if code != 3 || !strings.Contains(shown, "/dev/pts/") || !strings.Contains(shown, "24 80") {
+		s.Errorf("lab ssh on a terminal: exit %d\n%s", code, shown)
+	}
+}
