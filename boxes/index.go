@@ -103,7 +103,7 @@ func (s *Store) writeIndex(records []record) error {
 		Manifests: []ocispec.Descriptor{},
 	}
 	for _, r := range records {
-		for _, name := range append([]string{}, r.names...) {
+		for _, name := range r.names {
 			index.Manifests = append(index.Manifests, r.descriptor(name))
 		}
 		if len(r.names) == 0 {
@@ -186,6 +186,9 @@ func (s *Store) change(ctx context.Context, f func([]record) error) error {
 // locked runs f while this process alone may change the store. Whoever holds the
 // lock does so for a moment only: content is written outside of it.
 func (s *Store) locked(ctx context.Context, f func() error) error {
+	if err := os.MkdirAll(s.ingestDir(), 0o700); err != nil {
+		return err
+	}
 	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
