@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Command lab-agent runs inside a guest and is its side of what lab does there:
+// identity, control and an ssh server, all over one virtio-serial port.
+//
+//	lab-agent            serve the port, until killed
+//	lab-agent sftp       serve sftp on standard input and output
+//	lab-agent version    print the version
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/labfile/lab/internal/guest/agent"
+	"github.com/labfile/lab/internal/guest/agentapi"
+	"github.com/labfile/lab/internal/guest/sshd"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "lab-agent: error: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	word := ""
+	if len(args) > 0 {
+		word = args[0]
+	}
+	switch {
+	case len(args) == 0:
+		return serve(ctx)
+	case len(args) == 1 && word == "sftp":
+		return sshd.ServeSFTP(os.Stdin, os.Stdout)
+	case len(args) == 1 && word == "version":
+		_, err := fmt.Println("lab-agent", version)
+		return err
+	}
+	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|version]", args)
+}
+
+func serve(ctx context.Context) error {
+	// What starts us early in the boot may have left anything here.
+	syscall.Umask(0o022)
+	if err := os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"); err != nil {
+		return err
+	}
+	// Not to be ignored outright: the sessions' processes would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot("/")
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	a := &agent.Agent{
+		Version: version,
+		Root:    root,
+		Machine: agent.Kernel{},
+		SFTP:    []string{self, "sftp"},
+		Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}
+	if err := a.Restore(); err != nil {
+		a.Log.Error("the kept identity was not restored", "error", err)
+	}
+	err = a.Serve(ctx, func(ctx context.Context) (*os.File, error) {
+		return agent.OpenPort(ctx, agentapi.Port)
+	})
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

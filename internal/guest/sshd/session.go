@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+// session is one "session" channel: one command, shell or file transfer.
+type session struct {
+	Config
+	acc account
+	ch  ssh.Channel
+	log *slog.Logger
+
+	env []string
+	pty *ptyRequest
+
+	done    chan struct{} // not nil once something was started; closed at its end
+	proc    *process
+	stdin   io.Closer
+	outputs []output
+	master  *os.File // of the terminal, if there is one
+}
+
+// maxEnv bounds what a client may set, in variables.
+const maxEnv = 1000
+
+// serve handles the requests of the channel until it is closed, by the end of the
+// process or by the client. A process that the client leaves behind gets SIGHUP, as
+// if its terminal had been hung up; whoever wants it to live on uses nohup.
+func (s *session) serve(ctx context.Context, reqs <-chan *ssh.Request) {
+	defer s.ch.Close()
+	for req := range reqs {
+		ok := s.request(ctx, req)
+		if req.WantReply {
+			_ = req.Reply(ok, nil)
+		}
+	}
+	if s.proc != nil {
+		if s.proc.signal(unix.SIGHUP) {
+			s.proc.signal(unix.SIGCONT) // a stopped one would not notice
+		}
+		// One that does not mind lives on, unheard.
+		s.stdin.Close()
+		for _, o := range s.outputs {
+			o.from.Close()
+		}
+	} else if s.done != nil {
+		s.ch.Close()
+		<-s.done
+	}
+}
+
+func (s *session) request(ctx context.Context, req *ssh.Request) bool {
+	switch req.Type {
+	case "env":
+		var v struct{ Name, Value string }
+		if ssh.Unmarshal(req.Payload, &v) != nil || s.done != nil || len(s.env) >= maxEnv || strings.ContainsAny(v.Name, "=\x00") || strings.Contains(v.Value, "\x00") {
+			return false
+		}
+		s.env = append(s.env, v.Name+"="+v.Value)
+		return true
+	case "pty-req":
+		var p ptyRequest
+		if ssh.Unmarshal(req.Payload, &p) != nil || s.done != nil {
+			return false
+		}
+		s.pty = &p
+		return true
+	case "window-change":
+		var w windowChange
+		return ssh.Unmarshal(req.Payload, &w) == nil && s.master != nil && resize(s.master, w) == nil
+	case "signal":
+		var v struct{ Name string }
+		if ssh.Unmarshal(req.Payload, &v) != nil || s.proc == nil {
+			return false
+		}
+		sig := unix.SignalNum("SIG" + v.Name)
+		return sig != 0 && s.proc.signal(sig)
+	case "shell":
+		return s.start(nil)
+	case "exec":
+		var v struct{ Command string }
+		return ssh.Unmarshal(req.Payload, &v) == nil && s.start([]string{s.acc.shell, "-c", v.Command})
+	case "subsystem":
+		var v struct{ Name string }
+		return ssh.Unmarshal(req.Payload, &v) == nil && v.Name == "sftp" && s.sftp()
+	}
+	return false
+}
+
+// sftp serves files as the user who logged in: here, if that is who we are, or else
+// in a program of its own that runs as that user.
+func (s *session) sftp() bool {
+	if s.done != nil {
+		return false
+	}
+	if !s.acc.own() {
+		return len(s.SFTP) > 0 && s.start(s.SFTP)
+	}
+	srv, err := sftp.NewServer(s.ch, sftp.WithServerWorkingDirectory(s.directory()))
+	if err != nil {
+		return false
+	}
+	s.done = make(chan struct{})
+	go func() {
+		defer close(s.done)
+		err := srv.Serve()
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		s.exit(0, err)
+	}()
+	return true
+}
+
+// directory is where the session begins: the user's home, if it is there.
+func (s *session) directory() string {
+	if fi, err := os.Stat(s.acc.home); err == nil && fi.IsDir() {
+		return s.acc.home
+	}
+	return "/"
+}
+
+// start runs argv, or a login shell if argv is empty. That something could not be
+// started is told to the user in the way of a shell: on the error output, with exit
+// code 127.
+func (s *session) start(argv []string) bool {
+	if s.done != nil {
+		return false
+	}
+	cmd := &exec.Cmd{Path: s.acc.shell, Args: []string{"-" + filepath.Base(s.acc.shell)}}
+	if len(argv) > 0 {
+		cmd.Path, cmd.Args = argv[0], argv
+	}
+	cmd.Dir = s.directory()
+	cmd.Env = s.acc.env()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.acc.credential()}
+
+	s.done = make(chan struct{})
+	var err error
+	var outputs []output
+	var stdin io.WriteCloser
+	if s.pty != nil {
+		stdin, outputs, err = s.terminal(cmd)
+	} else {
+		stdin, outputs, err = s.pipes(cmd)
+	}
+	cmd.Env = append(cmd.Env, s.env...)
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, f := range []any{cmd.Stdin, cmd.Stdout, cmd.Stderr} {
+		// The child's ends; for a terminal they are one and the same.
+		if f, ok := f.(*os.File); ok {
+			f.Close()
+		}
+	}
+	if err != nil {
+		for _, o := range outputs {
+			o.from.Close()
+		}
+		if stdin != nil {
+			stdin.Close()
+		}
+		s.log.Info("starting a process", "argv", cmd.Args, "error", err)
+		go func() {
+			defer close(s.done)
+			fmt.Fprintf(s.ch.Stderr(), "lab-agent: %v\n", err)
+			s.exit(127, nil)
+		}()
+		return true
+	}
+	s.proc, s.stdin, s.outputs = &process{cmd: cmd}, stdin, outputs
+	go func() {
+		_, _ = io.Copy(stdin, s.ch)
+		// A terminal has one file for both directions: closing it hangs up.
+		if s.pty == nil {
+			stdin.Close()
+		}
+	}()
+	go s.wait()
+	return true
+}
+
+// output is one stream from a process to the client.
+type output struct {
+	from *os.File
+	to   io.Writer
+}
+
+func (s *session) pipes(cmd *exec.Cmd) (stdin io.WriteCloser, outs []output, err error) {
+	inR, inW, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd.Stdin = inR
+	for _, o := range []struct {
+		to   io.Writer
+		dest *io.Writer
+	}{{s.ch, &cmd.Stdout}, {s.ch.Stderr(), &cmd.Stderr}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return inW, outs, err
+		}
+		*o.dest = w
+		outs = append(outs, output{r, o.to})
+	}
+	return inW, outs, nil
+}
+
+func (s *session) terminal(cmd *exec.Cmd) (stdin io.WriteCloser, outs []output, err error) {
+	master, tty, err := openPTY()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	cmd.SysProcAttr.Setctty = true // Ctty 0: the child's standard input
+	cmd.Env = append(cmd.Env, "TERM="+s.pty.Term)
+	if c := s.acc.credential(); c != nil {
+		if err := tty.Chown(int(c.Uid), -1); err != nil {
+			return master, nil, err
+		}
+	}
+	if err := setModes(tty, s.pty.Modes); err != nil {
+		return master, nil, err
+	}
+	if err := resize(master, windowChange{s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height}); err != nil {
+		return master, nil, err
+	}
+	s.master = master
+	return master, []output{{master, s.ch}}, nil
+}
+
+// linger is how long an output must be silent, once the process has ended, until it
+// is given up. A daemon that was started in the background may hold it open for
+// ever; OpenSSH would wait for that, and users wonder why.
+const linger = 200 * time.Millisecond
+
+// wait moves the output, and reports how the process ended.
+func (s *session) wait() {
+	defer close(s.done)
+	defer s.stdin.Close()
+	exited := make(chan struct{})
+	var wg sync.WaitGroup
+	for _, o := range s.outputs {
+		wg.Go(func() {
+			defer o.from.Close()
+			move(o, exited)
+		})
+	}
+	err := s.proc.wait()
+	close(exited)
+	for _, o := range s.outputs {
+		_ = o.from.SetReadDeadline(time.Now().Add(linger))
+	}
+	wg.Wait()
+	s.exit(0, err)
+}
+
+func move(o output, exited <-chan struct{}) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := o.from.Read(buf)
+		if n > 0 {
+			if _, err := o.to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return // EOF, EIO of a terminal without a process, or the deadline
+		}
+		select {
+		case <-exited:
+			_ = o.from.SetReadDeadline(time.Now().Add(linger))
+		default:
+		}
+	}
+}
+
+// exit tells the client how the session ended, and closes it.
+func (s *session) exit(code uint32, err error) {
+	var ee *exec.ExitError
+	switch {
+	case errors.As(err, &ee):
+		ws := ee.Sys().(syscall.WaitStatus)
+		if ws.Signaled() {
+			v := struct {
+				Name    string
+				Core    bool
+				Message string
+				Lang    string
+			}{Name: strings.TrimPrefix(unix.SignalName(ws.Signal()), "SIG"), Core: ws.CoreDump(), Message: ws.Signal().String()}
+			_, _ = s.ch.SendRequest("exit-signal", false, ssh.Marshal(v))
+			s.ch.Close()
+			return
+		}
+		code = uint32(ws.ExitStatus())
+	case err != nil:
+		code = 255
+	}
+	_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{code}))
+	s.ch.Close()
+}
+
+// process is a running command that can be signalled, with all of its process
+// group, for as long as its number is its own.
+type process struct {
+	cmd *exec.Cmd
+	mu  sync.Mutex
+	end bool
+}
+
+func (p *process) signal(sig syscall.Signal) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.end && unix.Kill(-p.cmd.Process.Pid, sig) == nil
+}
+
+func (p *process) wait() error {
+	// Once the process is reaped, its number may be another's.
+	for {
+		err := unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	p.mu.Lock()
+	p.end = true
+	p.mu.Unlock()
+	return p.cmd.Wait()
+}
+
+// ServeSFTP serves sftp over a program's standard input and output, beginning in
+// its working directory: what Config.SFTP runs.
+func ServeSFTP(stdin io.Reader, stdout io.WriteCloser) error {
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	srv, err := sftp.NewServer(struct {
+		io.Reader
+		io.WriteCloser
+	}{stdin, stdout}, sftp.WithServerWorkingDirectory(dir))
+	if err != nil {
+		return err
+	}
+	if err := srv.Serve(); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}

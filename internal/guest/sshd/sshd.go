@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Package sshd is the ssh server inside lab-agent: one connection per stream of the
+// channel, logins by key as any account of the guest, commands, shells, file
+// transfer and connections to the guest's ports.
+//
+// It starts processes itself, without PAM or logind: limits, session scopes and
+// messages of the day of an ordinary login do not happen.
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Config is what a connection is served with.
+type Config struct {
+	HostKey    ssh.Signer
+	Authorized []ssh.PublicKey
+	Etc        string   // directory of passwd and group; empty means /etc
+	SFTP       []string // argv of a program that serves sftp on its standard input and output, run for users other than our own
+	Log        *slog.Logger
+}
+
+// loginTime bounds how long a client may take to log in; under emulation a slow one
+// needs a second or two.
+const loginTime = 2 * time.Minute
+
+func (c Config) server() *ssh.ServerConfig {
+	sc := &ssh.ServerConfig{
+		// Only keys: nothing can be guessed, and a client may have many.
+		MaxAuthTries:  -1,
+		ServerVersion: "SSH-2.0-lab-agent",
+		PublicKeyCallback: func(conn ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			if _, err := c.account(conn.User()); err != nil {
+				return nil, err
+			}
+			for _, k := range c.Authorized {
+				if k.Type() == key.Type() && string(k.Marshal()) == string(key.Marshal()) {
+					return nil, nil
+				}
+			}
+			return nil, errors.New("key is not authorized")
+		},
+	}
+	// One round of arithmetic that is quick under emulation too. The stream never
+	// leaves the host, so a quantum computer has nothing to record.
+	sc.KeyExchanges = []string{"curve25519-sha256", "curve25519-sha256@libssh.org"}
+	sc.AddHostKey(c.HostKey)
+	return sc
+}
+
+// Serve serves one client over conn until it leaves or ctx ends, and closes conn.
+// Processes that the client had running get SIGHUP then; Serve does not wait until
+// they have ended.
+func Serve(ctx context.Context, conn net.Conn, c Config) error {
+	defer conn.Close()
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := conn.SetDeadline(time.Now().Add(loginTime)); err != nil {
+		return err
+	}
+	sc, chans, reqs, err := ssh.NewServerConn(conn, c.server())
+	if err != nil {
+		return fmt.Errorf("logging a client in: %w", err)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	acc, err := c.account(sc.User())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { ssh.DiscardRequests(reqs) }) // keepalives get their answer here
+	for nc := range chans {
+		switch nc.ChannelType() {
+		case "session":
+			ch, reqs, err := nc.Accept()
+			if err != nil {
+				return err
+			}
+			s := &session{Config: c, acc: acc, ch: ch, log: c.Log.With("user", acc.name)}
+			wg.Go(func() { s.serve(ctx, reqs) })
+		case "direct-tcpip":
+			wg.Go(func() { forward(ctx, nc) })
+		default:
+			_ = nc.Reject(ssh.UnknownChannelType, "lab-agent does not offer "+nc.ChannelType())
+		}
+	}
+	return nil
+}
+
+// forward connects a client to a TCP port that the guest can reach (ssh -L, -W).
+func forward(ctx context.Context, nc ssh.NewChannel) {
+	var to struct { // RFC 4254, section 7.2
+		Host       string
+		Port       uint32
+		Origin     string
+		OriginPort uint32
+	}
+	if err := ssh.Unmarshal(nc.ExtraData(), &to); err != nil {
+		_ = nc.Reject(ssh.ConnectionFailed, "malformed request")
+		return
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port))))
+	if err != nil {
+		_ = nc.Reject(ssh.ConnectionFailed, err.Error())
+		return
+	}
+	defer conn.Close()
+	ch, reqs, err := nc.Accept()
+	if err != nil {
+		return
+	}
+	defer ch.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	go ssh.DiscardRequests(reqs)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, _ = io.Copy(conn, ch)
+		_ = conn.(*net.TCPConn).CloseWrite()
+	})
+	_, _ = io.Copy(ch, conn)
+	_ = ch.CloseWrite()
+	wg.Wait()
+}
