@@ -14,7 +14,7 @@ import (
 
 // stock fills the store of a world with the built-in boxes: the first world
 // builds them, the other gets a copy.
-func (w *world) stock(t *testing.T) *world {
+func (w *world) stock(t testing.TB) *world {
 	t.Helper()
 	w.boxes.Do(func() {
 		from := os.Getenv("LAB_E2E_BOXES") // a store to copy, for the impatient developer

@@ -59,7 +59,7 @@ func TestLab(t *testing.T) {
 		} {
 			ok := t.Run(step.name, func(t *testing.T) {
 				sub := *s
-				sub.T = t
+				sub.TB = t
 				step.test(&sub)
 				s.gone = sub.gone
 			})

@@ -27,7 +27,7 @@ const patience = 8 * time.Minute
 
 // site is a folder with a Labfile in it, and the lab that comes of it.
 type site struct {
-	*testing.T
+	testing.TB
 	w    *world
 	dir  string
 	env  []string // besides the world's
@@ -38,13 +38,13 @@ type site struct {
 
 // site makes a folder with the given Labfile. When the test ends, the lab is
 // destroyed, and nothing of it may be left.
-func (w *world) site(t *testing.T, labfile string) *site {
+func (w *world) site(t testing.TB, labfile string) *site {
 	t.Helper()
 	dir, err := os.MkdirTemp(w.path("sites"), "s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{T: t, w: w, dir: dir}
+	s := &site{TB: t, w: w, dir: dir}
 	// Every process that comes of this site carries its mark, however far it
 	// is from the one that was started here.
 	s.env = []string{mark + "=" + dir}
@@ -124,6 +124,16 @@ func (s *site) write(name, content string) string {
 	return path
 }
 
+// read returns the content of a file.
+func read(s *site, path string) []byte {
+	s.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return b
+}
+
 // result is how a command ended.
 type result struct {
 	args           []string
@@ -179,7 +189,7 @@ func (s *site) startWith(env []string, stdin string, args ...string) *process {
 	p := &process{
 		Cmd:    s.command(ctx, env, labBinary, args...),
 		stdout: new(bytes.Buffer), stderr: new(bytes.Buffer),
-		began: time.Now(), args: args, t: s.T, cancel: cancel,
+		began: time.Now(), args: args, t: s.TB, cancel: cancel,
 	}
 	p.Stdin = strings.NewReader(stdin)
 	p.Stdout, p.Stderr = p.stdout, p.stderr

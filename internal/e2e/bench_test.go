@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The benchmarks measure what docs/performance.md reports. Each repeats what it
+// measures itself and reports medians, so they are run once: -benchtime 1x.
+
+// rounds is how often each thing is measured.
+const rounds = 5
+
+// median runs f several times and returns the median of what it returns.
+func median(n int, f func() time.Duration) time.Duration {
+	all := make([]time.Duration, n)
+	for i := range all {
+		all[i] = f()
+	}
+	slices.Sort(all)
+	return all[n/2]
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// bench reports under names of our own only.
+func bench(b *testing.B, f func(s *site), labfile string) {
+	s := worlds[0].stock(b).site(b, labfile)
+	for b.Loop() {
+		f(s)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkUp measures a cold "lab up" of one machine against a bare QEMU that
+// boots the same box to the same point: the agent has taken its identity.
+func BenchmarkUp(b *testing.B) {
+	for _, box := range []string{"builtin/tiny", "builtin/debian-12"} {
+		b.Run(filepath.Base(box), func(b *testing.B) {
+			bench(b, func(s *site) {
+				s.ok("up") // pins the box, warms the caches of both
+				bare := newBare(s)
+				s.ok("destroy", "--yes")
+				var ups, bares []time.Duration
+				for range rounds { // in turns, so that both meet the same weather
+					r := s.lab("up")
+					if r.code != 0 {
+						s.Fatal(r)
+					}
+					s.ok("destroy", "--yes")
+					ups, bares = append(ups, r.took), append(bares, bare.boot(s))
+				}
+				slices.Sort(ups)
+				slices.Sort(bares)
+				up, raw := ups[rounds/2], bares[rounds/2]
+				b.ReportMetric(up.Seconds(), "s/up")
+				b.ReportMetric(raw.Seconds(), "s/bare-qemu")
+				b.ReportMetric(up.Seconds()/raw.Seconds(), "up/bare")
+			}, "lab: bench\nmachines: {m: {box: "+box+"}}\n")
+		})
+	}
+}
+
+// BenchmarkCommands measures commands as whole processes, and the binary.
+func BenchmarkCommands(b *testing.B) {
+	bench(b, func(s *site) {
+		s.ok("up")
+		for _, c := range []struct {
+			unit string
+			args []string
+		}{
+			{"ms/help", []string{"--help"}},
+			{"ms/status", []string{"status"}},
+			{"ms/exec", []string{"exec", "m", "--", "true"}},
+		} {
+			b.ReportMetric(ms(median(4*rounds, func() time.Duration {
+				r := s.lab(c.args...)
+				if r.code != 0 {
+					s.Fatal(r)
+				}
+				return r.took
+			})), c.unit)
+		}
+		info, err := os.Stat(labBinary)
+		if err != nil {
+			s.Fatal(err)
+		}
+		b.ReportMetric(float64(info.Size())/1e6, "MB/binary")
+		s.ok("destroy", "--yes")
+	}, one)
+}
+
+// BenchmarkBoxAdd measures the way of a 1 GiB file into the store against
+// reading it once with SHA-256.
+func BenchmarkBoxAdd(b *testing.B) {
+	bench(b, func(s *site) {
+		path := s.write("disk.raw", "")
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			s.Fatal(err)
+		}
+		block := make([]byte, 1<<20)
+		for i := range 1024 {
+			sum := sha256.Sum256(block[:8+i%8]) // no two blocks alike, none compressible
+			for j := 0; j < len(block); j += len(sum) {
+				copy(block[j:], sum[:])
+				sum = sha256.Sum256(sum[:])
+			}
+			if _, err := f.Write(block); err != nil {
+				s.Fatal(err)
+			}
+		}
+		if err := f.Close(); err != nil {
+			s.Fatal(err)
+		}
+		sum := func() time.Duration {
+			began := time.Now()
+			out, err := s.command(b.Context(), nil, "sha256sum", path).Output()
+			if err != nil || len(out) < 64 {
+				s.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		sum() // into the page cache
+		plain := median(rounds, sum)
+		add := median(rounds, func() time.Duration {
+			fresh := []string{"XDG_DATA_HOME=" + filepath.Join(s.dir, "data")}
+			r := s.startWith(fresh, "", "box", "add", path).end()
+			if r.code != 0 {
+				s.Fatal(r)
+			}
+			if err := os.RemoveAll(filepath.Join(s.dir, "data")); err != nil {
+				s.Fatal(err)
+			}
+			return r.took
+		})
+		b.ReportMetric(plain.Seconds(), "s/sha256sum")
+		b.ReportMetric(add.Seconds(), "s/box-add")
+		b.ReportMetric(add.Seconds()/plain.Seconds(), "add/sha256sum")
+	}, one)
+}
+
+// BenchmarkTen brings up ten machines at once.
+func BenchmarkTen(b *testing.B) {
+	bench(b, func(s *site) {
+		var memory int64
+		up := median(rounds, func() time.Duration {
+			r := s.lab("up")
+			if r.code != 0 {
+				s.Fatal(r)
+			}
+			memory = 0
+			for _, p := range s.mine() {
+				if p.is("qemu-system") {
+					memory += pss(s, p.pid)
+				}
+			}
+			s.ok("destroy", "--yes")
+			return r.took
+		})
+		b.ReportMetric(up.Seconds(), "s/up")
+		b.ReportMetric(float64(memory)/10/(1<<20), "MiB/machine")
+	}, "lab: bench\nmachines: {m: {box: builtin/tiny, count: 10}}\n")
+}
+
+// pss is the memory of a process in bytes, its share of what it shares included
+// (proc(5), smaps_rollup).
+func pss(s *site, pid int) int64 {
+	s.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		s.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib int64
+		if _, err := fmt.Sscanf(line, "Pss: %d kB", &kib); err == nil {
+			return kib << 10
+		}
+	}
+	s.Fatalf("process %d has no Pss: %s", pid, text)
+	return 0
+}
+
+// BenchmarkSwitch measures the throughput of the lab's network.
+func BenchmarkSwitch(b *testing.B) {
+	bench(b, func(s *site) {
+		s.ok("up")
+		const size = 64 << 20
+		rate := func(d time.Duration) float64 { return float64(size) * 8 / 1e6 / d.Seconds() }
+		listen := func() *process {
+			p := s.start("exec", "b", "--", "nc -l -p 80 | wc -c")
+			s.wait("b listens", func() bool {
+				return strings.Contains(s.ok("exec", "b", "--", "netstat -ltn"), ":80 ")
+			})
+			return p
+		}
+		counted := func(p *process) {
+			s.Helper()
+			if r := p.end(); strings.TrimSpace(r.stdout) != fmt.Sprint(size) {
+				s.Fatalf("of %d bytes arrived: %s", size, r)
+			}
+		}
+		between := median(rounds, func() time.Duration {
+			p := listen()
+			began := time.Now()
+			s.ok("exec", "a", "--", fmt.Sprintf("dd if=/dev/zero bs=65536 count=%d 2>/dev/null | nc b 80", size>>16))
+			counted(p)
+			return time.Since(began)
+		})
+		port := s.machine("b").Ports[0].Host
+		in := median(rounds, func() time.Duration {
+			p := listen()
+			began := time.Now()
+			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				s.Fatal(err)
+			}
+			if _, err := io.CopyN(c, zeros{}, size); err != nil {
+				s.Fatal(err)
+			}
+			c.Close()
+			counted(p)
+			return time.Since(began)
+		})
+		b.ReportMetric(rate(between), "Mbit/s-guest-to-guest")
+		b.ReportMetric(rate(in), "Mbit/s-host-to-guest")
+		s.ok("destroy", "--yes")
+	}, "lab: bench\nmachines:\n  a: {box: builtin/tiny}\n  b: {box: builtin/tiny, ports: [\"0:80\"]}\n")
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
