@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/providers"
+)
+
+const (
+	accelAuto = "auto"
+	accelKVM  = "kvm"
+	accelTCG  = "tcg"
+)
+
+// Accel is a decision about acceleration.
+type Accel struct {
+	Name   string // "kvm" or "tcg"
+	Reason string // why, in words for the user
+	Cure   string // what would make it faster; empty if nothing is known to
+}
+
+// Accel decides how machines of an image are run. With "auto" that is KVM only
+// if it was seen to run guest code, which a probe finds out once and remembers;
+// an image with a kernel is probed with that kernel. The zero Image probes with
+// firmware alone, which shows less.
+func (p *Provider) Accel(ctx context.Context, img providers.Image) (Accel, error) {
+	binary, err := p.binary()
+	if err != nil {
+		return Accel{}, err
+	}
+	return p.accelFor(ctx, binary, image{Kernel: img.Kernel})
+}
+
+func (p *Provider) accelFor(ctx context.Context, binary string, img image) (Accel, error) {
+	switch p.cfg.Accel {
+	case accelTCG, accelKVM:
+		return Accel{Name: p.cfg.Accel, Reason: "as configured"}, nil
+	case accelAuto:
+	default:
+		return Accel{}, fmt.Errorf("acceleration %q: must be auto, kvm or tcg", p.cfg.Accel)
+	}
+	if runtime.GOARCH != "amd64" {
+		return Accel{Name: accelTCG, Reason: "this host is " + runtime.GOARCH + ", the machines are amd64"}, nil
+	}
+	dev := p.cfg.KVMDevice
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Accel{
+			Name: accelTCG, Reason: "this host has no " + dev,
+			Cure: "enable virtualization in the firmware, or nested virtualization if the host is itself a virtual machine",
+		}, nil
+	case errors.Is(err, fs.ErrPermission):
+		return Accel{
+			Name: accelTCG, Reason: "no permission to open " + dev,
+			Cure: "sudo usermod -aG kvm $USER, then log in again",
+		}, nil
+	case err != nil:
+		return Accel{Name: accelTCG, Reason: "opening " + dev + ": " + unwrapPath(err)}, nil
+	}
+	f.Close()
+	return p.probed(ctx, binary, img.Kernel)
+}
+
+func unwrapPath(err error) string {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// verdict is what the cache holds: the outcome of the last probe.
+type verdict struct {
+	Key    string `json:"key"`    // the host and the QEMU that it is about
+	Kernel bool   `json:"kernel"` // a real kernel was run, not firmware alone
+	Usable bool   `json:"usable"`
+	Reason string `json:"reason"`
+}
+
+// settles reports whether the verdict answers a question. A kernel's word counts
+// for firmware too, and what firmware cannot do a kernel cannot.
+func (v verdict) settles(key string, kernel bool) bool {
+	return v.Key == key && (v.Kernel || !kernel || !v.Usable)
+}
+
+func (v verdict) accel() Accel {
+	if v.Usable {
+		return Accel{Name: accelKVM, Reason: v.Reason}
+	}
+	return Accel{
+		Name: accelTCG, Reason: "KVM does not work here: " + v.Reason,
+		Cure: "use a host with working (nested) virtualization",
+	}
+}
+
+// probed returns the cached verdict, or makes one.
+func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, error) {
+	key, err := p.hostKey(binary)
+	if err != nil {
+		return Accel{}, err
+	}
+	file := filepath.Join(p.cfg.Dirs.Cache, "accel.json")
+	cached := func() (Accel, bool) {
+		var v verdict
+		if ok, err := readJSON(file, &v); err != nil || !ok || !v.settles(key, kernel != "") {
+			return Accel{}, false
+		}
+		return v.accel(), true
+	}
+	if a, ok := cached(); ok {
+		return a, nil
+	}
+	// Machines start in parallel; one probe is enough for all.
+	p.probing.Lock()
+	defer p.probing.Unlock()
+	if err := os.MkdirAll(p.cfg.Dirs.Cache, 0o700); err != nil {
+		return Accel{}, err
+	}
+	held, err := lock(ctx, filepath.Join(p.cfg.Dirs.Cache, "accel.lock"))
+	if err != nil {
+		return Accel{}, err
+	}
+	defer held.Close()
+	if a, ok := cached(); ok {
+		return a, nil
+	}
+	v := verdict{Key: key, Kernel: kernel != ""}
+	v.Usable, v.Reason, err = probe(ctx, binary, []string{"-accel", "kvm", "-cpu", "host"}, kernel, p.cfg.Dirs.Cache)
+	if err != nil {
+		return Accel{}, fmt.Errorf("probing for KVM: %w", err)
+	}
+	p.log.Debug("probed KVM", "usable", v.Usable, "reason", v.Reason)
+	if err := writeJSON(file, v); err != nil {
+		return Accel{}, err
+	}
+	return v.accel(), nil
+}
+
+// hostKey identifies everything that the verdict depends on: QEMU's program
+// (asking it for its version would cost 20 ms at each start), the host's kernel,
+// its processor and the device.
+func (p *Provider) hostKey(binary string) (string, error) {
+	program, err := os.Stat(binary)
+	if err != nil {
+		return "", err
+	}
+	dev, err := os.Stat(p.cfg.KVMDevice)
+	if err != nil {
+		return "", err
+	}
+	var rdev uint64
+	if st, ok := dev.Sys().(*syscall.Stat_t); ok {
+		rdev = st.Rdev
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s %d %d; %s; %s; %s %#x", binary, program.Size(), program.ModTime().UnixNano(),
+		unix.ByteSliceToString(u.Release[:]), cpuModel(), p.cfg.KVMDevice, rdev), nil
+}
+
+// cpuModel describes the first processor the way /proc/cpuinfo does.
+func cpuModel() string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown processor"
+	}
+	first, _, _ := bytes.Cut(b, []byte("\n\n"))
+	var parts []string
+	for line := range strings.Lines(string(first)) {
+		k, v, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(k) {
+		case "model name", "stepping", "microcode":
+			parts = append(parts, strings.TrimSpace(v))
+		}
+	}
+	return strings.Join(parts, "/")
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// probeTimeout is how long guest code may take to show that it runs. Working
+// KVM needs a second at most; what takes longer is no better than emulation.
+const probeTimeout = 10 * time.Second
+
+// The words by which a guest shows that it ran. A kernel that is given nothing
+// to mount has set up memory, processors, timers and drivers by the time it
+// complains.
+var kernelWords = []string{"Unable to mount root fs", "No working init found"}
+
+const sectorWord = "lab probe"
+
+// probe runs guest code and reports whether it did its work in time; reason says
+// how that was seen, or what went wrong. kernel may be empty: then a boot sector
+// is run behind the firmware. It returns an error only if ctx ended or the host
+// could not even try, and never leaves a process behind.
+func probe(ctx context.Context, binary string, accel []string, kernel, tmp string) (usable bool, reason string, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, "", err
+	}
+	args := append([]string{
+		"-nodefaults", "-no-user-config",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "pc", "-smp", "1", "-m", "256", "-display", "none", "-no-reboot", "-serial", "stdio",
+	}, accel...)
+	words := kernelWords
+	if kernel != "" {
+		args = append(args, "-kernel", kernel, "-append", "console=ttyS0 panic=-1 root=/dev/lab-probe")
+	} else {
+		words = []string{sectorWord}
+		disk, err := os.CreateTemp(tmp, "probe-*.img")
+		if err != nil {
+			return false, "", err
+		}
+		defer os.Remove(disk.Name())
+		_, err = disk.Write(probeSector())
+		if e := disk.Close(); err == nil {
+			err = e
+		}
+		if err != nil {
+			return false, "", err
+		}
+		args = append(args,
+			"-blockdev", encode(node{
+				"driver": "raw", "node-name": "probe", "read-only": true,
+				"file": node{"driver": "file", "filename": disk.Name(), "read-only": true},
+			}),
+			"-device", "virtio-blk-pci,drive=probe,bootindex=1")
+	}
+
+	limited, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(limited, binary, args...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	seen := &watcher{words: words, found: cancel}
+	cmd.Stdout = seen
+	// The parent-death signal is tied to the thread that starts the process.
+	runtime.LockOSThread()
+	err = cmd.Run()
+	runtime.UnlockOSThread()
+	switch {
+	case seen.ok:
+		if kernel != "" {
+			return true, "a guest kernel ran", nil
+		}
+		return true, "guest code ran", nil
+	case ctx.Err() != nil:
+		return false, "", ctx.Err()
+	case errors.Is(limited.Err(), context.DeadlineExceeded):
+		return false, fmt.Sprintf("guest code did not get through in %s", probeTimeout), nil
+	case len(bytes.TrimSpace(stderr.Bytes())) > 0:
+		return false, lastLine(stderr.String()), nil
+	case err != nil:
+		return false, err.Error(), nil
+	}
+	return false, "the guest ended without having run", nil
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.TrimSpace(lines[len(lines)-1])
+}
+
+// watcher looks for words in what is written to it.
+type watcher struct {
+	words []string
+	found func()
+	tail  []byte
+	ok    bool
+}
+
+var _ io.Writer = (*watcher)(nil)
+
+func (w *watcher) Write(b []byte) (int, error) {
+	w.tail = append(w.tail, b...)
+	for _, word := range w.words {
+		if !w.ok && bytes.Contains(w.tail, []byte(word)) {
+			w.ok = true
+			w.found()
+		}
+	}
+	// A word may be cut in two by the next write.
+	const keep = 256
+	if len(w.tail) > keep {
+		w.tail = append(w.tail[:0], w.tail[len(w.tail)-keep:]...)
+	}
+	return len(b), nil
+}
+
+// probeSector is a boot sector for the firmware: it prints sectorWord on the
+// first serial port and halts.
+func probeSector() []byte {
+	code := []byte{
+		0xfa,       // cli
+		0x31, 0xc0, // xor ax, ax
+		0x8e, 0xd8, // mov ds, ax
+		0xbe, 0x1f, 0x7c, // mov si, 0x7c1f: the text below
+		0xac,       // next: lodsb
+		0x84, 0xc0, // test al, al
+		0x74, 0x11, // jz done
+		0x88, 0xc3, // mov bl, al
+		0xba, 0xfd, 0x03, // mov dx, 0x3fd: line status
+		0xec,       // wait: in al, dx
+		0xa8, 0x20, // test al, 0x20: room for a byte
+		0x74, 0xfb, // jz wait
+		0xb2, 0xf8, // mov dl, 0xf8: data
+		0x88, 0xd8, // mov al, bl
+		0xee,       // out dx, al
+		0xeb, 0xea, // jmp next
+		0xf4, // done: hlt
+	}
+	sector := make([]byte, 512)
+	n := copy(sector, code)
+	copy(sector[n:], sectorWord+"\n")
+	sector[510], sector[511] = 0x55, 0xaa
+	return sector
+}
