@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package labfile
+
+// The types below are the Labfile as it is written. Their tags are the one
+// source of the parser, of the JSON schema and of the tables in docs/labfile.md.
+
+// document is a Labfile.
+type document struct {
+	Lab      text             `yaml:"lab" need:"shop" form:"label" also:"name" doc:"Name of the lab: lower-case letters, digits and hyphens. --name replaces it, for a second lab from the same Labfile."`
+	Provider text             `yaml:"provider" form:"label" default:"qemu" doc:"What runs the machines. --provider replaces it."`
+	Boxes    table[boxEntry]  `yaml:"boxes" example:"base: builtin/debian-12" also:"images" doc:"Images under names of your own, for machines to share."`
+	Machines table[roleEntry] `yaml:"machines" need:"{web: {box: builtin/tiny}}" example:"web: {box: builtin/tiny}" also:"vms services nodes hosts" doc:"The machines of the lab, by name."`
+}
+
+// boxEntry is an entry of boxes.
+type boxEntry struct {
+	place
+	From     text `yaml:"from" need:"builtin/debian-12" short:"yes" also:"image url source path" doc:"Where the box comes from, see [Boxes](#boxes). A box can be written as just this: base: builtin/debian-12."`
+	Checksum text `yaml:"checksum" also:"sha256 sha512 digest" doc:"What the file must hash to: sha256:HEX, sha512:HEX, the bare HEX of either, or file: and the URL or path of a SHA256SUMS or SHA512SUMS file. Not for built-in boxes."`
+}
+
+// roleEntry is an entry of machines: one machine, or several that are alike.
+type roleEntry struct {
+	place
+	Box       text          `yaml:"box" need:"builtin/tiny" also:"image from" doc:"What the machine is born from: a name from boxes, or directly builtin/NAME, an http(s) URL or a path."`
+	Count     integer       `yaml:"count" range:"1..100" also:"replicas instances scale" doc:"Makes so many machines that are alike, called NAME-1, NAME-2 and so on. Without it there is one, called NAME."`
+	CPUs      integer       `yaml:"cpus" range:"1..64" default:"1" also:"cpu vcpu vcpus cores" doc:"Virtual processors."`
+	Memory    size          `yaml:"memory" range:"16MiB..4TiB" default:"512MiB; 128MiB for builtin/tiny" also:"ram mem" doc:"Memory, in whole MiB."`
+	Disk      size          `yaml:"disk" range:"1MiB..16TiB" default:"the size of the box" also:"size" doc:"Virtual size of the root disk, in whole MiB; the file system grows to it where the box knows how. It takes only the space that the machine writes. It cannot be smaller than the box."`
+	DependsOn list[text]    `yaml:"depends_on" example:"db" also:"dependson requires after needs" doc:"Machines that must be ready before this one starts. NAME means every replica of NAME."`
+	Ports     list[forward] `yaml:"ports" example:"\"8080:80\"" also:"port forward forwards" doc:"Guest ports to make reachable on the host's 127.0.0.1, see [Ports](#ports)."`
+	Ready     list[check]   `yaml:"ready" example:"{port: 80}" also:"healthcheck health wait checks" doc:"What must hold before the machine counts as ready, see [Readiness](#readiness)."`
+	User      text          `yaml:"user" form:"user" default:"the user of the box" also:"username login ssh_user" doc:"Whom to log in as."`
+	UserData  text          `yaml:"user_data" also:"userdata cloud_init cloudinit" doc:"User data for cloud-init, where the box has it: #cloud-config, a script that begins with #!, or any other of its formats. It is merged with what lab itself needs."`
+}
+
+// check is an item of ready. It has one kind, and its timing.
+type check struct {
+	place
+	SSH     sshCheck     `yaml:"ssh" empty:"ok" doc:"A login over ssh, to the guest's own port 22, succeeds. Write ssh alone, or ssh: {}."`
+	Port    portCheck    `yaml:"port" also:"tcp" doc:"The guest accepts connections to the TCP port."`
+	HTTP    httpCheck    `yaml:"http" also:"url get" doc:"A GET request is answered with the wanted status."`
+	Exec    execCheck    `yaml:"exec" also:"shell cmd command run" doc:"The command, run by the guest's shell, exits with 0."`
+	Console consoleCheck `yaml:"console" also:"log serial" doc:"What the console printed since the start matches the regular expression."`
+	timing
+}
+
+// parseBare lets ssh, which has nothing to set, stand alone.
+func (c *check) parseBare(word string, at place) bool {
+	if word != "ssh" {
+		return false
+	}
+	c.SSH.locate(at)
+	return true
+}
+
+// timing says how long, and how often, a check is tried. It stands beside the
+// kind; inside of the kind's mapping it is understood too.
+type timing struct {
+	Timeout  duration `yaml:"timeout" range:"1s..24h" default:"3m" also:"within deadline" doc:"How long after the start of the machine the check may take to succeed."`
+	Interval duration `yaml:"interval" range:"10ms..1h" default:"250ms" also:"every period" doc:"Pause between two tries."`
+}
+
+type sshCheck struct {
+	place
+	timing
+}
+
+type portCheck struct {
+	place
+	Port integer `yaml:"port" need:"5432" short:"yes" range:"1..65535" doc:"TCP port of the guest."`
+	timing
+}
+
+type httpCheck struct {
+	place
+	Port   integer `yaml:"port" need:"80" short:"yes" range:"1..65535" doc:"TCP port of the guest."`
+	Path   text    `yaml:"path" default:"/" also:"url uri" doc:"Path of the request, with its query if it has one."`
+	Status integer `yaml:"status" range:"100..599" default:"any from 200 to 399" also:"code" doc:"Status that the answer must have."`
+	timing
+}
+
+type execCheck struct {
+	place
+	Run text `yaml:"run" need:"pg_isready" short:"yes" also:"command cmd shell" doc:"The command line."`
+	timing
+}
+
+type consoleCheck struct {
+	place
+	Match text `yaml:"match" need:"login:" short:"yes" also:"regexp regex pattern" doc:"Regular expression in RE2 syntax; (?m) lets ^ and $ match at lines."`
+	timing
+}

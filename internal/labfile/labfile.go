@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package labfile reads Labfiles: strict YAML in, a validated lab.Lab out, or
+// everything that is wrong with the file by line and column. It keeps the lock
+// file beside it, too.
+package labfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// ErrNotFound says that there is no Labfile in a directory or above it.
+var ErrNotFound = errors.New("no Labfile found")
+
+// maxFile is the size in bytes of the largest file that is read, and of what its
+// variables may hold together.
+const maxFile = 1 << 20
+
+// Options is what the command line adds to a Labfile.
+type Options struct {
+	Vars      map[string]string           // --var; they come before the environment
+	LookupEnv func(string) (string, bool) // os.LookupEnv, or nil for no environment
+	Name      string                      // --name: replaces the key lab; empty keeps it
+}
+
+// fileNames are the names that Find looks for, in this order.
+func fileNames() []string { return []string{"Labfile", "Labfile.yaml", "Labfile.yml"} }
+
+// Find returns the absolute path of the Labfile that is in force in dir: the one
+// in dir itself, or else in the nearest directory above. It wraps ErrNotFound if
+// there is none.
+func Find(dir string) (string, error) {
+	start, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("looking for a Labfile: %w", err)
+	}
+	for at := start; ; at = filepath.Dir(at) {
+		for _, name := range fileNames() {
+			path := filepath.Join(at, name)
+			fi, err := os.Stat(path)
+			// A directory may well be called Labfile; anything else is
+			// Load's to judge.
+			if err == nil && !fi.IsDir() {
+				return path, nil
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return "", fmt.Errorf("looking for a Labfile: %w", err)
+			}
+		}
+		if at == filepath.Dir(at) {
+			return "", fmt.Errorf("%w in %s or above", ErrNotFound, start)
+		}
+	}
+}
+
+// Load reads the Labfile at path. What is wrong with its content is a *Problems;
+// any other error is about the file itself. Symbolic links in the directory of
+// path are resolved, so that one Labfile is one lab by whatever way one comes.
+func Load(path string, o Options) (*lab.Lab, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the Labfile: %w", err)
+	}
+	file, err := Canonical(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the Labfile: %w", err)
+	}
+	l, err := Parse(display(path), data, o)
+	if err != nil {
+		return nil, err
+	}
+	l.File = file
+	return l, nil
+}
+
+// Canonical returns the path by which Load knows the Labfile at path. Only the
+// directory needs to exist.
+func Canonical(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, filepath.Base(abs)), nil
+}
+
+// display returns path as a message names it: relative to the working directory
+// if it is below that.
+func display(path string) string {
+	dir, err := os.Getwd()
+	if err != nil || !filepath.IsAbs(path) {
+		return path
+	}
+	rel, err := filepath.Rel(dir, path)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return path
+	}
+	return rel
+}
+
+// readFile reads a regular file of at most maxFile bytes. It opens nothing else:
+// a pipe or a device would block, or never end.
+func readFile(path string) ([]byte, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := readableFile(path, fi); err != nil {
+		return nil, err
+	}
+	// O_NONBLOCK is for the pipe that took the file's place in between.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if fi, err = f.Stat(); err != nil {
+		return nil, err
+	}
+	if err := readableFile(path, fi); err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, tooLarge(path)
+	}
+	return data, nil
+}
+
+func readableFile(path string, fi fs.FileInfo) error {
+	switch {
+	case fi.IsDir():
+		return fmt.Errorf("%s is a directory", path)
+	case !fi.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file", path)
+	case fi.Size() > maxFile:
+		return tooLarge(path)
+	}
+	return nil
+}
+
+func tooLarge(path string) error {
+	return fmt.Errorf("%s is larger than %s", path, lab.Bytes(maxFile))
+}
+
+// Parse reads a Labfile from data. file names it in messages and, made absolute,
+// in the result. Every error is a *Problems.
+func Parse(file string, data []byte, o Options) (*lab.Lab, error) {
+	r := &report{file: file}
+	if len(data) > maxFile {
+		r.add(place{}, "larger than %s", lab.Bytes(maxFile))
+		return nil, r.err()
+	}
+	var doc document
+	vars := newVariables(o)
+	if root := parseYAML(r, data); root != nil {
+		d := &decoder{report: r, vars: vars}
+		d.value(root, place{line: root.Line, column: root.Column}, &doc, "")
+	} else {
+		return nil, r.err()
+	}
+	l := convert(r, &doc)
+	if o.Name != "" {
+		if l.Name = o.Name; !lab.ValidLabel(o.Name) {
+			r.add(place{}, "the name %q given for this lab is not a name; %s", shorten(o.Name), labelRule)
+		}
+	}
+	if len(r.list) == 0 {
+		for _, name := range vars.unused() {
+			r.add(place{}, "the variable %q was given, but no value uses it%s", shorten(name), didYouMean(name, vars.asked(), ""))
+		}
+	}
+	if err := r.err(); err != nil {
+		return nil, err
+	}
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		return nil, fmt.Errorf("naming the Labfile: %w", err)
+	}
+	l.File = abs
+	return l, nil
+}
