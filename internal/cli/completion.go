@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// scripts connect shells with "lab complete", which gets the words before the
+// cursor and prints what the last of them may become. When it prints nothing,
+// the shell completes names of files.
+var scripts = map[string]string{
+	"bash": `# bash completion for lab: source <(lab completion bash)
+_lab() {
+  local cur="${COMP_WORDS[COMP_CWORD]}" line
+  COMPREPLY=()
+  while IFS= read -r line; do
+    [[ "$line" == "$cur"* ]] && COMPREPLY+=("$line")
+  done < <("${COMP_WORDS[0]}" complete -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+}
+complete -o default -o bashdefault -F _lab lab
+`,
+	"zsh": `#compdef lab
+# zsh completion for lab: source <(lab completion zsh)
+_lab() {
+  local -a candidates
+  candidates=("${(@f)$("${words[1]}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+  candidates=("${(@)candidates:#}")
+  if (( ${#candidates} )); then
+    compadd -- "${candidates[@]}"
+  else
+    _files
+  fi
+}
+if [ "$funcstack[1]" = "_lab" ]; then _lab "$@"; else compdef _lab lab; fi
+`,
+	"fish": `# fish completion for lab: lab completion fish | source
+function __lab_complete
+  set -l words (commandline -opc) (commandline -ct)
+  $words[1] complete -- $words[2..-1] 2>/dev/null
+end
+complete -c lab -f -n 'count (__lab_complete) >/dev/null' -a '(__lab_complete)'
+`,
+}
+
+func (a *app) completionCommand() *command {
+	return &command{
+		name: "completion", group: groupTools, args: "bash | zsh | fish", min: 1, max: 1,
+		short:    "print the completion script for a shell",
+		long:     `It completes commands, flags, and the names of machines and boxes.`,
+		complete: func(context.Context, []string) []string { return []string{"bash", "fish", "zsh"} },
+		examples: []string{
+			"source <(lab completion bash)", "in ~/.bashrc",
+			"source <(lab completion zsh)", "in ~/.zshrc, behind compinit",
+			"lab completion fish | source", "in config.fish",
+		},
+		run: func(_ context.Context, r request) error {
+			script, ok := scripts[r.args[0]]
+			if !ok {
+				return usage("bash, zsh and fish are known", "there is no completion for %q", r.args[0])
+			}
+			_, err := io.WriteString(a.Out, script)
+			return err
+		},
+	}
+}
+
+func (a *app) completeCommand() *command {
+	return &command{
+		name: "complete", hidden: true, args: "-- WORD...", max: -1, tail: dashTail,
+		short: "print what the last word may become",
+		long:  `For the scripts of "lab completion".`,
+		run: func(ctx context.Context, r request) error {
+			for _, c := range a.candidates(ctx, r.tail) {
+				if _, err := fmt.Fprintln(a.Out, c); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// candidates returns what the last of the words may become.
+func (a *app) candidates(ctx context.Context, words []string) []string {
+	if len(words) == 0 {
+		words = []string{""}
+	}
+	before, word := words[:len(words)-1], words[len(words)-1]
+	leaf := find(a.root, before)
+	if slices.Contains(before, "--") {
+		return nil
+	}
+	in, _ := parse(a.root, before) // as far as it goes: the line is not finished
+	a.set, a.ui.Quiet = in.values, true
+	if len(before) > 0 {
+		if f := lookup(leaf.allFlags(), strings.TrimLeft(before[len(before)-1], "-")); f != nil &&
+			strings.HasPrefix(before[len(before)-1], "-") && !isBool(f) {
+			return a.completeFlag(ctx, f.Names()[0], word)
+		}
+	}
+	var all []string
+	switch {
+	case strings.HasPrefix(word, "-"):
+		for _, f := range append(leaf.allFlags(), helpFlag()) {
+			all = append(all, "--"+f.Names()[0])
+		}
+	case len(leaf.subs) > 0:
+		for _, s := range leaf.subs {
+			if !s.hidden {
+				all = append(all, s.name)
+			}
+		}
+	case leaf.complete != nil && (leaf.max < 0 || len(in.args) < leaf.max):
+		for _, c := range leaf.complete(ctx, in.args) {
+			if !slices.Contains(in.args, c) {
+				all = append(all, c)
+			}
+		}
+	}
+	all = slices.DeleteFunc(all, func(c string) bool { return !strings.HasPrefix(c, word) })
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// completeFlag returns what the value of a flag may be.
+func (a *app) completeFlag(ctx context.Context, flag, word string) []string {
+	var all []string
+	h, err := a.host()
+	if err != nil {
+		return nil
+	}
+	switch flag {
+	case "lab":
+		labs, err := h.List(ctx)
+		if err != nil {
+			return nil
+		}
+		for _, s := range labs {
+			all = append(all, string(s.ID))
+		}
+	case "provider":
+		for name := range h.Providers {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	return slices.DeleteFunc(all, func(c string) bool { return !strings.HasPrefix(c, word) })
+}
+
+// completeMachines returns the machines of the Labfile and of the lab itself.
+func (a *app) completeMachines(ctx context.Context, _ []string) []string {
+	var names []string
+	if path, err := a.labfilePath(); err == nil && a.set.string("lab") == "" {
+		if want, err := a.load(path); err == nil {
+			for _, m := range want.Machines {
+				names = append(names, string(m.Name))
+			}
+		}
+	}
+	if l, err := a.existing(ctx); err == nil {
+		for _, n := range l.MachineNames() {
+			names = append(names, string(n))
+		}
+	}
+	return names
+}
+
+// completeCopy returns what may stand before the colon of a path on a machine.
+func (a *app) completeCopy(ctx context.Context, args []string) []string {
+	var out []string
+	for _, n := range a.completeMachines(ctx, args) {
+		out = append(out, n+":")
+	}
+	return out
+}
+
+// completeBoxes returns the names of the boxes in the store.
+func (a *app) completeBoxes(ctx context.Context, _ []string) []string {
+	b, err := a.boxes()
+	if err != nil {
+		return nil
+	}
+	entries, err := b.Store.List(ctx)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Names...)
+	}
+	return names
+}
+
+// isMachine reports whether s looks like the name of a machine.
+func isMachine(s string) bool { return lab.ValidLabel(s) }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+)
+
+// place is a path here or on a machine.
+type place struct {
+	machine lab.Name // empty: here
+	path    string
+}
+
+// placeOf reads "web:/srv" as a path on a machine. "./web:a" is one here, as is
+// everything with a slash before the colon.
+func placeOf(arg string) place {
+	name, path, ok := strings.Cut(arg, ":")
+	if !ok || !isMachine(name) {
+		return place{path: arg}
+	}
+	if path == "" {
+		path = "."
+	}
+	return place{machine: lab.Name(name), path: path}
+}
+
+func (a *app) cpCommand() *command {
+	return &command{
+		name: "cp", group: groupDaily, args: "SOURCE... TARGET", min: 2, max: -1, lab: true,
+		short: "copy files to or from a machine",
+		long: `A path on a machine is written MACHINE:PATH; a relative one begins in the home of
+the user. Folders are copied whole, with modes, times and symbolic links. If the
+target is a folder, or ends in a slash, sources go into it.`,
+		flags:    []cli.Flag{userFlag()},
+		complete: a.completeCopy,
+		examples: []string{
+			"lab cp site/ web:/srv/www", "a folder to a machine",
+			"lab cp db:/var/log/syslog .", "a file from one",
+		},
+		run: func(ctx context.Context, r request) error {
+			last := len(r.args) - 1
+			target := placeOf(r.args[last])
+			var sources []string
+			var from lab.Name
+			for i, arg := range r.args[:last] {
+				p := placeOf(arg)
+				if i > 0 && p.machine != from {
+					return usage("copy in several steps", "the sources must be in one place")
+				}
+				from = p.machine
+				sources = append(sources, p.path)
+			}
+			const how = "write MACHINE:PATH for one of the sides, such as \"lab cp a web:/tmp\""
+			switch {
+			case from != "" && target.machine != "":
+				return usage("copy to a folder here first", "lab cp does not copy between machines")
+			case from == "" && target.machine == "":
+				return usage(how, "neither side of the copy is on a machine")
+			}
+			machine := from + target.machine
+			client, err := a.connect(ctx, string(machine), r.String("user"))
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			show := a.show()
+			defer show.close()
+			opt := guest.CopyOptions{Progress: func(path string, done, total int64) {
+				show.event(engine.Event{
+					Time: time.Now(), Machine: machine, Stage: "copy", Text: fmt.Sprintf("copying %s", path), Done: done, Total: total,
+				})
+			}}
+			if from != "" {
+				return client.Download(ctx, sources, target.path, opt)
+			}
+			return client.Upload(ctx, sources, target.path, opt)
+		},
+	}
+}

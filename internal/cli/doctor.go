@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/ui"
+	"github.com/labfile/lab/providers"
+)
+
+// doctorJSON is the schema of "lab doctor --json".
+type doctorJSON struct {
+	Provider string        `json:"provider"`
+	Capable  bool          `json:"capable"`
+	Findings []findingJSON `json:"findings"`
+}
+
+type findingJSON struct {
+	Topic  string          `json:"topic"`
+	Level  providers.Level `json:"level"` // "ok", "warning" or "error"
+	Detail string          `json:"detail"`
+	Cure   string          `json:"cure,omitempty"`
+}
+
+func (a *app) doctorCommand() *command {
+	return &command{
+		name: "doctor", group: groupLook, reports: true,
+		short: "check what this host needs to run machines",
+		long: `Checks everything that machines and boxes need, and names the command that
+cures what is missing. Exit code 5 if machines cannot run.`,
+		flags: []cli.Flag{&cli.StringFlag{Name: "provider", Usage: "check for the provider `NAME` (default: " + engine.DefaultProvider + "; LAB_PROVIDER)"}},
+		examples: []string{
+			"lab doctor", "check this host",
+		},
+		run: func(ctx context.Context, _ request) error {
+			h, err := a.host()
+			if err != nil {
+				return err
+			}
+			provider := a.setting("provider", "LAB_PROVIDER")
+			if provider == "" {
+				provider = engine.DefaultProvider
+			}
+			findings, err := h.Doctor(ctx, provider)
+			if err != nil {
+				return err
+			}
+			out := doctorJSON{Provider: provider, Capable: true, Findings: []findingJSON{}}
+			for _, f := range findings {
+				out.Capable = out.Capable && f.Level != providers.LevelError
+				out.Findings = append(out.Findings, findingJSON(f))
+			}
+			if a.asJSON {
+				err = ui.JSON(a.Out, out)
+			} else {
+				err = ui.Findings(a.Out, findings, a.ui.ColorOut)
+			}
+			if err == nil && !out.Capable {
+				return exitCode(ExitIncapable)
+			}
+			return err
+		},
+	}
+}

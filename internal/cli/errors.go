@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/labfile/lab/boxes"
+	"github.com/labfile/lab/boxes/build"
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/labfile"
+	"github.com/labfile/lab/internal/ui"
+	"github.com/labfile/lab/providers"
+)
+
+// Exit codes of lab. A command that ran on a machine ("lab exec", "lab ssh")
+// passes its own on instead.
+const (
+	ExitDone        = 0   // done
+	ExitFailed      = 1   // something went wrong
+	ExitDifferent   = 2   // differences were found
+	ExitUsage       = 3   // bad usage or a bad Labfile
+	ExitLocked      = 4   // another lab command works on the lab
+	ExitIncapable   = 5   // the host can't do it
+	ExitInterrupted = 130 // SIGINT or SIGTERM
+)
+
+// usageError says that the command line is wrong.
+type usageError struct{ text, hint string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usage(hint, format string, a ...any) error {
+	return &usageError{text: fmt.Sprintf(format, a...), hint: hint}
+}
+
+// hinter is an error that knows the next step itself.
+type hinter interface {
+	error
+	Hint() string
+}
+
+// hinted gives an error a next step.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e *hinted) Unwrap() error { return e.error }
+func (e *hinted) Hint() string  { return e.hint }
+
+// exitCode ends the program with a code and no message.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// errDeclined says that the user answered no.
+var errDeclined = errors.New("nothing was changed")
+
+// explain returns the exit code for err, and what to tell the user: the error and
+// the next steps. An empty text means that there is nothing to tell.
+func (a *app) explain(ctx context.Context, err error) (code int, text string, hints []string) {
+	if err == nil {
+		return ExitDone, "", nil
+	}
+	var (
+		code0 exitCode
+		quit  *guest.ExitError
+	)
+	switch {
+	case errors.As(err, &code0):
+		return int(code0), "", nil
+	case errors.As(err, &quit):
+		return exitOf(quit), "", nil
+	case ctx.Err() != nil:
+		return ExitInterrupted, interrupted(err), nil
+	}
+	code, text = ExitFailed, err.Error()
+	var up *engine.UpError
+	if errors.As(err, &up) {
+		return a.notUp(up)
+	}
+	for _, known := range a.table() {
+		if c, t, h, ok := known(err); ok {
+			if t != "" {
+				text = t
+			}
+			if h != "" {
+				hints = append(hints, h)
+			}
+			code = c
+			break
+		}
+	}
+	var own hinter
+	if errors.As(err, &own) && own.Hint() != "" {
+		hints = []string{own.Hint()} // it knows better than the table
+	}
+	return code, text, hints
+}
+
+// interrupted says what an interruption left behind: nothing, as a rule.
+func interrupted(err error) string {
+	var rest []string
+	for _, line := range strings.Split(err.Error(), "\n") {
+		if !strings.Contains(line, context.Canceled.Error()) {
+			rest = append(rest, line)
+		}
+	}
+	return strings.Join(append([]string{"interrupted"}, rest...), "\n")
+}
+
+// exitOf is the exit code by which a remote command's end is passed on: its own,
+// or 128 and the signal's number, as a shell has it.
+func exitOf(e *guest.ExitError) int {
+	if e.Signal == "" {
+		return e.Code
+	}
+	name := "SIG" + strings.TrimPrefix(e.Signal, "SIG")
+	for n := syscall.Signal(1); n < 32; n++ {
+		if signalName(n) == name {
+			return 128 + int(n)
+		}
+	}
+	return ExitFailed
+}
+
+// rule recognises an error and says how to end: the code, a better text than the
+// error's own if there is one, and the next step.
+type rule func(error) (code int, text, hint string, ok bool)
+
+// is makes a rule from a sentinel.
+func is(target error, code int, hint string) rule {
+	return func(err error) (int, string, string, bool) { return code, "", hint, errors.Is(err, target) }
+}
+
+// as makes a rule from a type of error.
+func as[T error](code int, f func(T) (text, hint string)) rule {
+	return func(err error) (int, string, string, bool) {
+		var e T
+		if !errors.As(err, &e) {
+			return 0, "", "", false
+		}
+		text, hint := f(e)
+		return code, text, hint, true
+	}
+}
+
+// table is every error that has a next step. The first rule that fits counts:
+// the cause comes before what it made fail.
+func (a *app) table() []rule {
+	return []rule{
+		as(ExitUsage, func(e *usageError) (string, string) { return e.text, e.hint }),
+		as(ExitUsage, func(e *labfile.Problems) (string, string) {
+			return e.Error(), "docs/labfile.md lists every key; \"lab schema\" lets editors complete them"
+		}),
+		is(labfile.ErrNotFound, ExitUsage, "\"lab init\" writes one; -f FILE names another; \"lab list\" shows the labs there are"),
+		as(ExitLocked, func(e *engine.LockedError) (string, string) {
+			return "", "wait for it to end, or stop it; readers such as \"" + a.say("status") + "\" work meanwhile"
+		}),
+		as(ExitUsage, a.noMachine),
+		is(engine.ErrNoLab, ExitFailed, "\""+a.say("up")+"\" brings it up; \"lab list\" shows the labs there are"),
+		is(engine.ErrStaleLock, ExitFailed, "\""+a.say("lock")+"\" pins what is missing"),
+		is(build.ErrIncapable, ExitIncapable, "a cloud image works instead: \"lab box add NAME URL --checksum sha256:...\"; \"lab doctor\" checks this host"),
+		is(providers.ErrIncapable, ExitIncapable, "\"lab doctor\" checks this host and names the cure for what it lacks"),
+		is(boxes.ErrDigest, ExitFailed, "if the new content is what you want, \""+a.say("lock --update")+"\" pins it; if not, do not trust its source"),
+		is(boxes.ErrUnsafe, ExitFailed, "flatten the image where you trust it: qemu-img convert -O qcow2 OLD NEW"),
+		is(boxes.ErrNotFound, ExitFailed, "\"lab box list\" shows the boxes there are; \"lab box add NAME SOURCE\" adds one"),
+		is(syscall.EADDRINUSE, ExitFailed, "choose another host port in the Labfile, or 0 to let lab pick one"),
+		is(providers.ErrNotRunning, ExitFailed, "\""+a.say("up")+"\" starts it; \""+a.say("status")+"\" says how it ended"),
+		is(syscall.ENOSPC, ExitFailed, "make room on the disk; \"lab gc\" and \"lab box prune\" remove what nobody needs"),
+		is(exec.ErrNotFound, ExitIncapable, "\"lab doctor\" checks this host and names the cure for what it lacks"),
+	}
+}
+
+func (a *app) noMachine(e *engine.NoMachineError) (text, hint string) {
+	var names []string
+	for _, n := range e.Known {
+		names = append(names, string(n))
+	}
+	if len(names) == 0 {
+		return e.Error(), "the lab has no machines; \"" + a.say("up") + "\" makes those of the Labfile"
+	}
+	if near := nearest(string(e.Name), names); near != "" {
+		return e.Error(), fmt.Sprintf("did you mean %q?", near)
+	}
+	return e.Error(), "the machines are " + ui.Names(e.Known)
+}
+
+// notUp tells what became of the machines that an operation failed on.
+func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
+	code = ExitFailed
+	lines := []string{fmt.Sprintf("%d machines failed", len(e.Failed))}
+	if len(e.Failed) == 1 {
+		lines[0] = "1 machine failed"
+	}
+	var kept []lab.Name
+	for _, f := range e.Failed {
+		lines = append(lines, ui.Clean(f.Error()))
+		if f.Kept {
+			kept = append(kept, f.Machine)
+		}
+		c, _, next := a.explain(context.Background(), f.Err)
+		if c == ExitIncapable {
+			code = c
+		}
+		for _, h := range next {
+			if !slices.Contains(hints, h) {
+				hints = append(hints, h)
+			}
+		}
+	}
+	if len(e.Skipped) > 0 {
+		lines = append(lines, "not tried, because they depend on what failed: "+ui.Names(e.Skipped))
+	}
+	if len(kept) > 0 {
+		hints = append(hints, fmt.Sprintf("%q shows what the machine printed, %q opens its console; the next %q goes on from here",
+			a.say("logs "+string(kept[0])), a.say("console "+string(kept[0])), a.say("up")))
+	}
+	return code, strings.Join(lines, "\n"), hints
+}
+
+// say renders a command for the user to type, about the same lab.
+func (a *app) say(command string) string {
+	for _, flag := range []string{"lab", "file", "name"} {
+		if v := a.set.string(flag); v != "" {
+			dashes := " --"
+			if flag == "file" {
+				dashes, flag = " -", "f"
+			}
+			command += dashes + flag + " " + guest.Quote([]string{v})
+		}
+	}
+	return "lab " + command
+}

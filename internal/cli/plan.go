@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/ui"
+)
+
+func (a *app) planCommand() *command {
+	return &command{
+		name: "plan", group: groupLook, args: "[MACHINE...]", max: -1, lab: true, reports: true,
+		short: "say what \"lab up\" would do, and why",
+		long: `Compares the Labfile with what was recorded and what is there. Exit code 0 if
+there is nothing to do, 2 if there is. Machines are not touched; boxes that are
+not pinned yet are fetched, because what they are is part of the answer.
+
+  =  as wanted     +  create     >  start     -/+  replace     -  destroy
+  ~  changed in place`,
+		flags:    []cli.Flag{&cli.BoolFlag{Name: "locked", Usage: "fail unless Labfile.lock pins every box"}},
+		complete: a.completeMachines,
+		examples: []string{
+			"lab plan", "the whole lab",
+			"lab plan --json", "for a program",
+		},
+		run: func(ctx context.Context, r request) error {
+			p, err := a.showPlan(ctx, r)
+			if err == nil && p.Changes() {
+				return exitCode(ExitDifferent)
+			}
+			return err
+		},
+	}
+}
+
+// showPlan makes the plan and prints it.
+func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
+	names, err := machines(r.args)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	want, l, err := a.wanted(ctx)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	show := a.show()
+	p, err := l.Plan(ctx, want, engine.UpOptions{
+		Locked:  r.Bool("locked"),
+		Options: engine.Options{Machines: names, Events: show.event, Command: a.typed},
+	})
+	show.close()
+	if err != nil {
+		return p, err
+	}
+	if a.asJSON {
+		if p.Steps == nil {
+			p.Steps = []plan.Step{}
+		}
+		return p, ui.JSON(a.Out, ui.PlanJSON{Changes: p.Changes(), Plan: p})
+	}
+	return p, ui.Plan(a.Out, p, a.ui.ColorOut)
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/labfile/lab/internal/guest"
+)
+
+func (a *app) sshCommand() *command {
+	return &command{
+		name: "ssh", group: groupDaily, args: "MACHINE [-- COMMAND...]", min: 1, max: 1, tail: afterName, lab: true,
+		short: "log in to a machine, or run a command there",
+		long: `Opens a login shell on the machine or, with a command, runs that: its words are
+joined with spaces and go to the machine's shell, as ssh does it. The exit code
+is the command's own. The machine's key is verified, from the first time on.`,
+		flags: []cli.Flag{
+			userFlag(),
+			&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give the command a terminal"},
+		},
+		complete: a.completeMachines,
+		examples: []string{
+			"lab ssh web", "a shell",
+			"lab ssh web -- uname -a", "one command",
+			"lab ssh web -t -- top", "one that needs a terminal",
+		},
+		run: func(ctx context.Context, r request) error {
+			cmd := guest.Command{Shell: strings.Join(r.tail, " ")}
+			return a.attach(ctx, r, r.args[0], cmd, len(r.tail) == 0 || r.Bool("tty"))
+		},
+	}
+}
+
+func userFlag() cli.Flag {
+	return &cli.StringFlag{Name: "user", Aliases: []string{"l"}, Usage: "log in as `USER` (default: the machine's own)"}
+}
+
+// attach connects a command on a machine with our own streams. With tty, and if
+// In is a terminal, the command gets one, and ours is raw meanwhile.
+func (a *app) attach(ctx context.Context, r request, machine string, cmd guest.Command, tty bool) error {
+	client, err := a.connect(ctx, machine, r.String("user"))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
+	if f, ok := a.In.(*os.File); tty && ok && term.IsTerminal(int(f.Fd())) {
+		raw, err := a.raw(f)
+		if err != nil {
+			return err
+		}
+		defer raw.restore()
+		cmd.TTY = raw.tty
+	} else if tty && r.Bool("tty") {
+		a.ui.Note("there is no terminal to give to the command")
+	}
+	return client.Run(ctx, cmd)
+}
+
+// connect logs in to a machine of the lab that is meant.
+func (a *app) connect(ctx context.Context, machine, user string) (*guest.Client, error) {
+	names, err := machines([]string{machine})
+	if err != nil {
+		return nil, err
+	}
+	l, err := a.existing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return l.Connect(ctx, names[0], user)
+}
+
+// rawTerminal is our terminal while it belongs to a guest.
+type rawTerminal struct {
+	tty     *guest.TTY
+	restore func()
+}
+
+// raw puts the terminal into raw mode and follows its size.
+func (a *app) raw(f *os.File) (*rawTerminal, error) {
+	fd := int(f.Fd())
+	old, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, err
+	}
+	size := func() guest.Size {
+		columns, rows, err := term.GetSize(fd)
+		if err != nil {
+			return guest.Size{Columns: 80, Rows: 24}
+		}
+		return guest.Size{Columns: columns, Rows: rows}
+	}
+	kind := a.Getenv("TERM")
+	if kind == "" {
+		kind = "xterm"
+	}
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
+	sizes := make(chan guest.Size, 1)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-resized:
+				select {
+				case sizes <- size():
+				case <-done:
+					return
+				}
+			}
+		}
+	}()
+	return &rawTerminal{
+		tty: &guest.TTY{Term: kind, Size: size(), Resize: sizes},
+		restore: func() {
+			signal.Stop(resized)
+			close(done)
+			_ = term.Restore(fd, old)
+		},
+	}, nil
+}
+
+func (a *app) sshProxyCommand() *command {
+	return &command{
+		name: "ssh-proxy", hidden: true, args: "MACHINE", min: 1, max: 1, lab: true,
+		short: "connect stdin and stdout to a machine's ssh server",
+		long:  `For ssh's ProxyCommand: see "lab ssh-config".`,
+		run: func(ctx context.Context, r request) error {
+			names, err := machines(r.args)
+			if err != nil {
+				return err
+			}
+			l, err := a.existing(ctx)
+			if err != nil {
+				return err
+			}
+			conn, err := l.DialSSH(ctx, names[0])
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			go func() {
+				// ssh is gone when our stdin ends: there is nobody left to serve.
+				_, _ = io.Copy(conn, a.In)
+				if half, ok := conn.(interface{ CloseWrite() error }); ok {
+					_ = half.CloseWrite()
+				} else {
+					conn.Close()
+				}
+			}()
+			_, err = io.Copy(a.Out, conn)
+			if ctx.Err() == nil && isClosed(err) {
+				return nil
+			}
+			return err
+		},
+	}
+}

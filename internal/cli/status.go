@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/ui"
+)
+
+func (a *app) statusCommand() *command {
+	return &command{
+		name: "status", group: groupDaily, lab: true, reports: true,
+		short: "show the lab's machines",
+		long: `Shows what there is, from live facts. It never waits for another command, and
+brings the lab's supervisor back if that died.`,
+		examples: []string{
+			"lab status", "the lab of this folder",
+			"lab status --json | jq '.machines[].address'", "for a script",
+		},
+		run: func(ctx context.Context, _ request) error {
+			l, err := a.existing(ctx)
+			if err != nil {
+				return err
+			}
+			st, err := l.Status(ctx)
+			if err != nil {
+				return err
+			}
+			return a.printStatus(st)
+		},
+	}
+}
+
+// listJSON is the schema of "lab list --json".
+type listJSON struct {
+	Labs []engine.Summary `json:"labs"`
+}
+
+func (a *app) listCommand() *command {
+	return &command{
+		name: "list", aliases: []string{"ls"}, group: groupLook, reports: true,
+		short: "list all your labs",
+		long:  `Lists every lab of this user, wherever its Labfile is, from live facts.`,
+		examples: []string{
+			"lab list", "all labs",
+			"lab status --lab ID", "a closer look at one of them",
+		},
+		run: func(ctx context.Context, _ request) error {
+			h, err := a.host()
+			if err != nil {
+				return err
+			}
+			labs, err := h.List(ctx)
+			if err != nil {
+				return err
+			}
+			if a.asJSON {
+				if labs == nil {
+					labs = []engine.Summary{}
+				}
+				return ui.JSON(a.Out, listJSON{labs})
+			}
+			return ui.Labs(a.Out, labs, a.ui.ColorOut)
+		},
+	}
+}
+
+// historyJSON is the schema of "lab history --json".
+type historyJSON struct {
+	Records []ledger.Record `json:"records"`
+}
+
+func (a *app) historyCommand() *command {
+	return &command{
+		name: "history", group: groupLook, args: "[MACHINE]", max: 1, lab: true, reports: true,
+		short:    "show what happened to the lab",
+		long:     `Prints the lab's ledger, the record of everything that was done to it, oldest first.`,
+		complete: a.completeMachines,
+		examples: []string{
+			"lab history", "of the whole lab",
+			"lab history web", "of one machine",
+		},
+		run: func(ctx context.Context, r request) error {
+			names, err := machines(r.args)
+			if err != nil {
+				return err
+			}
+			l, err := a.existing(ctx)
+			if err != nil {
+				return err
+			}
+			all, err := l.History()
+			if err != nil {
+				return err
+			}
+			records := []ledger.Record{}
+			for _, rec := range all {
+				if len(names) == 0 || rec.Machine == names[0] {
+					records = append(records, rec)
+				}
+			}
+			if a.asJSON {
+				return ui.JSON(a.Out, historyJSON{records})
+			}
+			return ui.History(a.Out, records, a.ui.ColorOut)
+		},
+	}
+}

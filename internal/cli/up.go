@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/ui"
+)
+
+func (a *app) upCommand() *command {
+	return &command{
+		name: "up", group: groupDaily, args: "[MACHINE...]", max: -1, lab: true, reports: true,
+		short: "make the lab what its Labfile says",
+		long: `Creates the machines that are missing, starts those that are stopped, replaces
+those that differ from the Labfile, and waits until all are ready. Machines that
+are as wanted are left alone, so it can be repeated at any time; after an
+interruption it goes on from there. With names, only those machines and what they
+depend on. On a terminal it asks before it replaces or destroys a machine.`,
+		flags: []cli.Flag{
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and change nothing"},
+			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
+			yesFlag(),
+		},
+		complete: a.completeMachines,
+		examples: []string{
+			"lab up", "the whole lab",
+			"lab up web", "one machine and what it depends on",
+			"lab up --dry-run", "what would be done, and why",
+			"lab up --name two", "a second instance beside the first",
+			"lab up --var VERSION=1.2", "set a variable of the Labfile",
+		},
+		run: func(ctx context.Context, r request) error {
+			if r.Bool("dry-run") {
+				_, err := a.showPlan(ctx, r)
+				return err
+			}
+			return a.bring(ctx, r, (*engine.Lab).Up)
+		},
+	}
+}
+
+func (a *app) rebuildCommand() *command {
+	return &command{
+		name: "rebuild", group: groupDaily, args: "MACHINE... | --all", max: -1, lab: true, reports: true,
+		short: "replace machines by new ones, born from their box",
+		long: `Gives each of the machines a new generation: a new disk, the same name and
+address. What was on the old disk is lost.`,
+		flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "all machines of the lab"},
+			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
+			yesFlag(),
+		},
+		complete: a.completeMachines,
+		examples: []string{
+			"lab rebuild web", "one machine",
+			"lab rebuild --all", "all of them",
+		},
+		run: func(ctx context.Context, r request) error {
+			if r.Bool("all") == (len(r.args) > 0) {
+				return usage("usage: lab rebuild MACHINE... | --all", "say which machines to rebuild, or --all")
+			}
+			return a.bring(ctx, r, (*engine.Lab).Rebuild)
+		},
+	}
+}
+
+func yesFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
+}
+
+// raise is engine.Lab's Up or Rebuild.
+type raise func(*engine.Lab, context.Context, *lab.Lab, engine.UpOptions) (plan.Plan, error)
+
+// bring carries out Up or Rebuild and prints the lab's state.
+func (a *app) bring(ctx context.Context, r request, do raise) error {
+	names, err := machines(r.args)
+	if err != nil {
+		return err
+	}
+	want, l, err := a.wanted(ctx)
+	if err != nil {
+		return err
+	}
+	show := a.show()
+	opt := engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
+		Machines: names, Events: show.event, Command: a.typed,
+		Confirm: func(p plan.Plan) error { return a.confirmPlan(show, p, r.Bool("yes")) },
+	}}
+	_, err = do(l, ctx, want, opt)
+	show.close()
+	if err != nil {
+		return err
+	}
+	st, err := l.Status(ctx)
+	if err != nil {
+		return err
+	}
+	a.tellEmulation(st)
+	if a.ui.Quiet && !a.asJSON {
+		return nil
+	}
+	return a.printStatus(st)
+}
+
+// tellEmulation says once what emulation costs.
+func (a *app) tellEmulation(st engine.Status) {
+	for _, m := range st.Machines {
+		if m.Accel == "tcg" {
+			a.ui.Note("the machines are emulated in software (no KVM): they work the same, five to twenty times slower; \"lab doctor\" says why")
+			return
+		}
+	}
+}
+
+// confirmPlan shows a plan that loses disks and, on a terminal, asks.
+func (a *app) confirmPlan(show *shown, p plan.Plan, yes bool) error {
+	lost := p.Count(plan.Replace) + p.Count(plan.Destroy)
+	if lost == 0 {
+		return nil
+	}
+	show.pause()
+	if !a.ui.Quiet {
+		if err := ui.Plan(a.Err, p, a.ui.ColorErr); err != nil {
+			return err
+		}
+	}
+	if yes || !a.interactive() {
+		return nil
+	}
+	return a.ask("The disks of the machines that go are lost. Go on?")
+}
+
+// interactive reports whether somebody can be asked.
+func (a *app) interactive() bool {
+	f, ok := a.In.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && a.ui.Size != nil
+}
+
+// ask returns nil if the user says yes, and errDeclined otherwise.
+func (a *app) ask(question string) error {
+	fmt.Fprintf(a.Err, "%s [y/N] ", question)
+	line, err := bufio.NewReader(io.LimitReader(a.In, 1024)).ReadString('\n')
+	if err != nil && line == "" {
+		fmt.Fprintln(a.Err)
+		return errDeclined
+	}
+	switch strings.ToLower(strings.TrimSpace(line)) {
+	case "y", "yes":
+		return nil
+	}
+	return errDeclined
+}
+
+// shown is the progress of one operation. It can pause for a question.
+type shown struct {
+	ui *ui.UI
+	p  ui.Progress
+}
+
+func (a *app) show() *shown { return &shown{ui: a.ui} }
+
+// event is called by the engine, one call at a time.
+func (s *shown) event(e engine.Event) {
+	if s.p == nil {
+		s.p = s.ui.Progress()
+	}
+	s.p.Event(e)
+}
+
+func (s *shown) pause() { s.close() }
+
+func (s *shown) close() {
+	if s.p != nil {
+		s.p.Close()
+		s.p = nil
+	}
+}
+
+// printStatus prints the state of a lab as the answer.
+func (a *app) printStatus(st engine.Status) error {
+	if a.asJSON {
+		return ui.JSON(a.Out, st)
+	}
+	return ui.Status(a.Out, st, time.Now(), a.ui.ColorOut)
+}

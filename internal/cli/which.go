@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/labfile"
+	"github.com/labfile/lab/internal/ui"
+)
+
+// setting returns the value of a flag, else of the environment variable that
+// stands for it.
+func (a *app) setting(flag, env string) string {
+	if v := a.set.string(flag); v != "" {
+		return v
+	}
+	return a.Getenv(env)
+}
+
+// labfilePath returns the absolute path of the Labfile that is meant.
+func (a *app) labfilePath() (string, error) {
+	dir, err := a.Dir()
+	if err != nil {
+		return "", err
+	}
+	path := a.setting("file", "LAB_FILE")
+	if path == "" {
+		return labfile.Find(dir)
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		return labfile.Find(path)
+	}
+	return path, nil
+}
+
+// vars returns the variables that were set by --var.
+func (a *app) vars() (map[string]string, error) {
+	vars := map[string]string{}
+	for _, v := range a.set["var"] {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok || name == "" {
+			return nil, usage("write --var NAME=VALUE", "--var needs a name and a value, got %q", v)
+		}
+		vars[name] = value
+	}
+	return vars, nil
+}
+
+// load reads the Labfile at path.
+func (a *app) load(path string) (*lab.Lab, error) {
+	vars, err := a.vars()
+	if err != nil {
+		return nil, err
+	}
+	want, err := labfile.Load(path, labfile.Options{
+		Vars: vars, Name: a.setting("name", "LAB_NAME"),
+		LookupEnv: func(name string) (string, bool) {
+			v := a.Getenv(name)
+			return v, v != ""
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if p := a.setting("provider", "LAB_PROVIDER"); p != "" {
+		want.Provider = p
+	}
+	return want, nil
+}
+
+// wanted returns what the Labfile says and the lab that it is about. With --lab
+// the Labfile is the one that the lab was made from.
+func (a *app) wanted(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
+	h, err := a.host()
+	if err != nil {
+		return nil, nil, err
+	}
+	if id := a.set.string("lab"); id != "" {
+		l, err := a.byID(ctx, h, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		st, err := l.Status(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		a.set["name"] = []string{st.Name}
+		want, err := a.load(st.Labfile)
+		delete(a.set, "name")
+		return want, l, err
+	}
+	path, err := a.labfilePath()
+	if err != nil {
+		return nil, nil, err
+	}
+	want, err := a.load(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	return want, h.Lab(lab.NewID(want.Name, want.File)), nil
+}
+
+// existing returns the lab that is meant, for commands that need no Labfile. When
+// there is none, or none that can be read, the lab is found by the folder it
+// was made in: a lab must be usable, and above all removable, without its
+// Labfile.
+func (a *app) existing(ctx context.Context) (*engine.Lab, error) {
+	h, err := a.host()
+	if err != nil {
+		return nil, err
+	}
+	if id := a.set.string("lab"); id != "" {
+		return a.byID(ctx, h, id)
+	}
+	path, err := a.labfilePath()
+	dir := ""
+	if err == nil {
+		var want *lab.Lab
+		if want, err = a.load(path); err == nil {
+			return h.Lab(lab.NewID(want.Name, want.File)), nil
+		}
+		dir = filepath.Dir(path)
+	}
+	var bad *labfile.Problems
+	if !errors.As(err, &bad) && !errors.Is(err, labfile.ErrNotFound) && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	id, found := a.byDir(h, dir)
+	if !found {
+		return nil, err
+	}
+	a.ui.Note("the Labfile is missing or cannot be read: this is about lab %s, which was made from it", id)
+	return h.Lab(id), nil
+}
+
+// byDir finds the one lab whose Labfile stood in dir or, if dir is empty, in the
+// working directory or above. --name chooses among several.
+func (a *app) byDir(h *engine.Host, dir string) (lab.ID, bool) {
+	up := dir == ""
+	if up {
+		var err error
+		if dir, err = a.Dir(); err != nil {
+			return "", false
+		}
+	}
+	for {
+		ids, err := h.FindByDir(dir)
+		if err != nil {
+			return "", false
+		}
+		if name := a.setting("name", "LAB_NAME"); name != "" {
+			ids = slices.DeleteFunc(ids, func(id lab.ID) bool { return !strings.HasPrefix(string(id), name+"-") })
+		}
+		if len(ids) == 1 {
+			return ids[0], true
+		}
+		if parent := filepath.Dir(dir); up && len(ids) == 0 && parent != dir {
+			dir = parent
+			continue
+		}
+		return "", false
+	}
+}
+
+// byID returns the lab called id, which must exist. An unambiguous beginning is
+// enough.
+func (a *app) byID(ctx context.Context, h *engine.Host, id string) (*engine.Lab, error) {
+	if !lab.ValidLabel(id) {
+		return nil, usage("\"lab list\" shows the labs there are", "%q is no lab's ID", ui.Clean(id))
+	}
+	labs, err := h.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var match []lab.ID
+	for _, s := range labs {
+		if string(s.ID) == id {
+			return h.Lab(s.ID), nil
+		}
+		if strings.HasPrefix(string(s.ID), id) {
+			match = append(match, s.ID)
+		}
+	}
+	switch len(match) {
+	case 1:
+		return h.Lab(match[0]), nil
+	case 0:
+		// Leftovers of a lab that List does not show can still be destroyed.
+		return h.Lab(lab.ID(id)), nil
+	}
+	return nil, usage("\"lab list\" shows the labs there are", "%q is the beginning of several labs' IDs", id)
+}
+
+// machines turns arguments into names of machines.
+func machines(args []string) ([]lab.Name, error) {
+	var names []lab.Name
+	for _, arg := range args {
+		if !lab.ValidLabel(arg) {
+			return nil, usage("names of machines are lower-case letters, digits and dashes", "%q is no name of a machine", ui.Clean(arg))
+		}
+		if n := lab.Name(arg); !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ui
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/providers"
+)
+
+// stateColor is the colour of a machine's state.
+func stateColor(state engine.MachineState) Color {
+	switch state {
+	case engine.StateReady:
+		return Green
+	case engine.StateFailed, engine.StateExited, engine.StateBroken, engine.StateMissing:
+		return Red
+	case engine.StateStarting:
+		return Yellow
+	}
+	return Plain
+}
+
+// Status prints a lab's machines. now is what uptimes are counted to.
+func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
+	fmt.Fprintf(w, "lab %s (%s)\n", s.ID, s.Provider)
+	if len(s.Machines) == 0 {
+		_, err := fmt.Fprintln(w, "no machines")
+		return err
+	}
+	fmt.Fprintln(w)
+	var t Table
+	t.Row("NAME", "GEN", "STATE", "ADDRESS", "PORTS", "BOX", "CPUS", "MEMORY", "DISK", "UPTIME")
+	for _, m := range s.Machines {
+		var ports []string
+		for _, p := range m.Ports {
+			ports = append(ports, fmt.Sprintf("%d->%d", p.Host, p.Guest))
+		}
+		gen, cpus, memory, disk, uptime := "", "", "", "", ""
+		if m.Generation > 0 {
+			gen = strconv.Itoa(m.Generation)
+		}
+		if m.CPUs > 0 {
+			cpus = strconv.Itoa(m.CPUs)
+		}
+		if m.Memory > 0 {
+			memory = m.Memory.String()
+		}
+		if m.DiskUsed > 0 {
+			disk = Size(int64(m.DiskUsed))
+		}
+		if m.Running != nil {
+			uptime = elapsed(now.Sub(*m.Running))
+		}
+		t.Row(string(m.Name), gen, string(m.State), m.Address, strings.Join(ports, " "), m.Box, cpus, memory, disk, uptime)
+		t.Paint(2, stateColor(m.State))
+	}
+	if err := t.Write(w, color); err != nil {
+		return err
+	}
+	gap := "\n"
+	for _, m := range s.Machines {
+		if m.Reason == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s%s: %s\n", gap, m.Name, Clean(m.Reason)); err != nil {
+			return err
+		}
+		gap = ""
+	}
+	return nil
+}
+
+// Labs prints the labs of the user.
+func Labs(w io.Writer, labs []engine.Summary, color bool) error {
+	if len(labs) == 0 {
+		_, err := fmt.Fprintln(w, "no labs")
+		return err
+	}
+	var t Table
+	t.Row("LAB", "MACHINES", "RUNNING", "READY", "PROVIDER", "LABFILE", "NOTE")
+	for _, s := range labs {
+		note := s.Problem
+		if note == "" && s.LabfileGone {
+			note = "the Labfile is gone"
+		}
+		t.Row(string(s.ID), strconv.Itoa(s.Machines), strconv.Itoa(s.Running), strconv.Itoa(s.Ready), s.Provider, s.Labfile, note)
+		t.Paint(6, Yellow)
+	}
+	return t.Write(w, color)
+}
+
+// History prints the ledger, oldest record first, in local time.
+func History(w io.Writer, records []ledger.Record, color bool) error {
+	var t Table
+	t.Row("TIME", "MACHINE", "WHAT", "COMMAND")
+	for _, r := range records {
+		t.Row(r.Time.Local().Format(time.DateTime), machineOf(r), r.Summary(), r.Command)
+		t.Paint(0, Dim)
+		t.Paint(3, Dim)
+	}
+	return t.Write(w, color)
+}
+
+func machineOf(r ledger.Record) string {
+	if r.Machine == "" || r.Generation == 0 {
+		return string(r.Machine)
+	}
+	return fmt.Sprintf("%s@%d", r.Machine, r.Generation)
+}
+
+// Findings prints what lab needs of the host and what it found.
+func Findings(w io.Writer, findings []providers.Finding, color bool) error {
+	var b strings.Builder
+	wide := 0
+	for _, f := range findings {
+		wide = max(wide, width(f.Topic))
+	}
+	errors, warnings := 0, 0
+	for _, f := range findings {
+		c := Green
+		switch f.Level {
+		case providers.LevelError:
+			c, errors = Red, errors+1
+		case providers.LevelWarning:
+			c, warnings = Yellow, warnings+1
+		}
+		fmt.Fprintf(&b, "%s  %s  %s\n", c.paint(pad(string(f.Level), len(providers.LevelWarning)), color),
+			pad(Clean(f.Topic), wide), Clean(f.Detail))
+		if f.Cure != "" {
+			fmt.Fprintf(&b, "%s  -> %s\n", strings.Repeat(" ", len(providers.LevelWarning)+2+wide), Clean(f.Cure))
+		}
+	}
+	b.WriteByte('\n')
+	switch {
+	case errors > 0:
+		fmt.Fprintf(&b, "%s: machines cannot run here yet.\n", count(errors, "problem"))
+	case warnings > 0:
+		fmt.Fprintf(&b, "Machines can run here; %s above.\n", count(warnings, "warning"))
+	default:
+		b.WriteString("Machines can run here.\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// Garbage prints what gc removed, or would remove.
+func Garbage(w io.Writer, found []engine.Garbage, dry bool) error {
+	if len(found) == 0 {
+		_, err := fmt.Fprintln(w, "nothing to remove")
+		return err
+	}
+	var t Table
+	t.Row("KIND", "NAME", "SIZE", "WHY")
+	var total int64
+	for _, g := range found {
+		size := ""
+		if g.Bytes > 0 {
+			size = Size(int64(g.Bytes))
+		}
+		total += int64(g.Bytes)
+		t.Row(g.Kind, g.Name, size, g.Why)
+	}
+	if err := t.Write(w, false); err != nil {
+		return err
+	}
+	verb := "removed"
+	if dry {
+		verb = "would be removed"
+	}
+	_, err := fmt.Fprintf(w, "\n%s %s, %s\n", count(len(found), "thing"), verb, Size(total))
+	return err
+}
+
+// LockChanges prints how the lock file moved.
+func LockChanges(w io.Writer, changes []engine.LockChange) error {
+	if len(changes) == 0 {
+		_, err := fmt.Fprintln(w, "the lock file is up to date")
+		return err
+	}
+	var t Table
+	t.Row("BOX", "FROM", "OLD", "NEW")
+	for _, c := range changes {
+		t.Row(c.Box, c.From, ShortDigest(c.Old), ShortDigest(c.New))
+	}
+	return t.Write(w, false)
+}
+
+// ShortDigest shortens "sha256:<64 hex digits>" to what tells boxes apart.
+func ShortDigest(d string) string {
+	_, hex, found := strings.Cut(d, ":")
+	if !found || len(hex) < 12 {
+		return d
+	}
+	return hex[:12]
+}
