@@ -1,6 +1,6 @@
 module github.com/labfile/lab
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/containers/gvisor-tap-vsock v0.8.9
