@@ -85,7 +85,9 @@ func Duration(d time.Duration) string {
 	case d < time.Hour-500*time.Millisecond:
 		d = d.Round(time.Second)
 		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
-	case d < 24*time.Hour:
+	}
+	d = d.Round(time.Second)
+	if d < 24*time.Hour {
 		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
 	}
 	return fmt.Sprintf("%dd%02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
