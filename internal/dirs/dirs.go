@@ -112,6 +112,9 @@ func (d Dirs) Generation(g lab.Generation) string {
 	return filepath.Join(d.Machines(g.Lab), string(g.Machine), strconv.Itoa(g.Number))
 }
 
+// SupervisorLog is what the lab's supervisors said.
+func (d Dirs) SupervisorLog(id lab.ID) string { return filepath.Join(d.Lab(id), "supervisor.log") }
+
 // RunLab holds the sockets and locks of one lab.
 func (d Dirs) RunLab(id lab.ID) string { return filepath.Join(d.Run, string(id)) }
 
