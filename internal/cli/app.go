@@ -27,7 +27,7 @@ type Config struct {
 	Getenv   func(string) string
 	Dir      func() (string, error) // the working directory
 	Program  string                 // absolute path of this program, for ssh's ProxyCommand
-	Version  Version
+	Version  func() Version
 
 	// Host opens what all labs of the user share.
 	Host func(*slog.Logger) (*engine.Host, error)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -219,18 +220,15 @@ interrupted download goes on where it was.`,
 			if err != nil {
 				return err
 			}
-			if !strings.Contains(from, "/") && !strings.Contains(from, ":") {
+			if !strings.Contains(from, "://") && !filepath.IsAbs(from) && !strings.HasPrefix(from, "~/") {
 				from = "./" + from // here a bare word is a file, not the name of a box
 			}
 			show := a.show()
 			res, err := b.Resolver.Resolve(ctx, source.Request{
-				Ref: from, Checksum: r.String("checksum"), BaseDir: dir, Progress: boxProgress(show, name),
+				Ref: from, Name: name, Checksum: r.String("checksum"), BaseDir: dir, Progress: boxProgress(show, name),
 			})
 			show.close()
 			if err != nil {
-				return err
-			}
-			if err := b.Store.Tag(ctx, res.Box.Digest.String(), name); err != nil {
 				return err
 			}
 			if r.String("checksum") == "" {

@@ -75,11 +75,14 @@ target is a folder, or ends in a slash, sources go into it.`,
 			defer client.Close()
 			show := a.show()
 			defer show.close()
-			opt := guest.CopyOptions{Progress: func(path string, done, total int64) {
-				show.event(engine.Event{
-					Time: time.Now(), Machine: machine, Stage: "copy", Text: fmt.Sprintf("copying %s", path), Done: done, Total: total,
-				})
-			}}
+			var opt guest.CopyOptions
+			if a.ui.Size != nil { // a log is no place for every file's name
+				opt.Progress = func(path string, done, total int64) {
+					show.event(engine.Event{
+						Time: time.Now(), Machine: machine, Stage: "copy", Text: fmt.Sprintf("copying %s", path), Done: done, Total: total,
+					})
+				}
+			}
 			if from != "" {
 				return client.Download(ctx, sources, target.path, opt)
 			}

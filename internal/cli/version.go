@@ -15,7 +15,7 @@ func (a *app) versionCommand() *command {
 		short:    "print the version",
 		examples: []string{"lab version --json", "for a program"},
 		run: func(context.Context, request) error {
-			v := a.Version
+			v := a.Version()
 			if a.asJSON {
 				return ui.JSON(a.Out, v)
 			}

@@ -5,6 +5,7 @@ package ui
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -188,5 +189,17 @@ func bar(done, total int64) string {
 	if full < barWidth {
 		inner += ">"
 	}
-	return fmt.Sprintf("[%s] %3d%%  %s of %s", pad(inner, barWidth), int(100*float64(done)/float64(total)), Size(done), Size(total))
+	return fmt.Sprintf("[%s] %3d%%  %s of %s", pad(inner, barWidth), int(100*float64(done)/float64(total)), amount(done, total), amount(total, total))
 }
+
+// amount renders a part of total: bytes, or steps if they are few.
+func amount(n, total int64) string {
+	if total < fewSteps {
+		return strconv.FormatInt(n, 10)
+	}
+	return Size(n)
+}
+
+// fewSteps is what tells steps from bytes: nothing that is counted in bytes and
+// worth a bar is as small.
+const fewSteps = 16 << 10

@@ -151,7 +151,7 @@ func (p *plainProgress) Event(e engine.Event) {
 	}
 	p.last[subject(e)] = now
 	if e.Total > 0 && !ends(e) {
-		text += fmt.Sprintf(" %d%% (%s of %s)", 10*now.tenth, Size(e.Done), Size(e.Total))
+		text += fmt.Sprintf(" %d%% (%s of %s)", 10*now.tenth, amount(e.Done, e.Total), amount(e.Total, e.Total))
 	}
 	if e.Took > 0 {
 		text += " (" + Duration(e.Took) + ")"
