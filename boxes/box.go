@@ -6,6 +6,7 @@ package boxes
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -75,6 +76,19 @@ type Entry struct {
 	// not nil, only Digest, Names and Origin are set.
 	Damage error
 }
+
+// DigestError says that content is another than was promised. It wraps ErrDigest.
+type DigestError struct {
+	What      string // "checksum", of a disk as a file, or "box"
+	Got, Want digest.Digest
+}
+
+func (e *DigestError) Error() string {
+	return fmt.Sprintf("%v: the %s is %s, expected %s", ErrDigest, e.What, e.Got, e.Want)
+}
+
+// Unwrap makes errors.Is(err, ErrDigest) hold.
+func (e *DigestError) Unwrap() error { return ErrDigest }
 
 // DamagedError says that a file of the store is not what it should be. It wraps
 // ErrDigest.

@@ -35,7 +35,7 @@ type copier struct {
 }
 
 // copy copies src to the new file dst, durably, and returns the digest and size
-// of the copy. ErrDigest if checksum is neither empty nor that of the copy.
+// of the copy. A *DigestError if checksum is neither empty nor that of the copy.
 func (c *copier) copy(ctx context.Context, dst string, src *os.File, checksum digest.Digest) (digest.Digest, int64, error) {
 	var sums []hash.Hash
 	sum := sha256.New()
@@ -56,7 +56,7 @@ func (c *copier) copy(ctx context.Context, dst string, src *os.File, checksum di
 	}
 	if checksum != "" {
 		if got := digest.NewDigest(checksum.Algorithm(), check); got != checksum {
-			return "", 0, fmt.Errorf("%w: the checksum is %s, expected %s", ErrDigest, got, checksum)
+			return "", 0, &DigestError{What: "checksum", Got: got, Want: checksum}
 		}
 	}
 	return digest.NewDigest(digest.SHA256, sum), size, nil

@@ -43,7 +43,7 @@ type Ingredients struct {
 
 // Ingest makes a box and gives it the names. The disk is inspected first, and
 // refused with ErrUnsafe unless it stands on its own. A box whose digests are not
-// those expected is refused with ErrDigest. After an error, the end of ctx
+// those expected is refused with a *DigestError. After an error, the end of ctx
 // included, the store is as it was before.
 //
 // Equal ingredients make equal boxes: their content is kept once. Ingesting a
@@ -64,7 +64,7 @@ func (s *Store) Ingest(ctx context.Context, in Ingredients, names ...string) (Bo
 		return Box{}, err
 	}
 	if in.Expect != "" && in.Expect != desc.Digest {
-		return Box{}, fmt.Errorf("adding box: %w: the box is %s, expected %s", ErrDigest, desc.Digest, in.Expect)
+		return Box{}, fmt.Errorf("adding box: %w", &DigestError{What: "box", Got: desc.Digest, Want: in.Expect})
 	}
 	err = s.locked(ctx, func() error {
 		records, err := s.readIndex()
