@@ -357,7 +357,7 @@ func unknownFlag(c *command, flags []cli.Flag, word string) error {
 
 // nearest returns the name that word was probably meant to be, or nothing.
 func nearest(word string, names []string) string {
-	best, at := "", max(1, len(word)/3)+1
+	best, at := "", min((len(word)+2)/3+1, len(word))
 	for _, n := range names {
 		if d := distance(word, n); d < at {
 			best, at = n, d

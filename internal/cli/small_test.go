@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/labfile/lab/internal/engine"
+)
+
+func TestPlaceOf(t *testing.T) {
+	for in, want := range map[string]place{
+		"web:/srv": {"web", "/srv"}, "web:": {"web", "."}, "web:a:b": {"web", "a:b"}, "file": {"", "file"},
+		"./web:a": {"", "./web:a"}, "/tmp/web:a": {"", "/tmp/web:a"}, "Web:a": {"", "Web:a"}, ":a": {"", ":a"},
+	} {
+		if got := placeOf(in); got != want {
+			t.Errorf("placeOf(%q) = %+v, want %+v", in, got, want)
+		}
+	}
+}
+
+func TestLabelFrom(t *testing.T) {
+	for in, want := range map[string]string{
+		"shop": "shop", "My Shop": "my-shop", "--": "lab", "": "lab", "/": "lab", "été": "t",
+		strings.Repeat("x", 80): strings.Repeat("x", 30),
+	} {
+		if got := labelFrom(in); got != want {
+			t.Errorf("labelFrom(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		n    int
+		want string
+	}{
+		{"a\nb\nc\n", 2, "b\nc\n"}, {"a\nb\nc", 2, "b\nc"}, {"a\n", 5, "a\n"}, {"", 3, ""}, {"a\nb\n", 0, ""},
+	} {
+		if got := string(lastLines([]byte(tc.in), tc.n)); got != tc.want {
+			t.Errorf("lastLines(%q, %d) = %q, want %q", tc.in, tc.n, got, tc.want)
+		}
+	}
+}
+
+func TestCleanerShowsControlCharacters(t *testing.T) {
+	var b bytes.Buffer
+	c := &cleaner{w: &b}
+	for _, s := range []string{"[\x1b[0;32m  OK  \x1b[0m] Started\r\nbe", "ep\x07\n", "rest\x1b[2J"} {
+		if _, err := io.WriteString(c, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := "[  OK  ] Started\nbeep\\x07\nrest\\x1b[2J\n"
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBridgeEndsAtTheEscapeKey(t *testing.T) {
+	ours, theirs := net.Pipe()
+	typed, keys := io.Pipe()
+	var out bytes.Buffer
+	ended := make(chan error, 1)
+	go func() { ended <- bridge(context.Background(), typed, &out, ours) }()
+	go func() { _, _ = io.WriteString(keys, "ls\n\x1dnever sent") }()
+	got := make([]byte, 3)
+	if _, err := io.ReadFull(theirs, got); err != nil || string(got) != "ls\n" {
+		t.Fatalf("the console got %q, %v", got, err)
+	}
+	// What is behind the key is not sent; an empty write may stand for it.
+	go func() { _, _ = io.Copy(io.Discard, theirs) }()
+	if err := <-ended; err != nil {
+		t.Errorf("bridge returned %v", err)
+	}
+}
+
+func TestSSHConfig(t *testing.T) {
+	a := testApp()
+	a.Program = "/opt/my lab/lab"
+	got := a.sshConfig("shop-1f3a9c2b", []engine.SSHHost{{
+		Name: "web", User: "root", KeyFile: "/data/100%/id_ed25519", KnownHostsFile: "/data/100%/known_hosts",
+		HostKeyAlias: "web.shop-1f3a9c2b.lab.internal",
+	}})
+	want := `# machines of lab shop-1f3a9c2b, written by "lab ssh-config"
+
+Host web web.shop-1f3a9c2b
+  HostName web
+  User root
+  IdentityFile "/data/100%%/id_ed25519"
+  IdentitiesOnly yes
+  HostKeyAlias web.shop-1f3a9c2b.lab.internal
+  UserKnownHostsFile "/data/100%%/known_hosts"
+  GlobalKnownHostsFile /dev/null
+  StrictHostKeyChecking yes
+  PreferredAuthentications publickey
+  ProxyCommand '/opt/my lab/lab' ssh-proxy --lab shop-1f3a9c2b web
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
