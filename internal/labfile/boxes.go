@@ -162,10 +162,6 @@ func (c *converter) box(name text) lab.Box {
 	if b, ok := c.boxes[name.value]; ok {
 		return b
 	}
-	if c.full() {
-		c.more++
-		return lab.Box{}
-	}
 	if err := checkReference(name.value); err != nil {
 		c.add(name.place, "%v", err)
 		return lab.Box{}
@@ -179,6 +175,9 @@ func (c *converter) box(name text) lab.Box {
 
 // suggestBox returns the end of a message about a box that is not there.
 func (c *converter) suggestBox(name string) string {
+	if c.full() {
+		return "" // nobody will read it
+	}
 	if _, ok := builtins()["builtin/"+name]; ok {
 		return fmt.Sprintf("; did you mean %q?", "builtin/"+name)
 	}

@@ -19,6 +19,10 @@ const (
 	defaultInterval = 250 * time.Millisecond
 )
 
+// maxPattern is the length in bytes of the longest console pattern: a long one can
+// compile to very much.
+const maxPattern = 1000
+
 // check returns the readiness check that an item of ready stands for; false if
 // there was a problem with it, which has been noted.
 func (c *converter) check(e *check) (lab.Check, bool) {
@@ -71,7 +75,9 @@ func (c *converter) check(e *check) (lab.Check, bool) {
 	case lab.CheckConsole:
 		m := e.Console.Match
 		out.Pattern = m.value
-		if _, err := regexp.Compile(m.value); err != nil {
+		if len(m.value) > maxPattern {
+			c.add(m.place, "the regular expression is longer than %d bytes", maxPattern)
+		} else if _, err := regexp.Compile(m.value); err != nil {
 			var bad *syntax.Error
 			if errors.As(err, &bad) {
 				c.add(m.place, "not a regular expression: %s: %q", bad.Code, shorten(bad.Expr))

@@ -5,6 +5,7 @@ package labfile
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -152,7 +153,11 @@ func (d *decoder) object(n *yaml.Node, at place, into any, tag reflect.StructTag
 		}
 	}
 	if n.Kind != yaml.MappingNode {
-		d.add(at, "wants %s, not %s", keysOf(fields), describe(n))
+		d.add(at, "wants %s, not %s", wanted(fields), describe(n))
+		return
+	}
+	if len(n.Content) == 0 && !needy(fields) && tag.Get("empty") != "ok" {
+		d.add(at, "is empty; it wants %s", wanted(fields))
 		return
 	}
 	seen := d.mapping(n, at, func(key string, keyAt place, value *yaml.Node) {
@@ -240,12 +245,23 @@ func namesOf(fields []field) []string {
 	return names
 }
 
-// keysOf says what a mapping with these keys is: "a mapping with the keys a, b".
-func keysOf(fields []field) string {
-	if len(fields) == 1 {
-		return "a mapping with the key " + fields[0].name
+// needy reports whether a mapping with these keys requires some of them.
+func needy(fields []field) bool {
+	return slices.ContainsFunc(fields, func(f field) bool { return f.tag.Get("need") != "" })
+}
+
+// wanted says what a mapping with these keys is like.
+func wanted(fields []field) string {
+	if !needy(fields) {
+		return "a mapping with one of the keys " + strings.Join(namesOf(fields), ", ")
 	}
-	return "a mapping with the keys " + strings.Join(namesOf(fields), ", ")
+	var example []string
+	for _, f := range fields {
+		if need := f.tag.Get("need"); need != "" {
+			example = append(example, f.name+": "+need)
+		}
+	}
+	return fmt.Sprintf("a mapping, such as {%s}", strings.Join(example, ", "))
 }
 
 // suggestKey returns the end of a message about an unknown key.

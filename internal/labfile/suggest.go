@@ -21,7 +21,7 @@ func nearest(word string, candidates []string) string {
 		if len(c) > maxSuggest {
 			continue
 		}
-		if d := distance(strings.ToLower(word), c); d < least {
+		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < least {
 			best, least = c, d
 		}
 	}

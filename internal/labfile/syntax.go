@@ -44,10 +44,16 @@ func parseYAML(r *report, data []byte) *yaml.Node {
 	return nil
 }
 
-// readable notes bytes that YAML text cannot have (YAML 1.2, section 5.1), and
-// the markers that an unfinished merge leaves behind.
+// maxSeparators bounds how many characters a file may have that can make YAML
+// nodes, each of which takes some hundred times the memory of its text.
+const maxSeparators = 1 << 17
+
+// readable notes bytes that YAML text cannot have (YAML 1.2, section 5.1),
+// the markers that an unfinished merge leaves behind, and more structure than any
+// Labfile has.
 func readable(r *report, data []byte) bool {
 	line, column := 1, 1
+	separators := 0
 	for i := 0; i < len(data); {
 		c, size := utf8.DecodeRune(data[i:])
 		at := place{line: line, column: column}
@@ -63,6 +69,12 @@ func readable(r *report, data []byte) bool {
 		case column == 1 && (bytes.HasPrefix(data[i:], []byte("<<<<<<< ")) || bytes.HasPrefix(data[i:], []byte(">>>>>>> "))):
 			r.add(at, "an unfinished merge; resolve the conflict first")
 			return false
+		}
+		if strings.ContainsRune(",:-?[{", c) {
+			if separators++; separators > maxSeparators {
+				r.add(at, "too much structure for one file: more than %d of the characters , : - ? [ {", maxSeparators)
+				return false
+			}
 		}
 		i += size
 		column++
@@ -83,9 +95,17 @@ func syntaxProblem(r *report, data []byte, err error) {
 		r.add(place{line: line, column: column}, "a tab; YAML is indented with spaces only")
 		return
 	}
+	if first := strings.TrimSpace(after(data, at)); strings.Contains(le.Message, "cannot start any token") && first != "" {
+		r.add(at, "not YAML: a value cannot begin with %q; quote it", []rune(first)[0])
+		return
+	}
 	message := "not YAML: " + le.Message
 	if le.ContextMsg != "" {
 		message += " " + le.ContextMsg
+	}
+	if strings.HasPrefix(le.Message, "did not find expected ','") && strings.Contains(lineOf(data, at.line), "${") {
+		r.add(at, "%s; quote a value that holds \"${\" inside of { } or [ ]", message)
+		return
 	}
 	if le.ContextMark.Line > 0 && le.ContextMark.Line != le.Mark.Line {
 		r.add(at, "%s that begins on line %d", message, le.ContextMark.Line)
@@ -95,6 +115,21 @@ func syntaxProblem(r *report, data []byte, err error) {
 		message += "; quote a value that holds \": \""
 	}
 	r.add(at, "%s", message)
+}
+
+// after returns what follows a place on its line.
+func after(data []byte, at place) string {
+	text := []rune(lineOf(data, at.line))
+	return string(text[min(at.column-1, len(text)):])
+}
+
+// lineOf returns the numbered line, or "" if there is none.
+func lineOf(data []byte, number int) string {
+	lines := bytes.SplitN(data, []byte("\n"), number+1)
+	if number > len(lines) {
+		return ""
+	}
+	return string(lines[number-1])
 }
 
 // leadingTab finds a tab in the indentation of the numbered line, or of the one
