@@ -151,7 +151,7 @@ func TestCommandsAreComplete(t *testing.T) {
 func TestNearest(t *testing.T) {
 	names := []string{"up", "status", "destroy", "web-1", "web-2", "q"}
 	for in, want := range map[string]string{
-		"pu": "up", "statsu": "status", "web1": "web-1", "web3": "web-1", "dest": "destroy", "xyz": "", "u": "up", "": "",
+		"pu": "up", "statsu": "status", "web1": "web-1", "web3": "web-1", "dest": "destroy", "xyz": "", "u": "", "": "",
 	} {
 		if got := nearest(in, names); got != want {
 			t.Errorf("nearest(%q) = %q, want %q", in, got, want)

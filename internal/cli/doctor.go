@@ -4,9 +4,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/labfile/lab/boxes/build"
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/ui"
 	"github.com/labfile/lab/providers"
@@ -49,6 +51,7 @@ cures what is missing. Exit code 5 if machines cannot run.`,
 			if err != nil {
 				return err
 			}
+			findings = append(findings, builds(ctx))
 			out := doctorJSON{Provider: provider, Capable: true, Findings: []findingJSON{}}
 			for _, f := range findings {
 				out.Capable = out.Capable && f.Level != providers.LevelError
@@ -65,4 +68,20 @@ cures what is missing. Exit code 5 if machines cannot run.`,
 			return err
 		},
 	}
+}
+
+// builds says whether the built-in boxes can be built here. Other boxes work all
+// the same, so it is no error if not.
+func builds(ctx context.Context) providers.Finding {
+	f := providers.Finding{Topic: "built-in boxes", Level: providers.LevelOK, Detail: "can be built here"}
+	err := build.Check(ctx)
+	if err == nil {
+		return f
+	}
+	f.Level, f.Detail, f.Cure = providers.LevelWarning, err.Error(), build.Alternatives
+	var lacks *build.IncapableError
+	if errors.As(err, &lacks) && lacks.Cure != "" {
+		f.Cure = lacks.Cure
+	}
+	return f
 }

@@ -21,7 +21,7 @@ func (a *app) initCommand() *command {
 	return &command{
 		name: "init", group: groupDaily, args: "[FOLDER]", max: 1,
 		short: "write a Labfile to start from",
-		long:  `Writes a commented Labfile into the folder, which is made if need be. A
+		long: `Writes a commented Labfile into the folder, which is made if need be. A
 Labfile that is there already is left alone.`,
 		flags: []cli.Flag{&cli.StringFlag{Name: "name", Usage: "call the lab `NAME` (default: the folder's name)"}},
 		examples: []string{

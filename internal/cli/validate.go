@@ -30,7 +30,7 @@ func (a *app) validateCommand() *command {
 	return &command{
 		name: "validate", group: groupLook, lab: true, reports: true,
 		short: "check a Labfile and report every problem at once",
-		long:  `Reads the Labfile and says what is wrong with it, by line and column. It
+		long: `Reads the Labfile and says what is wrong with it, by line and column. It
 looks at nothing else. Exit code 3 if there are problems.`,
 		examples: []string{
 			"lab validate", "the Labfile of this folder",
