@@ -95,8 +95,10 @@ func TestIngest(t *testing.T) {
 	created := time.Date(2024, 5, 6, 7, 8, 9, 10, time.FixedZone("", 3600))
 	var progress [][2]int64
 	in := boxes.Ingredients{
-		Config: boxes.Config{Architecture: "amd64", Created: created, Append: "quiet", User: "root", Agent: true,
-			MinMemory: 64 << 20, Packages: []string{"busybox=1.35"}},
+		Config: boxes.Config{
+			Architecture: "amd64", Created: created, Append: "quiet", User: "root", Agent: true,
+			MinMemory: 64 << 20, Packages: []string{"busybox=1.35"},
+		},
 		Disk: write(t, rawDisk("d")), Kernel: write(t, "kernel"), Initrd: write(t, "initrd!"),
 		Origin:   "builtin/tiny",
 		Progress: func(done, total int64) { progress = append(progress, [2]int64{done, total}) },
@@ -170,8 +172,10 @@ func TestSameContentSameDigest(t *testing.T) {
 	if diff := cmp.Diff(before, files(t, one.Dir())); diff != "" {
 		t.Errorf("adding a box again changed the store (-before +after)\n%s", diff)
 	}
-	c, err := two.Ingest(t.Context(), boxes.Ingredients{Config: boxes.Config{Architecture: "amd64"},
-		Disk: write(t, rawDisk("x")), Move: true, Origin: "elsewhere"}, "second")
+	c, err := two.Ingest(t.Context(), boxes.Ingredients{
+		Config: boxes.Config{Architecture: "amd64"},
+		Disk:   write(t, rawDisk("x")), Move: true, Origin: "elsewhere",
+	}, "second")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,10 +214,14 @@ func TestIngestRefuses(t *testing.T) {
 		{name: "directory", in: boxes.Ingredients{Disk: dir}, wants: "adding disk: " + dir + " is not a regular file"},
 		{name: "pipe", in: boxes.Ingredients{Disk: fifo}, wants: "adding disk: " + fifo + " is not a regular file"},
 		{name: "unsafe", in: boxes.Ingredients{Disk: write(t, "KDMV"+disk)}, is: boxes.ErrUnsafe, wants: "the file is a VMware disk (VMDK), not a qcow2 or raw disk"},
-		{name: "wrong sha256", in: boxes.Ingredients{Disk: good, Checksum: wrong}, is: boxes.ErrDigest,
-			wants: "adding disk " + good + ": digest does not match: the checksum is " + digest.FromString(disk).String() + ", expected " + wrong.String()},
-		{name: "wrong sha512", in: boxes.Ingredients{Disk: good, Checksum: digest.SHA512.FromString("else")}, is: boxes.ErrDigest,
-			wants: "adding disk " + good + ": digest does not match: the checksum is " + digest.SHA512.FromString(disk).String() + ", expected " + digest.SHA512.FromString("else").String()},
+		{
+			name: "wrong sha256", in: boxes.Ingredients{Disk: good, Checksum: wrong}, is: boxes.ErrDigest,
+			wants: "adding disk " + good + ": digest does not match: the checksum is " + digest.FromString(disk).String() + ", expected " + wrong.String(),
+		},
+		{
+			name: "wrong sha512", in: boxes.Ingredients{Disk: good, Checksum: digest.SHA512.FromString("else")}, is: boxes.ErrDigest,
+			wants: "adding disk " + good + ": digest does not match: the checksum is " + digest.SHA512.FromString(disk).String() + ", expected " + digest.SHA512.FromString("else").String(),
+		},
 		{name: "wrong sha256, moved", in: boxes.Ingredients{Disk: good, Checksum: wrong, Move: true}, is: boxes.ErrDigest, wants: "digest does not match"},
 		{name: "not a checksum", in: boxes.Ingredients{Disk: good, Checksum: "md5:abc"}, is: digest.ErrDigestUnsupported, wants: `checksum "md5:abc": unsupported digest algorithm`},
 		{name: "unexpected box", in: boxes.Ingredients{Disk: good, Expect: wrong}, is: boxes.ErrDigest, wants: ", expected " + wrong.String()},
