@@ -16,7 +16,7 @@ type document struct {
 // boxEntry is an entry of boxes.
 type boxEntry struct {
 	place
-	From     text `yaml:"from" need:"builtin/debian-12" short:"yes" also:"image url source path" doc:"Where the box comes from, see [Boxes](#boxes). A box can be written as just this: base: builtin/debian-12."`
+	From     text `yaml:"from" need:"builtin/debian-12" short:"yes" also:"image url source path" doc:"Where the box comes from. A box can be written as just this: base: builtin/debian-12."`
 	Checksum text `yaml:"checksum" also:"sha256 sha512 digest" doc:"What the file must hash to: sha256:HEX, sha512:HEX, the bare HEX of either, or file: and the URL or path of a SHA256SUMS or SHA512SUMS file. Not for built-in boxes."`
 }
 
@@ -29,8 +29,8 @@ type roleEntry struct {
 	Memory    size          `yaml:"memory" range:"16MiB..4TiB" default:"512MiB; 128MiB for builtin/tiny" also:"ram mem" doc:"Memory, in whole MiB."`
 	Disk      size          `yaml:"disk" range:"1MiB..16TiB" default:"the size of the box" also:"size" doc:"Virtual size of the root disk, in whole MiB; the file system grows to it where the box knows how. It takes only the space that the machine writes. It cannot be smaller than the box."`
 	DependsOn list[text]    `yaml:"depends_on" example:"db" also:"dependson requires after needs" doc:"Machines that must be ready before this one starts. NAME means every replica of NAME."`
-	Ports     list[forward] `yaml:"ports" example:"\"8080:80\"" also:"port forward forwards" doc:"Guest ports to make reachable on the host's 127.0.0.1, see [Ports](#ports)."`
-	Ready     list[check]   `yaml:"ready" example:"{port: 80}" also:"healthcheck health wait checks" doc:"What must hold before the machine counts as ready, see [Readiness](#readiness)."`
+	Ports     list[forward] `yaml:"ports" example:"\"8080:80\"" also:"port forward forwards" doc:"Guest ports to make reachable on the host's 127.0.0.1."`
+	Ready     list[check]   `yaml:"ready" example:"{port: 80}" also:"healthcheck health wait checks" doc:"What must hold before the machine counts as ready."`
 	User      text          `yaml:"user" form:"user" default:"the user of the box" also:"username login ssh_user" doc:"Whom to log in as."`
 	UserData  text          `yaml:"user_data" also:"userdata cloud_init cloudinit" doc:"User data for cloud-init, where the box has it: #cloud-config, a script that begins with #!, or any other of its formats. It is merged with what lab itself needs."`
 }
@@ -58,7 +58,7 @@ func (c *check) parseBare(word string, at place) bool {
 // timing says how long, and how often, a check is tried. It stands beside the
 // kind; inside of the kind's mapping it is understood too.
 type timing struct {
-	Timeout  duration `yaml:"timeout" range:"1s..24h" default:"3m" also:"within deadline" doc:"How long after the start of the machine the check may take to succeed."`
+	Timeout  duration `yaml:"timeout" range:"1s..24h" default:"3m" also:"within deadline" doc:"How long to go on trying. When it is over, the machine counts as failed; it is kept, to be looked at."`
 	Interval duration `yaml:"interval" range:"10ms..1h" default:"250ms" also:"every period" doc:"Pause between two tries."`
 }
 
