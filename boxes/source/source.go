@@ -194,8 +194,12 @@ func pinHint(err error, req Request) error {
 	if !errors.As(err, &wrong) {
 		return err
 	}
-	if wrong.What == "box" && req.Pin != "" {
+	switch {
+	case req.Pin != "" && wrong.What == "box":
 		return hinted{err, "the lock file pins another box; if the change is welcome, accept it: lab lock --update"}
+	case req.Pin != "":
+		// The checksum may be that of the Labfile or that of the lock file.
+		return hinted{err, "the file is not the one that was pinned; if the change is welcome, correct the checksum in the Labfile, if it has one, and accept it: lab lock --update"}
 	}
 	return hinted{err, "compare the checksum with the one that the image's publisher names"}
 }

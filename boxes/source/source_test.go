@@ -267,7 +267,7 @@ func TestPin(t *testing.T) {
 	zeros := strings.Repeat("0", 64)
 	_, err = f.Resolve(t.Context(), source.Request{Ref: path, Pin: first.Box.Digest, Checksum: zeros})
 	wantError(t, err, boxes.ErrDigest, fmt.Sprintf("resolving box %q: digest does not match: the checksum is %s, expected sha256:%s", path, digest.FromBytes(content), zeros),
-		"compare the checksum with the one that the image's publisher names")
+		"the file is not the one that was pinned; if the change is welcome, correct the checksum in the Labfile, if it has one, and accept it: lab lock --update")
 
 	// Without the box, what there is must be what the pin says.
 	other := newFixture(t)
