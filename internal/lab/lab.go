@@ -92,8 +92,8 @@ func (l *Lab) Machine(name Name) (Machine, bool) {
 // Box says where the image of machines comes from.
 type Box struct {
 	Name     string // name in the Labfile's boxes; equal to From for a box used without an entry
-	From     string // reference: "builtin/tiny", a path, an http(s) URL, …
-	Checksum string // "sha256:<hex>" or "sha512:<hex>" of the file From names; empty if not given
+	From     string // reference as written: "builtin/tiny", a path (relative to the Labfile's folder), an http(s) URL, …
+	Checksum string // "sha256:<hex>", "sha512:<hex>" or "file:<where sums are>" for the file From names; empty if not given
 }
 
 // Machine is a machine as the Labfile wants it, defaults filled in.
