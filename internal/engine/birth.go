@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// makeDirs makes the lab's directories.
+func (l *Lab) makeDirs() error {
+	d := l.host.Dirs
+	for _, dir := range []string{d.Lab(l.id), d.Keys(l.id), d.Machines(l.id), d.RunLab(l.id)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making the lab's directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// assignAddresses chooses the address of every machine that has none yet. A
+// machine keeps its address for as long as the lab lives, across generations.
+func (s *session) assignAddresses(p plan.Plan, want *lab.Lab) error {
+	taken := map[netip.Addr]bool{}
+	s.addresses = map[lab.Name]netip.Addr{}
+	for name, m := range s.state.Machines {
+		if _, wanted := want.Machine(name); wanted || m.Phase != ledger.PhaseGone {
+			s.addresses[name] = m.Create.Address
+			taken[m.Create.Address] = true
+		}
+	}
+	network := lab.NetworkOf(s.id)
+	next := lab.FirstHost
+	for _, step := range p.Steps {
+		if s.addresses[step.Machine].IsValid() || step.Action == plan.Destroy {
+			continue
+		}
+		for next <= lab.LastHost && taken[network.Host(byte(next))] {
+			next++
+		}
+		if next > lab.LastHost {
+			return fmt.Errorf("a lab has room for %d machines", lab.LastHost-lab.FirstHost+1)
+		}
+		s.addresses[step.Machine] = network.Host(byte(next))
+		next++
+	}
+	return nil
+}
+
+// birth makes a generation and waits until it is ready. A generation that does
+// not become ready is kept, for inspection.
+func (s *session) birth(ctx context.Context, g lab.Generation, m lab.Machine, img Image, why []string, born func(lab.Generation)) error {
+	began := time.Now()
+	create := ledger.Create{
+		Spec: ledger.SpecOf(m), Address: s.addresses[g.Machine], Image: img.Digest,
+		Agent: img.Agent, User: img.User, Why: why,
+	}
+	born(g)
+	if err := s.record(ledger.MachineCreate, g, create); err != nil {
+		return err
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageCreate, Text: "creating from " + m.Box})
+	spec, err := s.spec(g, m, img, create)
+	if err != nil {
+		return s.fail(ctx, g, StageCreate, err)
+	}
+	if err := s.provider.Create(ctx, spec); err != nil {
+		return s.fail(ctx, g, StageCreate, err)
+	}
+	return s.boot(ctx, g, m, began)
+}
+
+// spec is what the provider needs to make the generation.
+func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Create) (providers.Spec, error) {
+	spec := providers.Spec{
+		Generation: g, Image: img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
+		MAC: lab.MACOf(c.Address), Agent: img.Agent,
+	}
+	if img.Agent && m.UserData == "" {
+		return spec, nil
+	}
+	if m.UserData != "" && !img.CloudInit {
+		return spec, fmt.Errorf("user_data needs cloud-init, which box %s does not have", m.Box)
+	}
+	identity, err := s.identity(g, c)
+	if err != nil {
+		return spec, err
+	}
+	spec.Seed, err = guest.Seed(guest.SeedConfig{
+		Identity: identity, InstanceID: fmt.Sprintf("%s-%s-%d", s.id, g.Machine, g.Number),
+		User: c.User, UserData: m.UserData, AgentRuns: img.Agent,
+	})
+	if err != nil {
+		return spec, fmt.Errorf("making the seed: %w", err)
+	}
+	return spec, nil
+}
+
+// boot starts a generation, plugs it in, tells it who it is and waits until it
+// is ready.
+func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, began time.Time) error {
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: "booting"})
+	super, err := s.supervisor(ctx)
+	if err != nil {
+		return s.fail(ctx, g, StageBoot, err)
+	}
+	if err := s.provider.Start(ctx, g); err != nil {
+		return s.fail(ctx, g, StageBoot, err)
+	}
+	rec := s.machine(g.Machine)
+	bound, err := super.Plug(ctx, cable(g, m, rec.Create))
+	if err != nil {
+		return s.fail(ctx, g, StageBoot, err)
+	}
+	// A machine that dies has no use for the rest of its deadlines.
+	alive, died := context.WithCancelCause(ctx)
+	defer died(nil)
+	go func() {
+		if exit, err := s.provider.Wait(alive, g); err == nil {
+			died(&exitError{exit})
+		}
+	}()
+	if err := s.settle(alive, g, m, rec.Create); err != nil {
+		var exit *exitError
+		if errors.As(context.Cause(alive), &exit) && ctx.Err() == nil {
+			err = exit
+		}
+		stage := StageCheck
+		if !rec.Create.Agent {
+			stage = StageIdentity
+		}
+		return s.fail(ctx, g, stage, err)
+	}
+	took := since(began)
+	if err := s.record(ledger.MachineReady, g, ledger.Ready{Took: took, Ports: ports(bound)}); err != nil {
+		return err
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageReady, Text: readyText(rec.Create.Address, bound), Took: took})
+	return nil
+}
+
+// exitError says that a machine ended while it was waited for.
+type exitError struct{ exit providers.Exit }
+
+func (e *exitError) Error() string {
+	text := exitText(ledger.Exited{Reason: string(e.exit.Reason), Detail: e.exit.Detail})
+	if text == "" {
+		text = "nobody saw why"
+	}
+	return "the machine ended before it was ready: " + text
+}
+
+// settle tells the guest who it is and waits until its checks pass.
+func (s *session) settle(ctx context.Context, g lab.Generation, m lab.Machine, c ledger.Create) error {
+	target, err := s.target(g.Machine, c, "")
+	if err != nil {
+		return err
+	}
+	if c.Agent {
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for the guest"})
+		identity, err := s.identity(g, c)
+		if err != nil {
+			return err
+		}
+		if err := identify(ctx, target, identity); err != nil {
+			return fmt.Errorf("giving the guest its identity: %w", err)
+		}
+	}
+	checks := m.Ready
+	if !c.Agent && len(checks) == 0 {
+		// Without an agent, a login is the first sign of an identity.
+		checks = []lab.Check{{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}}
+	}
+	console := func() (guest.Log, error) { return s.provider.OpenLog(ctx, g, providers.LogConsole) }
+	return guest.WaitReady(ctx, target, checks, console, func(check lab.Check, last error) {
+		text := "waiting for " + check.String()
+		if last != nil {
+			text += ": " + last.Error()
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageCheck, Text: text})
+	})
+}
+
+// bootTimeout is how long a guest may take to its first sign of life: a stock
+// cloud image under emulation on a busy machine takes minutes.
+const bootTimeout = 10 * time.Minute
+
+func identify(ctx context.Context, target guest.Target, identity guest.Identity) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	conn, err := target.Agent(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return guest.Identify(ctx, conn, identity)
+}
+
+// fail records why the generation did not become ready. If it was an
+// interruption, that is left to undo.
+func (s *session) fail(ctx context.Context, g lab.Generation, stage Stage, err error) error {
+	if interrupted(ctx, err) {
+		return err
+	}
+	kept := false
+	if m, ierr := s.provider.Inspect(context.WithoutCancel(ctx), g); ierr == nil {
+		kept = m.State != providers.StateBroken
+	}
+	rerr := s.record(ledger.MachineFailed, g, ledger.Failed{Stage: string(stage), Error: err.Error()})
+	return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: stage, Kept: kept, Err: errors.Join(err, rerr)}
+}
+
+// keep leaves a running machine as it is, besides what can be changed in place.
+func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, step plan.Step) error {
+	rec := s.machine(g.Machine)
+	super, err := s.supervisor(ctx)
+	if err != nil {
+		return err
+	}
+	mc := cable(g, m, rec.Create)
+	mc.Forwards = rebind(mc.Forwards, rec.Ports)
+	bound, err := super.Plug(ctx, mc)
+	if err != nil {
+		return err
+	}
+	// A machine that was being started when lab was interrupted is not yet
+	// known to be ready.
+	if rec.Phase != ledger.PhaseReady {
+		return s.boot(ctx, g, m, time.Now())
+	}
+	if len(step.Changes) > 0 {
+		err := s.record(ledger.MachineChanged, g, ledger.Changed{Spec: ledger.SpecOf(m), Ports: ports(bound)})
+		if err != nil {
+			return err
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageChanged, Text: words(step.Changes)})
+		return nil
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageKept, Text: readyText(rec.Create.Address, bound)})
+	return nil
+}
+
+// start boots a stopped machine again.
+func (s *session) start(ctx context.Context, g lab.Generation, m lab.Machine, changes []string) error {
+	began := time.Now()
+	if len(changes) > 0 {
+		err := s.record(ledger.MachineChanged, g, ledger.Changed{Spec: ledger.SpecOf(m)})
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.record(ledger.MachineStart, g, nil); err != nil {
+		return err
+	}
+	return s.boot(ctx, g, m, began)
+}
+
+// cable is how the machine is plugged into the lab's network.
+func cable(g lab.Generation, m lab.Machine, c ledger.Create) supervise.Machine {
+	return supervise.Machine{
+		Generation: g, Role: m.Role, Addr: c.Address, Agent: c.Agent, Forwards: m.Ports,
+	}
+}
+
+func ports(bound []lab.Forward) []ledger.Port {
+	var ps []ledger.Port
+	for _, f := range bound {
+		ps = append(ps, ledger.Port{Host: f.HostPort, Guest: f.GuestPort})
+	}
+	return ps
+}
+
+func readyText(addr netip.Addr, bound []lab.Forward) string {
+	text := addr.String()
+	for _, f := range bound {
+		text += fmt.Sprintf(", 127.0.0.1:%d -> %d", f.HostPort, f.GuestPort)
+	}
+	return text
+}
+
+func words(list []string) string {
+	text := ""
+	for i, w := range list {
+		if i > 0 {
+			text += ", "
+		}
+		text += w
+	}
+	return text
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// user returns whom to log in as: what the Labfile says, else what the box says.
+func user(c ledger.Create) string {
+	switch {
+	case c.Spec.User != "":
+		return c.Spec.User
+	case c.User != "":
+		return c.User
+	}
+	return "root"
+}
+
+// target is how to get into a machine. login overrides the recorded user unless
+// it is empty.
+func (l *Lab) target(name lab.Name, c ledger.Create, login string) (guest.Target, error) {
+	key, err := l.labKey()
+	if err != nil {
+		return guest.Target{}, err
+	}
+	host, err := l.hostKey(name)
+	if err != nil {
+		return guest.Target{}, err
+	}
+	if login == "" {
+		login = user(c)
+	}
+	t := guest.Target{Machine: name, User: login, Key: key.Signer, HostKey: host.Signer.PublicKey()}
+	t.Port = func(ctx context.Context, port uint16) (net.Conn, error) {
+		return l.dial(ctx, func(c *supervise.Client) (net.Conn, error) { return c.Dial(ctx, name, port) })
+	}
+	if c.Agent {
+		t.Agent = func(ctx context.Context) (net.Conn, error) {
+			return l.dial(ctx, func(c *supervise.Client) (net.Conn, error) { return c.Agent(ctx, name) })
+		}
+	}
+	return t, nil
+}
+
+// dial asks the lab's supervisor for a connection, bringing it back if needed.
+func (l *Lab) dial(ctx context.Context, ask func(*supervise.Client) (net.Conn, error)) (net.Conn, error) {
+	c, err := l.ensure(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return ask(c)
+}
+
+// running returns the record of a machine that runs.
+//
+// Errors: ErrNoLab, *NoMachineError, and providers.ErrNotRunning with why.
+func (l *Lab) running(ctx context.Context, name lab.Name) (ledger.Machine, error) {
+	m, p, err := l.known(name)
+	if err != nil {
+		return m, err
+	}
+	live, err := p.Inspect(ctx, lab.Generation{Lab: l.id, Machine: name, Number: m.Generation})
+	if err != nil && !errors.Is(err, providers.ErrNotFound) {
+		return m, err
+	}
+	if err != nil || live.State != providers.StateRunning && live.State != providers.StatePaused {
+		state, why := judge(m, err == nil, live, l.locked())
+		if why != "" {
+			why = ": " + why
+		}
+		return m, fmt.Errorf("machine %q is %s%s: %w", name, state, why, providers.ErrNotRunning)
+	}
+	return m, nil
+}
+
+// known returns the record of a machine and its provider.
+func (l *Lab) known(name lab.Name) (ledger.Machine, providers.Provider, error) {
+	if !l.book.Exists() {
+		return ledger.Machine{}, nil, ErrNoLab
+	}
+	state, err := l.read()
+	if err != nil {
+		return ledger.Machine{}, nil, err
+	}
+	m, ok := state.Machines[name]
+	if !ok || m.Phase == ledger.PhaseGone {
+		return m, nil, &NoMachineError{Name: name, Known: state.Names()}
+	}
+	p, err := l.host.provider(state.Opened.Provider)
+	return m, p, err
+}
+
+// Connect logs in to a machine, as login or, if that is empty, as the machine's
+// own user. Errors: ErrNoLab, *NoMachineError, providers.ErrNotRunning, and those
+// of guest.Connect.
+func (l *Lab) Connect(ctx context.Context, name lab.Name, login string) (*guest.Client, error) {
+	m, err := l.running(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := l.target(name, m.Create, login)
+	if err != nil {
+		return nil, err
+	}
+	return guest.Connect(ctx, t)
+}
+
+// DialPort connects to a TCP port of a machine.
+func (l *Lab) DialPort(ctx context.Context, name lab.Name, port uint16) (net.Conn, error) {
+	if _, err := l.running(ctx, name); err != nil {
+		return nil, err
+	}
+	return l.dial(ctx, func(c *supervise.Client) (net.Conn, error) { return c.Dial(ctx, name, port) })
+}
+
+// DialSSH opens a connection that speaks the ssh protocol: to the agent if the
+// machine has one, else to port 22.
+func (l *Lab) DialSSH(ctx context.Context, name lab.Name) (net.Conn, error) {
+	m, err := l.running(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := l.target(name, m.Create, "")
+	if err != nil {
+		return nil, err
+	}
+	return guest.DialSSH(ctx, t)
+}
+
+// Console opens the machine's serial console.
+func (l *Lab) Console(ctx context.Context, name lab.Name) (io.ReadWriteCloser, error) {
+	m, p, err := l.known(name)
+	if err != nil {
+		return nil, err
+	}
+	return p.Console(ctx, lab.Generation{Lab: l.id, Machine: name, Number: m.Generation})
+}
+
+// OpenLog opens a log of the machine's present generation. Read returns io.EOF
+// at the present end, and may return more later.
+func (l *Lab) OpenLog(ctx context.Context, name lab.Name, which providers.Log) (io.ReadCloser, error) {
+	m, p, err := l.known(name)
+	if err != nil {
+		return nil, err
+	}
+	return p.OpenLog(ctx, lab.Generation{Lab: l.id, Machine: name, Number: m.Generation}, which)
+}
+
+// SSHHost is what an ssh client needs to know of a machine.
+type SSHHost struct {
+	Name           lab.Name
+	User           string
+	KeyFile        string // the lab's private key
+	KnownHostsFile string
+	HostKeyAlias   string // under which KnownHostsFile has the machine's key
+}
+
+// SSHConfig returns the lab's machines as ssh hosts, sorted by name.
+func (l *Lab) SSHConfig() ([]SSHHost, error) {
+	if !l.book.Exists() {
+		return nil, ErrNoLab
+	}
+	state, err := l.read()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := l.labKey(); err != nil {
+		return nil, err
+	}
+	known := filepath.Join(l.host.Dirs.Keys(l.id), "known_hosts")
+	var (
+		hosts []SSHHost
+		lines []byte
+	)
+	for _, name := range state.Names() {
+		key, err := l.hostKey(name)
+		if err != nil {
+			return nil, err
+		}
+		alias := string(name) + "." + string(l.id) + "." + lab.Domain
+		lines = append(lines, guest.KnownHostsLine(alias, key.Signer.PublicKey())...)
+		hosts = append(hosts, SSHHost{
+			Name: name, User: user(state.Machines[name].Create), KeyFile: l.keyFile(labKeyName),
+			KnownHostsFile: known, HostKeyAlias: alias,
+		})
+	}
+	if err := replaceFile(known, lines); err != nil {
+		return nil, fmt.Errorf("writing the known hosts: %w", err)
+	}
+	return hosts, nil
+}
+
+// identity is what the guest is told of itself.
+func (l *Lab) identity(g lab.Generation, c ledger.Create) (guest.Identity, error) {
+	key, err := l.labKey()
+	if err != nil {
+		return guest.Identity{}, err
+	}
+	host, err := l.hostKey(g.Machine)
+	if err != nil {
+		return guest.Identity{}, err
+	}
+	return guest.NewIdentity(guest.IdentityConfig{
+		Machine: g.Machine, Address: c.Address, Network: lab.NetworkOf(l.id),
+		AuthorizedKey: key.Signer.PublicKey(), HostKey: host,
+	})
+}
+
+const labKeyName = "id_ed25519"
+
+// labKey is the key that opens every machine of the lab.
+func (l *Lab) labKey() (guest.Key, error) { return l.key(labKeyName, "lab "+string(l.id)) }
+
+// hostKey is the key by which a machine is known: made by us, so that the first
+// connection is verified already, and kept across generations.
+func (l *Lab) hostKey(name lab.Name) (guest.Key, error) {
+	return l.key("host_"+string(name), string(name)+"."+lab.Domain)
+}
+
+func (l *Lab) keyFile(name string) string { return filepath.Join(l.host.Dirs.Keys(l.id), name) }
+
+// key reads a private key of the lab, which is made if there is none.
+func (l *Lab) key(name, comment string) (guest.Key, error) {
+	path := l.keyFile(name)
+	pem, err := os.ReadFile(path)
+	if err == nil {
+		return guest.ParseKey(pem)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return guest.Key{}, fmt.Errorf("reading a key of the lab: %w", err)
+	}
+	key, err := guest.NewKey(comment)
+	if err != nil {
+		return guest.Key{}, err
+	}
+	// Two machines may ask for the lab's key at once: whoever links first wins.
+	tmp, err := writeTemp(path, key.PEM)
+	if err != nil {
+		return guest.Key{}, fmt.Errorf("writing a key of the lab: %w", err)
+	}
+	defer os.Remove(tmp)
+	if err := os.Link(tmp, path); errors.Is(err, os.ErrExist) {
+		return l.key(name, comment)
+	} else if err != nil {
+		return guest.Key{}, fmt.Errorf("writing a key of the lab: %w", err)
+	}
+	return key, nil
+}
+
+// replaceFile writes a file (mode 0600) so that readers see the old or the new.
+func replaceFile(path string, data []byte) error {
+	tmp, err := writeTemp(path, data)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return nil
+}
+
+// writeTemp writes data to a new file beside path and syncs it.
+func writeTemp(path string, data []byte) (string, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// StopOptions are the options of Stop.
+type StopOptions struct {
+	Options
+	Grace time.Duration // how long a guest may take to shut down; 0 means by force at once
+}
+
+// Stop shuts the machines down; their disks stay. Stopping what is stopped
+// succeeds. Errors: ErrNoLab, *NoMachineError, *LockedError, *UpError.
+func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
+	s, err := l.begin(ctx, nil, o.Options)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	names, err := s.choose(o.Machines)
+	if err != nil {
+		return err
+	}
+	err = s.each(ctx, names, func(m ledger.Machine) error {
+		g := lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation}
+		if !runs(m, s.observed[m.Name]) {
+			return nil
+		}
+		began := time.Now()
+		if err := s.record(ledger.MachineStop, g, nil); err != nil {
+			return err
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping"})
+		if o.Grace > 0 && m.Create.Agent {
+			s.poweroff(ctx, m, o.Grace)
+		}
+		if err := s.provider.Stop(ctx, g, o.Grace); err != nil {
+			return err
+		}
+		if err := s.unplug(ctx, g); err != nil {
+			return err
+		}
+		if err := s.record(ledger.MachineStopped, g, nil); err != nil {
+			return err
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: "stopped", Took: since(began)})
+		return nil
+	})
+	return err
+}
+
+// poweroff asks the agent to shut the guest down and waits for that: not every
+// guest listens to its power button. What it can't do, the provider does.
+func (s *session) poweroff(ctx context.Context, m ledger.Machine, grace time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	target, err := s.target(m.Name, m.Create, "")
+	if err != nil {
+		return
+	}
+	conn, err := target.Agent(ctx)
+	if err != nil {
+		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
+		return
+	}
+	defer conn.Close()
+	if err := guest.Poweroff(ctx, conn); err != nil {
+		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
+		return
+	}
+	_, _ = s.provider.Wait(ctx, lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation})
+}
+
+// Start boots stopped machines again, as they were recorded: no Labfile is
+// needed. Errors as Stop.
+func (l *Lab) Start(ctx context.Context, o Options) error {
+	s, err := l.begin(ctx, nil, o)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	names, err := s.choose(o.Machines)
+	if err != nil {
+		return err
+	}
+	if err := s.makeDirs(); err != nil { // the runtime directory may be gone since a reboot
+		return err
+	}
+	return s.each(ctx, names, func(m ledger.Machine) error {
+		g := lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation}
+		if runs(m, s.observed[m.Name]) {
+			return nil
+		}
+		if m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseFailed || m.Phase == ledger.PhaseDestroying {
+			return fmt.Errorf("generation %d never became ready: it is replaced by \"lab up\"", m.Generation)
+		}
+		return s.start(ctx, g, m.Create.Spec.Machine(m.Name), nil)
+	})
+}
+
+// Destroy ends the machines and removes everything that belongs to them; without
+// Options.Machines also the lab's keys, network and ledger. It works from the
+// provider's truth, so a lost or damaged ledger does not stop it.
+func (l *Lab) Destroy(ctx context.Context, o Options) error {
+	lk, err := l.acquire(o.Command)
+	if err != nil {
+		return err
+	}
+	s := &session{Lab: l, opt: o, lock: lk}
+	defer s.end()
+	s.state, err = s.read()
+	var damaged *ledger.CorruptError
+	if err != nil && (!errors.As(err, &damaged) || len(o.Machines) > 0) {
+		return err
+	}
+	found := l.book.Exists()
+	var all []providers.Machine
+	for _, p := range l.host.Providers {
+		seen, err := p.List(ctx, l.id)
+		if err != nil {
+			if p.Name() == orDefault(s.state.Opened.Provider) {
+				return fmt.Errorf("listing the machines of %s: %w", l.id, err)
+			}
+			continue
+		}
+		if len(seen) > 0 || p.Name() == orDefault(s.state.Opened.Provider) {
+			s.provider, all = p, seen
+			found = found || len(seen) > 0
+		}
+		if len(seen) > 0 {
+			break
+		}
+	}
+	if !found {
+		if _, err := os.Stat(l.host.Dirs.Lab(l.id)); err != nil {
+			_ = s.removeFiles() // the lock itself
+			return ErrNoLab
+		}
+	}
+	if s.provider == nil {
+		return fmt.Errorf("there is no provider %q", s.state.Opened.Provider)
+	}
+	if len(o.Machines) == 0 {
+		return s.destroyAll(ctx, all)
+	}
+	names, err := s.choose(o.Machines)
+	if err != nil {
+		return err
+	}
+	err = s.each(ctx, names, func(m ledger.Machine) error {
+		for _, g := range generations(m, all) {
+			if err := s.remove(ctx, g, []string{"destroy was asked for"}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.closeIfEmpty(ctx)
+}
+
+// generations returns the recorded and the observed generations of a machine.
+func generations(m ledger.Machine, all []providers.Machine) []lab.Generation {
+	var gs []lab.Generation
+	for _, g := range all {
+		if g.Machine == m.Name {
+			gs = append(gs, g.Generation)
+		}
+	}
+	if len(gs) == 0 {
+		gs = append(gs, lab.Generation{Machine: m.Name, Number: m.Generation})
+	}
+	return gs
+}
+
+// destroyAll removes the lab.
+func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error {
+	if s.book.Exists() {
+		for _, g := range all {
+			// The intent alone: the ledger itself goes at the end.
+			if err := s.record(ledger.MachineDestroy, g.Generation, ledger.Destroy{Why: []string{"the lab is destroyed"}}); err != nil {
+				s.host.Log.Debug("recording the end of a machine", "err", err)
+			}
+		}
+	}
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for _, m := range all {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			began := time.Now()
+			g := m.Generation
+			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying"})
+			if err := s.provider.Destroy(ctx, g); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, fmt.Errorf("destroying %s: %w", g, err))
+				return
+			}
+			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroyed, Text: "destroyed", Took: since(began)})
+		}()
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := supervise.Stop(ctx, s.host.Dirs, s.id); err != nil {
+		return fmt.Errorf("stopping the lab's supervisor: %w", err)
+	}
+	return s.removeFiles()
+}
+
+// removeFiles removes the lab's files; the ledger last, so that a lab that is
+// half removed is still found.
+func (s *session) removeFiles() error {
+	d := s.host.Dirs
+	for _, path := range []string{d.Machines(s.id), d.Keys(s.id), d.Lab(s.id), d.RunLab(s.id)} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("removing the lab's files: %w", err)
+		}
+	}
+	return nil
+}
+
+// closeIfEmpty ends the supervisor of a lab whose last machine is gone, and
+// removes a lab that this session began.
+func (s *session) closeIfEmpty(ctx context.Context) error {
+	if len(s.state.Names()) > 0 {
+		return nil
+	}
+	if err := supervise.Stop(ctx, s.host.Dirs, s.id); err != nil {
+		return fmt.Errorf("stopping the lab's supervisor: %w", err)
+	}
+	if !s.fresh {
+		return nil
+	}
+	return s.removeFiles()
+}
+
+// remove destroys one generation and records it.
+func (s *session) remove(ctx context.Context, g lab.Generation, why []string) error {
+	g.Lab = s.id
+	began := time.Now()
+	if err := s.record(ledger.MachineDestroy, g, ledger.Destroy{Why: why}); err != nil {
+		return err
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
+	if err := s.unplug(ctx, g); err != nil {
+		return err
+	}
+	if err := s.provider.Destroy(ctx, g); err != nil {
+		return fmt.Errorf("destroying %s: %w", g, err)
+	}
+	if err := s.record(ledger.MachineDestroyed, g, nil); err != nil {
+		return err
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroyed, Text: "destroyed " + g.String(), Took: since(began)})
+	return nil
+}
+
+// unplug takes the machine off the network, if there is a supervisor to do it.
+func (s *session) unplug(ctx context.Context, g lab.Generation) error {
+	c, err := supervise.Dial(ctx, s.host.Dirs, s.id)
+	if errors.Is(err, supervise.ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("unplugging %s: %w", g, err)
+	}
+	defer c.Close()
+	return c.Unplug(ctx, g)
+}
+
+// choose returns the machines named, or all that exist.
+func (s *session) choose(names []lab.Name) ([]lab.Name, error) {
+	if !s.book.Exists() {
+		return nil, ErrNoLab
+	}
+	known := s.state.Names()
+	if len(names) == 0 {
+		return known, nil
+	}
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			return nil, &NoMachineError{Name: name, Known: known}
+		}
+	}
+	return names, nil
+}
+
+// each runs fn for every machine at once and collects what went wrong.
+func (s *session) each(ctx context.Context, names []lab.Name, fn func(ledger.Machine) error) error {
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed UpError
+	)
+	for _, name := range names {
+		m := s.machine(name)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			err := fn(m)
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			var me *MachineError
+			if !errors.As(err, &me) {
+				me = &MachineError{Machine: m.Name, Generation: m.Generation, Stage: StageFailed, Kept: true, Err: err}
+			}
+			failed.Failed = append(failed.Failed, me)
+		}()
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(failed.Failed) == 0 {
+		return nil
+	}
+	slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
+	return &failed
+}

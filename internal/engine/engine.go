@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine carries plans out: it boots, stops, replaces and destroys the
+// machines of a lab in dependency order, records what it does, and tells what
+// it sees. The command line is a thin layer above it.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/labfile/lab/internal/dirs"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/labfile"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// DefaultProvider is the provider of a Labfile that names none.
+const DefaultProvider = "qemu"
+
+// Host is what all labs of a user share.
+type Host struct {
+	Dirs      dirs.Dirs
+	Providers map[string]providers.Provider // by name
+	Boxes     Boxes
+	Spawn     func(id lab.ID) error // starts the lab's supervisor, detached
+	Log       *slog.Logger
+	Parallel  int // machines to boot at once; 0 means no limit
+}
+
+// Lab is one lab of the host, which may or may not exist yet. Its methods may be
+// called by several goroutines.
+type Lab struct {
+	host *Host
+	id   lab.ID
+	book *ledger.Ledger
+}
+
+// Lab returns the lab called id. It touches nothing.
+func (h *Host) Lab(id lab.ID) *Lab {
+	return &Lab{host: h, id: id, book: ledger.Open(h.Dirs.Ledger(id))}
+}
+
+// ID returns the lab's ID.
+func (l *Lab) ID() lab.ID { return l.id }
+
+// Options are what every changing operation takes.
+type Options struct {
+	Machines []lab.Name            // only these; empty for all
+	Events   func(Event)           // told what happens, one call at a time; may be nil
+	Command  string                // what the user typed: for the ledger, and for others who find the lab locked
+	Confirm  func(plan.Plan) error // called once before anything is changed; an error stops it; may be nil
+}
+
+// UpOptions are the options of Plan, Up and Rebuild.
+type UpOptions struct {
+	Options
+	Locked bool // refuse to run with a stale lock file
+}
+
+// Stage is a moment in the life of a machine that is worth telling.
+type Stage string
+
+// The stages.
+const (
+	StageBox        Stage = "box" // a box is fetched or built; Event.Box names it
+	StageCreate     Stage = "create"
+	StageBoot       Stage = "boot"
+	StageIdentity   Stage = "identity" // the guest learns who it is
+	StageCheck      Stage = "check"    // a readiness check is waited for
+	StageReady      Stage = "ready"    // ends create, start and replace
+	StageKept       Stage = "kept"
+	StageChanged    Stage = "changed" // applied in place
+	StageStop       Stage = "stop"
+	StageStopped    Stage = "stopped"
+	StageDestroy    Stage = "destroy"
+	StageDestroyed  Stage = "destroyed"
+	StageFailed     Stage = "failed"
+	StageSkipped    Stage = "skipped"    // what it depends on failed
+	StageUndone     Stage = "undone"     // interrupted, and destroyed again
+	StageSupervisor Stage = "supervisor" // the supervisor was brought back
+	StageNote       Stage = "note"       // something the user should know, once
+)
+
+// Event is something that happened.
+type Event struct {
+	Time        time.Time
+	Machine     lab.Name // empty if it is about the lab or a box
+	Generation  int
+	Box         string
+	Stage       Stage
+	Text        string // in a few words, lower case
+	Done, Total int64  // progress in bytes, if Total is positive
+	Err         error
+	Took        time.Duration // of what the stage ends
+}
+
+// session is one changing operation on a lab: the lock is held while it lives.
+type session struct {
+	*Lab
+	opt      Options
+	provider providers.Provider
+	state    ledger.State
+	observed map[lab.Name][]providers.Machine
+	lock     *lock
+	fresh    bool // the lab did not exist before
+
+	pins   labfile.Lock // the lock file as it should be
+	pinned []LockChange // how that differs from the file
+
+	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
+
+	mu        sync.Mutex // guards the events, the ledger and state
+	superOnce sync.Mutex // guards super
+	super     *supervise.Client
+}
+
+// begin locks the lab, reads its ledger and looks at its machines. want may be
+// nil; it chooses the provider of a lab that was not opened yet.
+func (l *Lab) begin(ctx context.Context, want *lab.Lab, opt Options) (*session, error) {
+	lk, err := l.acquire(opt.Command)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{Lab: l, opt: opt, lock: lk, fresh: !l.book.Exists()}
+	if err := s.look(ctx, want); err != nil {
+		lk.release()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *session) look(ctx context.Context, want *lab.Lab) error {
+	state, err := s.read()
+	if err != nil {
+		return err
+	}
+	s.state = state
+	name := state.Opened.Provider
+	if want != nil {
+		wanted := orDefault(want.Provider)
+		if name != "" && name != wanted && len(state.Names()) > 0 {
+			return fmt.Errorf("lab %s runs on provider %q and cannot move to %q: destroy it first", s.id, name, wanted)
+		}
+		name = wanted
+	}
+	if s.provider, err = s.host.provider(name); err != nil {
+		return err
+	}
+	s.observed, err = observe(ctx, s.provider, s.id)
+	return err
+}
+
+func (s *session) end() {
+	if s.super != nil {
+		s.super.Close()
+	}
+	s.lock.release()
+}
+
+// emit tells the event to whoever listens.
+func (s *session) emit(e Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	emit(s.opt.Events, e)
+}
+
+func emit(listener func(Event), e Event) {
+	if listener == nil {
+		return
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	listener(e)
+}
+
+// record appends to the ledger and folds the record into the session's state.
+func (s *session) record(t ledger.Type, g lab.Generation, data any) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, err := s.book.Append(ledger.Record{
+		Type: t, Command: s.opt.Command, Machine: g.Machine, Generation: g.Number,
+	}, data)
+	if err != nil {
+		return err
+	}
+	return s.state.Apply(r)
+}
+
+// machine returns what the ledger says of a machine.
+func (s *session) machine(name lab.Name) ledger.Machine {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state.Machines[name]
+}
+
+// read folds the lab's ledger.
+func (l *Lab) read() (ledger.State, error) {
+	records, err := l.book.Read()
+	if err != nil {
+		return ledger.State{}, err
+	}
+	return ledger.Fold(records)
+}
+
+// provider returns the provider called name.
+func (h *Host) provider(name string) (providers.Provider, error) {
+	name = orDefault(name)
+	if p, ok := h.Providers[name]; ok {
+		return p, nil
+	}
+	return nil, fmt.Errorf("there is no provider %q", name)
+}
+
+func orDefault(provider string) string {
+	if provider == "" {
+		return DefaultProvider
+	}
+	return provider
+}
+
+// observe lists the lab's generations by machine.
+func observe(ctx context.Context, p providers.Provider, id lab.ID) (map[lab.Name][]providers.Machine, error) {
+	all, err := p.List(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("listing the machines of %s: %w", id, err)
+	}
+	seen := map[lab.Name][]providers.Machine{}
+	for _, m := range all {
+		seen[m.Machine] = append(seen[m.Machine], m)
+	}
+	return seen, nil
+}
+
+// cleanupTime bounds what is done after an interruption.
+const cleanupTime = 60 * time.Second
+
+// cleanup returns a context that outlives ctx's cancellation, for undoing.
+func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+}
+
+// interrupted reports whether err came from a cancelled context.
+func interrupted(ctx context.Context, err error) bool {
+	return err != nil && (ctx.Err() != nil || errors.Is(err, context.Canceled))
+}

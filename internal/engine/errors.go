@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// Sentinel errors.
+var (
+	// ErrNoLab says that the lab does not exist: it was never up, or it was
+	// destroyed.
+	ErrNoLab = errors.New("there is no such lab")
+	// ErrStaleLock says that the lock file does not pin what the Labfile names,
+	// and --locked forbids to write it.
+	ErrStaleLock = errors.New("the lock file is stale")
+)
+
+// LockedError says that another lab command works on the lab.
+type LockedError struct {
+	Lab     lab.ID
+	PID     int
+	Command string // what its user typed
+	Since   time.Time
+}
+
+// Error implements error.
+func (e *LockedError) Error() string {
+	who := "another command"
+	if e.Command != "" {
+		who = fmt.Sprintf("%q (process %d, since %s)", e.Command, e.PID, e.Since.Local().Format("15:04:05"))
+	}
+	return fmt.Sprintf("lab %s is locked: %s works on it", e.Lab, who)
+}
+
+// NoMachineError says that a lab has no machine of that name.
+type NoMachineError struct {
+	Name  lab.Name
+	Known []lab.Name
+}
+
+// Error implements error.
+func (e *NoMachineError) Error() string { return fmt.Sprintf("there is no machine %q", e.Name) }
+
+// MachineError is what went wrong with one machine.
+type MachineError struct {
+	Machine    lab.Name
+	Generation int
+	Stage      Stage
+	Kept       bool // the machine still exists, for inspection
+	Err        error
+}
+
+// Error implements error.
+func (e *MachineError) Error() string { return fmt.Sprintf("%s: %v", e.Machine, e.Err) }
+
+// Unwrap returns the cause.
+func (e *MachineError) Unwrap() error { return e.Err }
+
+// UpError says which machines an operation could not bring about.
+type UpError struct {
+	Failed  []*MachineError
+	Skipped []lab.Name // they depend on what failed
+}
+
+// Error implements error.
+func (e *UpError) Error() string {
+	var b strings.Builder
+	for i, f := range e.Failed {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(f.Error())
+	}
+	if len(e.Skipped) > 0 {
+		fmt.Fprintf(&b, " (not tried: %s)", join(e.Skipped))
+	}
+	return b.String()
+}
+
+// Unwrap returns the causes.
+func (e *UpError) Unwrap() []error {
+	errs := make([]error, len(e.Failed))
+	for i, f := range e.Failed {
+		errs[i] = f
+	}
+	return errs
+}
+
+func join(names []lab.Name) string {
+	words := make([]string, len(names))
+	for i, n := range names {
+		words[i] = string(n)
+	}
+	return strings.Join(words, ", ")
+}

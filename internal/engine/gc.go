@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// Garbage is something that no lab needs any more.
+type Garbage struct {
+	Kind  string    `json:"kind"` // "machine", "lab", "runtime", "download"
+	Name  string    `json:"name"` // a generation ("shop-1f3a9c2b web@3") or a path
+	Bytes lab.Bytes `json:"bytes"`
+	Why   string    `json:"why"`
+}
+
+// staleDownload is the age from which a partial download is no longer expected
+// to be resumed.
+const staleDownload = 7 * 24 * time.Hour
+
+// GC finds what interrupted commands, crashes and deleted files left behind,
+// and removes it unless dryRun is set. Labs that a command works on are left
+// alone. It never touches what a ledger still speaks of, nor boxes: these are
+// pruned on their own.
+func (h *Host) GC(ctx context.Context, dryRun bool) ([]Garbage, error) {
+	ids, err := h.ids(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		found []Garbage
+		errs  []error
+	)
+	for _, id := range ids {
+		g, err := h.Lab(id).gc(ctx, dryRun)
+		found = append(found, g...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("lab %s: %w", id, err))
+		}
+	}
+	runtime, err := h.gcRuntime(dryRun)
+	found, errs = append(found, runtime...), append(errs, err)
+	partial, err := h.gcDownloads(dryRun)
+	found, errs = append(found, partial...), append(errs, err)
+	return found, errors.Join(errs...)
+}
+
+// gc looks for generations that the lab's ledger does not speak of, and for a
+// lab that has neither ledger nor machines.
+func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
+	lk, err := l.acquire("lab gc")
+	var busy *LockedError
+	if errors.As(err, &busy) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer lk.release()
+	state, err := l.read()
+	if err != nil {
+		return nil, err
+	}
+	var (
+		found []Garbage
+		left  int
+		errs  []error
+	)
+	for _, p := range l.host.Providers {
+		all, err := p.List(ctx, l.id)
+		if err != nil {
+			continue // a provider that this host does not have
+		}
+		for _, m := range all {
+			if why := needless(state, m); why != "" {
+				found = append(found, Garbage{Kind: "machine", Name: fmt.Sprintf("%s %s", l.id, m.Generation), Bytes: m.Disk, Why: why})
+				if !dryRun {
+					errs = append(errs, p.Destroy(ctx, m.Generation))
+				}
+				continue
+			}
+			left++
+		}
+	}
+	dir := l.host.Dirs.Lab(l.id)
+	if _, err := os.Stat(dir); err == nil && left == 0 && !l.book.Exists() {
+		found = append(found, Garbage{Kind: "lab", Name: dir, Bytes: size(dir), Why: "it has neither a ledger nor machines"})
+		if !dryRun {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// needless says why nobody needs the generation; empty if somebody may.
+func needless(state ledger.State, m providers.Machine) string {
+	rec, ok := state.Machines[m.Machine]
+	switch {
+	case !ok && len(state.Machines) > 0:
+		return "the ledger does not know it"
+	case !ok:
+		return "" // a lost ledger: "lab destroy" and "lab up" know what to do
+	case m.Number < rec.Generation:
+		return fmt.Sprintf("generation %d has taken its place", rec.Generation)
+	case rec.Phase == ledger.PhaseGone:
+		return "it was destroyed, half"
+	}
+	return ""
+}
+
+// gcRuntime looks for runtime directories of labs that are no more.
+func (h *Host) gcRuntime(dryRun bool) ([]Garbage, error) {
+	entries, err := os.ReadDir(h.Dirs.Run)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var (
+		found []Garbage
+		errs  []error
+	)
+	for _, e := range entries {
+		id := lab.ID(e.Name())
+		l := h.Lab(id)
+		if _, err := os.Stat(h.Dirs.Lab(id)); err == nil || !lab.ValidLabel(e.Name()) || l.locked() || supervise.Alive(h.Dirs, id) {
+			continue
+		}
+		path := h.Dirs.RunLab(id)
+		found = append(found, Garbage{Kind: "runtime", Name: path, Bytes: size(path), Why: "its lab is gone"})
+		if !dryRun {
+			errs = append(errs, os.RemoveAll(path))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// gcDownloads looks for partial downloads that nobody came back for.
+func (h *Host) gcDownloads(dryRun bool) ([]Garbage, error) {
+	entries, err := os.ReadDir(h.Dirs.Downloads())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var (
+		found []Garbage
+		errs  []error
+	)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || time.Since(info.ModTime()) < staleDownload {
+			continue
+		}
+		path := filepath.Join(h.Dirs.Downloads(), e.Name())
+		found = append(found, Garbage{Kind: "download", Name: path, Bytes: size(path), Why: "it was never finished"})
+		if !dryRun {
+			errs = append(errs, os.RemoveAll(path))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// size adds up the files below path.
+func size(path string) lab.Bytes {
+	var total lab.Bytes
+	_ = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // what vanishes meanwhile has no size
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			total += lab.Bytes(info.Size())
+		}
+		return nil
+	})
+	return total
+}
+
+// Doctor says what the host lacks, as the provider sees it.
+func (h *Host) Doctor(ctx context.Context, provider string) ([]providers.Finding, error) {
+	p, err := h.provider(provider)
+	if err != nil {
+		return nil, err
+	}
+	return p.Check(ctx)
+}
+
+// BoxesInUse returns the digests of the images of every lab's machines: what a
+// prune must keep.
+func (h *Host) BoxesInUse(ctx context.Context) ([]string, error) {
+	ids, err := h.ids(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var used []string
+	for _, id := range ids {
+		state, err := h.Lab(id).read()
+		var damaged *ledger.CorruptError
+		if err != nil && !errors.As(err, &damaged) {
+			return nil, err
+		}
+		for _, m := range state.Machines {
+			if m.Phase != ledger.PhaseGone {
+				used = append(used, m.Create.Image)
+			}
+		}
+	}
+	for _, p := range h.Providers {
+		all, err := p.List(ctx, "")
+		if err != nil {
+			continue // a provider that this host does not have
+		}
+		for _, m := range all {
+			used = append(used, m.Image)
+		}
+	}
+	slices.Sort(used)
+	return slices.Compact(used), nil
+}

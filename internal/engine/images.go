@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"runtime"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/labfile/lab/boxes/source"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/labfile"
+	"github.com/labfile/lab/providers"
+)
+
+// Boxes finds boxes: in the store, or where they come from.
+type Boxes interface {
+	Resolve(ctx context.Context, r source.Request) (source.Result, error)
+}
+
+// Image is what machines of a box are born from, and how one gets into them.
+type Image struct {
+	providers.Image
+	Agent     bool   // carries lab-agent
+	CloudInit bool   // reads a seed
+	User      string // whom to log in as
+}
+
+// images resolves the boxes of the machines that o selects, as the lock file
+// pins them. What was not pinned yet is remembered for writeLock.
+func (s *session) images(ctx context.Context, want *lab.Lab, o UpOptions) (map[string]Image, error) {
+	path := labfile.LockPath(want.File)
+	old, err := labfile.ReadLock(path)
+	if err != nil {
+		return nil, err
+	}
+	if stale := labfile.Stale(want, old); o.Locked && len(stale) > 0 {
+		return nil, fmt.Errorf("%w: %s: %s", ErrStaleLock, path, stale[0])
+	}
+	s.pins = old.Clone()
+	images := map[string]Image{}
+	for _, b := range want.Boxes {
+		pinned, ok := s.pins.Boxes[b.Name]
+		if !ok || pinned.From != b.From || pinned.Arch != runtime.GOARCH {
+			pinned = labfile.LockedBox{}
+		}
+		img, entry, err := s.resolve(ctx, want, b, pinned)
+		if err != nil {
+			return nil, fmt.Errorf("box %q: %w", b.Name, err)
+		}
+		images[b.Name] = img
+		if pinned != entry {
+			s.pins.Boxes[b.Name] = entry
+			s.pinned = append(s.pinned, LockChange{Box: b.Name, From: b.From, Old: pinned.Digest, New: entry.Digest})
+		}
+	}
+	for name := range s.pins.Boxes {
+		if !names(want.Boxes)[name] {
+			delete(s.pins.Boxes, name)
+			s.pinned = append(s.pinned, LockChange{Box: name, From: old.Boxes[name].From, Old: old.Boxes[name].Digest})
+		}
+	}
+	return images, nil
+}
+
+func names(boxes []lab.Box) map[string]bool {
+	set := map[string]bool{}
+	for _, b := range boxes {
+		set[b.Name] = true
+	}
+	return set
+}
+
+// resolve finds one box, as pinned if pinned has a digest.
+func (s *session) resolve(ctx context.Context, want *lab.Lab, b lab.Box, pinned labfile.LockedBox) (Image, labfile.LockedBox, error) {
+	checksum := b.Checksum
+	if checksum == "" {
+		checksum = pinned.Checksum
+	}
+	res, err := s.host.Boxes.Resolve(ctx, source.Request{
+		Ref: b.From, Checksum: checksum, Pin: digest.Digest(pinned.Digest), BaseDir: filepath.Dir(want.File),
+		Progress: func(text string, done, total int64) {
+			s.emit(Event{Box: b.Name, Stage: StageBox, Text: text, Done: done, Total: total})
+		},
+	})
+	if err != nil {
+		return Image{}, labfile.LockedBox{}, err
+	}
+	c := res.Box.Config
+	img := Image{
+		Image: providers.Image{
+			Digest: res.Box.Digest.String(), Arch: c.Architecture,
+			Disk: res.Box.Disk.Path, Format: c.Format, Size: lab.Bytes(c.Size),
+			Kernel: res.Box.Kernel.Path, Initrd: res.Box.Initrd.Path, Append: c.Append,
+		},
+		Agent: c.Agent, CloudInit: c.CloudInit, User: c.User,
+	}
+	if img.Arch == "" {
+		img.Arch = runtime.GOARCH
+	}
+	entry := labfile.LockedBox{From: b.From, Arch: img.Arch, Digest: img.Digest, Checksum: res.Checksum}
+	return img, entry, nil
+}
+
+// writeLock writes the lock file if the boxes of this session are not pinned in
+// it yet. A folder that can't be written to is worth a note, not a failure.
+func (s *session) writeLock(want *lab.Lab) {
+	if len(s.pinned) == 0 {
+		return
+	}
+	path := labfile.LockPath(want.File)
+	if err := labfile.WriteLock(path, s.pins); err != nil {
+		s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("the boxes are not pinned: %v", err), Err: err})
+		return
+	}
+	for _, c := range s.pinned {
+		if c.New != "" {
+			s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("pinned box %s to %s in %s", c.Box, c.New, filepath.Base(path))})
+		}
+	}
+}
+
+// LockChange is a change to one entry of the lock file.
+type LockChange struct {
+	Box  string `json:"box"`
+	From string `json:"from"`
+	Old  string `json:"old,omitempty"` // digest; empty if the box was not pinned
+	New  string `json:"new,omitempty"` // digest; empty if the Labfile no longer has the box
+}
+
+// PinBoxes writes the lock file of want. With update, boxes that are pinned
+// already are looked up anew; this is the only thing that ever moves a pin.
+func (l *Lab) PinBoxes(ctx context.Context, want *lab.Lab, update bool, o Options) ([]LockChange, error) {
+	s := &session{Lab: l, opt: o}
+	path := labfile.LockPath(want.File)
+	old, err := labfile.ReadLock(path)
+	if err != nil {
+		return nil, err
+	}
+	lookup := want
+	s.pins = old.Clone()
+	if update {
+		s.pins.Boxes = map[string]labfile.LockedBox{}
+		for _, b := range lookup.Boxes {
+			_, entry, err := s.resolveFresh(ctx, want, b)
+			if err != nil {
+				return nil, fmt.Errorf("box %q: %w", b.Name, err)
+			}
+			s.pins.Boxes[b.Name] = entry
+		}
+		s.pinned = changes(old, s.pins)
+	} else if _, err := s.images(ctx, want, UpOptions{Options: o}); err != nil {
+		return nil, err
+	}
+	if len(s.pinned) == 0 {
+		return nil, nil
+	}
+	return s.pinned, labfile.WriteLock(path, s.pins)
+}
+
+// resolveFresh finds a box anew, whatever was pinned.
+func (s *session) resolveFresh(ctx context.Context, want *lab.Lab, b lab.Box) (Image, labfile.LockedBox, error) {
+	return s.resolve(ctx, want, b, labfile.LockedBox{})
+}
+
+func changes(old, now labfile.Lock) []LockChange {
+	var cs []LockChange
+	for name, b := range now.Boxes {
+		if b != old.Boxes[name] {
+			cs = append(cs, LockChange{Box: name, From: b.From, Old: old.Boxes[name].Digest, New: b.Digest})
+		}
+	}
+	for name, b := range old.Boxes {
+		if _, ok := now.Boxes[name]; !ok {
+			cs = append(cs, LockChange{Box: name, From: b.From, Old: b.Digest})
+		}
+	}
+	return cs
+}

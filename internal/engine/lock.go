@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lock is the right to change a lab. It is a kernel lock (an open file
+// description lock, fcntl(2)): it ends with the process that holds it, whatever
+// ends that process, and others can ask about it without taking it.
+type lock struct {
+	file *os.File
+}
+
+// holder is written into the lock's file, for those who find it taken. It is
+// news, not truth: the truth is the kernel's.
+type holder struct {
+	PID     int       `json:"pid"`
+	Command string    `json:"command"`
+	Since   time.Time `json:"since"`
+}
+
+// acquire takes the lab's lock, or returns a *LockedError at once.
+func (l *Lab) acquire(command string) (*lock, error) {
+	path := filepath.Join(l.host.Dirs.RunLab(l.id), "lock")
+	for {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, fmt.Errorf("locking lab %s: %w", l.id, err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a destroy removed the directory in between
+		}
+		if err != nil {
+			return nil, fmt.Errorf("locking lab %s: %w", l.id, err)
+		}
+		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		if errors.Is(err, unix.EINTR) {
+			f.Close()
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			defer f.Close()
+			var h holder
+			_ = json.NewDecoder(f).Decode(&h) // no news is no harm
+			return nil, &LockedError{Lab: l.id, PID: h.PID, Command: h.Command, Since: h.Since}
+		}
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("locking lab %s: %w", l.id, err)
+		}
+		if !sameFile(f, path) { // destroyed between open and lock
+			f.Close()
+			continue
+		}
+		news, err := json.Marshal(holder{os.Getpid(), command, time.Now()})
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if err := errors.Join(f.Truncate(0), writeAt(f, news)); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("locking lab %s: %w", l.id, err)
+		}
+		return &lock{f}, nil
+	}
+}
+
+// locked reports whether some process holds the lab's lock.
+func (l *Lab) locked() bool {
+	f, err := os.Open(filepath.Join(l.host.Dirs.RunLab(l.id), "lock"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	probe := unix.Flock_t{Type: unix.F_WRLCK}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &probe)
+	return err == nil && probe.Type != unix.F_UNLCK
+}
+
+func (k *lock) release() { k.file.Close() }
+
+func sameFile(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+func writeAt(f *os.File, b []byte) error {
+	_, err := f.WriteAt(b, 0)
+	return err
+}

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// MachineState is what a machine is doing, in one word.
+type MachineState string
+
+// The states of a machine.
+const (
+	StateReady    MachineState = "ready"
+	StateStarting MachineState = "starting" // some command works on it
+	StateFailed   MachineState = "failed"   // it runs, and never became ready
+	StateStopped  MachineState = "stopped"  // on purpose
+	StateExited   MachineState = "exited"   // it ended by itself, or was killed
+	StateBroken   MachineState = "broken"   // interrupted half-way; "lab up" replaces it
+	StateMissing  MachineState = "missing"  // recorded, but the provider does not have it
+)
+
+// Status is the state of a lab. Its JSON is the schema of "lab status --json".
+type Status struct {
+	ID         lab.ID          `json:"id"`
+	Name       string          `json:"name"`
+	Labfile    string          `json:"labfile"`
+	Provider   string          `json:"provider"`
+	Supervisor string          `json:"supervisor"` // "running" or "none"
+	Machines   []MachineStatus `json:"machines"`
+}
+
+// MachineStatus is the state of a machine: what was recorded, checked against
+// what is.
+type MachineStatus struct {
+	Name       lab.Name      `json:"name"`
+	Role       string        `json:"role"`
+	Generation int           `json:"generation"`
+	State      MachineState  `json:"state"`
+	Reason     string        `json:"reason,omitempty"` // why it is not ready
+	Box        string        `json:"box"`
+	Image      string        `json:"image"` // digest
+	Address    string        `json:"address"`
+	Ports      []ledger.Port `json:"ports"`
+	User       string        `json:"user"`
+	Agent      bool          `json:"agent"`
+	PID        int           `json:"pid,omitempty"`
+	Accel      string        `json:"accel,omitempty"`
+	CPUs       int           `json:"cpus"`
+	Memory     lab.Bytes     `json:"memory"`   // bytes
+	DiskUsed   lab.Bytes     `json:"diskUsed"` // bytes that its overlay takes on the host
+	Born       *time.Time    `json:"born,omitempty"`
+	Ready      *time.Time    `json:"ready,omitempty"`   // when it first became ready
+	Running    *time.Time    `json:"running,omitempty"` // since when
+}
+
+// Status tells what there is. It takes no lock; if machines run without a
+// supervisor, it brings one back first. ErrNoLab if there is no such lab.
+func (l *Lab) Status(ctx context.Context) (Status, error) {
+	state, seen, err := l.facts(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	if err := l.recover(ctx, state, seen); err != nil {
+		return Status{}, err
+	}
+	st := Status{
+		ID: l.id, Name: state.Opened.Name, Labfile: state.Opened.File,
+		Provider: orDefault(state.Opened.Provider), Supervisor: "none",
+		Machines: []MachineStatus{},
+	}
+	if supervise.Alive(l.host.Dirs, l.id) {
+		st.Supervisor = "running"
+	}
+	busy := l.locked()
+	names := state.Names()
+	for name := range seen {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		st.Machines = append(st.Machines, machineStatus(name, state.Machines[name], seen[name], busy))
+	}
+	return st, nil
+}
+
+// facts reads the ledger and looks at the machines.
+func (l *Lab) facts(ctx context.Context) (ledger.State, map[lab.Name][]providers.Machine, error) {
+	state, err := l.read()
+	if err != nil {
+		return state, nil, err
+	}
+	p, err := l.host.provider(state.Opened.Provider)
+	if err != nil {
+		return state, nil, err
+	}
+	seen, err := observe(ctx, p, l.id)
+	if err != nil {
+		return state, nil, err
+	}
+	if !l.book.Exists() && len(seen) == 0 {
+		return state, nil, ErrNoLab
+	}
+	return state, seen, nil
+}
+
+func machineStatus(name lab.Name, m ledger.Machine, seen []providers.Machine, busy bool) MachineStatus {
+	st := MachineStatus{
+		Name: name, Role: m.Create.Spec.Role, Generation: m.Generation, Box: m.Create.Spec.Box,
+		Image: m.Create.Image, Ports: m.Ports, User: user(m.Create), Agent: m.Create.Agent,
+		CPUs: m.Create.Spec.CPUs, Memory: m.Create.Spec.Memory,
+		Born: moment(m.Born), Ready: moment(m.Ready),
+	}
+	if st.Ports == nil {
+		st.Ports = []ledger.Port{}
+	}
+	if m.Create.Address.IsValid() {
+		st.Address = m.Create.Address.String()
+	}
+	i := slices.IndexFunc(seen, func(g providers.Machine) bool { return g.Number == m.Generation })
+	var live providers.Machine
+	switch {
+	case i >= 0:
+		live = seen[i]
+	case len(seen) > 0 && m.Generation == 0:
+		live = seen[len(seen)-1]
+		st.Generation, st.State, st.Reason = live.Number, StateBroken, "it was found without a record"
+	}
+	st.PID, st.Accel, st.DiskUsed, st.Running = live.PID, live.Accel, live.Disk, moment(live.Since)
+	if st.State == "" {
+		st.State, st.Reason = judge(m, i >= 0, live, busy)
+	}
+	return st
+}
+
+// judge weighs the record against the facts.
+func judge(m ledger.Machine, there bool, live providers.Machine, busy bool) (MachineState, string) {
+	running := there && (live.State == providers.StateRunning || live.State == providers.StatePaused)
+	ended := func() (MachineState, string) {
+		e := m.Exited
+		if e == (ledger.Exited{}) {
+			e = ledger.Exited{Reason: string(live.Exit.Reason), Detail: live.Exit.Detail}
+		}
+		return StateExited, exitText(e)
+	}
+	switch m.Phase {
+	case ledger.PhaseCreating, ledger.PhaseStarting, ledger.PhaseStopping, ledger.PhaseDestroying:
+		if busy {
+			return StateStarting, "a command works on it"
+		}
+		if m.Phase == ledger.PhaseStopping && there && !running {
+			return StateStopped, ""
+		}
+		return StateBroken, "a command was interrupted; \"lab up\" goes on from here"
+	case ledger.PhaseFailed:
+		return StateFailed, m.Failed.Error
+	}
+	switch {
+	case !there:
+		return StateMissing, "the provider does not have it"
+	case live.State == providers.StateBroken:
+		return StateBroken, live.Reason
+	case live.State == providers.StatePaused:
+		return StateReady, "its processors are halted"
+	case running:
+		return StateReady, ""
+	case m.Phase == ledger.PhaseStopped:
+		return StateStopped, ""
+	}
+	return ended()
+}
+
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// Summary is a lab in a list.
+type Summary struct {
+	ID          lab.ID `json:"id"`
+	Name        string `json:"name"`
+	Labfile     string `json:"labfile"`
+	LabfileGone bool   `json:"labfileGone,omitempty"`
+	Provider    string `json:"provider"`
+	Machines    int    `json:"machines"`
+	Running     int    `json:"running"`
+	Ready       int    `json:"ready"`
+	Problem     string `json:"problem,omitempty"` // why the rest could not be told
+}
+
+// List returns all labs of this user, sorted by ID. It looks at the machines
+// themselves, so it is never stale.
+func (h *Host) List(ctx context.Context) ([]Summary, error) {
+	ids, err := h.ids(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Summary, 0, len(ids))
+	for _, id := range ids {
+		st, err := h.Lab(id).Status(ctx)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if errors.Is(err, ErrNoLab) {
+			continue // destroyed while we looked, or rubbish for gc
+		}
+		s := Summary{ID: id, Name: st.Name, Labfile: st.Labfile, Provider: st.Provider, Machines: len(st.Machines)}
+		if err != nil {
+			s.Problem = err.Error()
+		}
+		for _, m := range st.Machines {
+			if m.PID != 0 || m.Running != nil {
+				s.Running++
+			}
+			if m.State == StateReady {
+				s.Ready++
+			}
+		}
+		if s.Labfile != "" {
+			_, err := os.Stat(s.Labfile)
+			s.LabfileGone = errors.Is(err, fs.ErrNotExist)
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// ids returns the labs that have files or machines.
+func (h *Host) ids(ctx context.Context) ([]lab.ID, error) {
+	var ids []lab.ID
+	entries, err := os.ReadDir(h.Dirs.Labs())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.IsDir() && lab.ValidLabel(e.Name()) {
+			ids = append(ids, lab.ID(e.Name()))
+		}
+	}
+	for _, p := range h.Providers {
+		all, err := p.List(ctx, "")
+		if err != nil {
+			h.Log.Debug("listing machines", "provider", p.Name(), "err", err)
+			continue
+		}
+		for _, m := range all {
+			ids = append(ids, m.Lab)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
+// FindByDir returns the labs whose Labfile stood in dir: for when it is lost.
+func (h *Host) FindByDir(dir string) ([]lab.ID, error) {
+	entries, err := os.ReadDir(h.Dirs.Labs())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var ids []lab.ID
+	for _, e := range entries {
+		state, err := h.Lab(lab.ID(e.Name())).read()
+		var damaged *ledger.CorruptError
+		if err != nil && !errors.As(err, &damaged) {
+			continue
+		}
+		if file := state.Opened.File; file != "" && filepath.Dir(file) == dir {
+			ids = append(ids, lab.ID(e.Name()))
+		}
+	}
+	return ids, nil
+}
+
+// MachineNames returns the names of the lab's machines; none if there is no lab.
+func (l *Lab) MachineNames() []lab.Name {
+	state, err := l.read()
+	if err != nil {
+		return nil
+	}
+	return state.Names()
+}
+
+// History returns everything that was recorded, oldest first. With a
+// *ledger.CorruptError come the records before the damage.
+func (l *Lab) History() ([]ledger.Record, error) {
+	if !l.book.Exists() {
+		return nil, ErrNoLab
+	}
+	return l.book.Read()
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+)
+
+// supervisor returns the connection to the lab's supervisor, which is started
+// if there is none.
+func (s *session) supervisor(ctx context.Context) (*supervise.Client, error) {
+	s.superOnce.Lock()
+	defer s.superOnce.Unlock()
+	if s.super != nil {
+		return s.super, nil
+	}
+	c, err := s.ensure(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.super = c
+	return c, nil
+}
+
+// ensure connects to the supervisor, starting one if needed. A new one knows
+// nothing: every machine that runs is plugged in again.
+func (l *Lab) ensure(ctx context.Context) (*supervise.Client, error) {
+	started := false
+	c, err := supervise.Ensure(ctx, l.host.Dirs, l.id, func() error {
+		started = true
+		return l.host.Spawn(l.id)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting the lab's supervisor: %w", err)
+	}
+	if !started {
+		return c, nil
+	}
+	if err := l.replug(ctx, c); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// replug plugs every running machine into a new supervisor.
+func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
+	state, err := l.read()
+	if err != nil {
+		return err
+	}
+	p, err := l.host.provider(state.Opened.Provider)
+	if err != nil {
+		return err
+	}
+	seen, err := observe(ctx, p, l.id)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range state.Machines {
+		if !runs(m, seen[m.Name]) {
+			continue
+		}
+		mc := cable(lab.Generation{Lab: l.id, Machine: m.Name, Number: m.Generation}, m.Create.Spec.Machine(m.Name), m.Create)
+		mc.Forwards = rebind(mc.Forwards, m.Ports)
+		if _, err := c.Plug(ctx, mc); err != nil {
+			errs = append(errs, fmt.Errorf("plugging %s in again: %w", m.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rebind asks for the host ports that were picked before, so that a new
+// supervisor does not move them.
+func rebind(want []lab.Forward, bound []ledger.Port) []lab.Forward {
+	out := make([]lab.Forward, len(want))
+	for i, f := range want {
+		out[i] = f
+		if f.HostPort == 0 && i < len(bound) && bound[i].Guest == f.GuestPort {
+			out[i].HostPort = bound[i].Host
+		}
+	}
+	return out
+}
+
+func runs(m ledger.Machine, seen []providers.Machine) bool {
+	for _, g := range seen {
+		if g.Number == m.Generation && (g.State == providers.StateRunning || g.State == providers.StatePaused) {
+			return true
+		}
+	}
+	return false
+}
+
+// recover brings a dead supervisor back if machines run without one. It is
+// called by everything that reads, so that a lab heals at the next command.
+func (l *Lab) recover(ctx context.Context, state ledger.State, seen map[lab.Name][]providers.Machine) error {
+	for name, m := range state.Machines {
+		if !runs(m, seen[name]) {
+			continue
+		}
+		c, err := l.ensure(ctx)
+		if err != nil {
+			return err
+		}
+		c.Close()
+		return nil
+	}
+	return nil
+}

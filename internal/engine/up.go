@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/providers"
+)
+
+// Plan says what Up would do. It fetches boxes that are not pinned yet, since
+// what they are is part of the answer, and changes nothing else.
+func (l *Lab) Plan(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, error) {
+	s := &session{Lab: l, opt: o.Options}
+	if err := s.look(ctx, want); err != nil {
+		return plan.Plan{}, err
+	}
+	p, _, err := s.plan(ctx, want, o, nil)
+	return p, err
+}
+
+// Up makes the lab what want says: machines that are missing are created, those
+// that are stopped are started, those that differ are replaced, and all are
+// waited for until they are ready. Carrying it out twice changes nothing the
+// second time. If ctx ends, what this call gave birth to is destroyed again.
+//
+// Errors: *LockedError, *UpError, ErrStaleLock, what Options.Confirm returned,
+// and those of fetching boxes.
+func (l *Lab) Up(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, error) {
+	return l.up(ctx, want, o, nil)
+}
+
+// Rebuild replaces the named machines, or all, by new generations: a new disk,
+// the same name and address. The rest of the lab is brought up as by Up.
+func (l *Lab) Rebuild(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, error) {
+	rebuild := o.Machines
+	if len(rebuild) == 0 {
+		for _, m := range want.Machines {
+			rebuild = append(rebuild, m.Name)
+		}
+	}
+	return l.up(ctx, want, o, rebuild)
+}
+
+func (l *Lab) up(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (plan.Plan, error) {
+	s, err := l.begin(ctx, want, o.Options)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	defer s.end()
+	p, images, err := s.plan(ctx, want, o, rebuild)
+	if err != nil {
+		return p, err
+	}
+	if o.Confirm != nil {
+		if err := o.Confirm(p); err != nil {
+			return p, err
+		}
+	}
+	s.writeLock(want)
+	return p, s.apply(ctx, want, p, images)
+}
+
+// plan resolves the boxes and compares.
+func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (plan.Plan, map[string]Image, error) {
+	for _, name := range o.Machines {
+		if _, ok := want.Machine(name); !ok {
+			return plan.Plan{}, nil, noMachine(name, want)
+		}
+	}
+	images, err := s.images(ctx, want, o)
+	if err != nil {
+		return plan.Plan{}, nil, err
+	}
+	in := plan.Input{
+		Lab: s.id, Want: want, Images: map[string]string{}, Only: o.Machines, Rebuild: rebuild,
+		Recorded: map[lab.Name]plan.Recorded{}, Observed: map[lab.Name][]plan.Observed{},
+	}
+	for name, img := range images {
+		in.Images[name] = img.Digest
+	}
+	for name, m := range s.state.Machines {
+		in.Recorded[name] = recorded(m, s.observed[name])
+	}
+	for name, seen := range s.observed {
+		for _, g := range seen {
+			in.Observed[name] = append(in.Observed[name], plan.Observed{Number: g.Number, State: planState(g.State)})
+		}
+	}
+	return plan.Make(in), images, nil
+}
+
+func noMachine(name lab.Name, want *lab.Lab) error {
+	e := &NoMachineError{Name: name}
+	for _, m := range want.Machines {
+		e.Known = append(e.Known, m.Name)
+	}
+	return e
+}
+
+func planState(s providers.State) plan.State {
+	switch s {
+	case providers.StateRunning, providers.StatePaused:
+		return plan.Running
+	case providers.StateBroken:
+		return plan.Broken
+	}
+	return plan.Stopped
+}
+
+// recorded translates what the ledger says into the planner's words.
+func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
+	r := plan.Recorded{
+		Spec: m.Create.Spec.Machine(m.Name), Generation: m.Generation, Image: m.Create.Image,
+		Trouble: exitText(m.Exited),
+	}
+	switch m.Phase {
+	case ledger.PhaseCreating:
+		r.Phase = plan.PhaseUnfinished
+	case ledger.PhaseFailed:
+		r.Phase, r.Trouble = plan.PhaseFailed, m.Failed.Error
+	case ledger.PhaseDestroying:
+		r.Phase = plan.PhaseDestroying
+	case ledger.PhaseGone:
+		r.Phase = plan.PhaseGone
+	default:
+		r.Phase = plan.PhaseLived
+	}
+	r.Stopped = m.Phase == ledger.PhaseStopped || m.Phase == ledger.PhaseStopping
+	for _, g := range seen { // an exit that no supervisor lived to record
+		if g.Number == m.Generation && r.Trouble == "" && g.State == providers.StateStopped && !r.Stopped {
+			r.Trouble = exitText(ledger.Exited{Reason: string(g.Exit.Reason), Detail: g.Exit.Detail})
+		}
+	}
+	return r
+}
+
+// exitText says in the user's words how a machine ended.
+func exitText(e ledger.Exited) string {
+	text := map[providers.ExitReason]string{
+		providers.ExitGuest:    "the guest shut itself down",
+		providers.ExitPanic:    "the guest's kernel panicked",
+		providers.ExitHost:     "it was stopped",
+		providers.ExitCrashed:  "the hypervisor failed",
+		providers.ExitSignaled: "its process was killed from outside",
+	}[providers.ExitReason(e.Reason)]
+	if text != "" && e.Detail != "" {
+		text += " (" + e.Detail + ")"
+	}
+	return text
+}
+
+// outcome is how a step ended, for those that wait for it.
+type outcome struct {
+	done chan struct{}
+	ok   bool
+}
+
+// apply carries the plan out: every step in its own goroutine, behind the steps
+// that it depends on.
+func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images map[string]Image) error {
+	if err := s.open(want); err != nil {
+		return err
+	}
+	if err := s.assignAddresses(p, want); err != nil {
+		return err
+	}
+	var (
+		wg      sync.WaitGroup
+		mu      sync.Mutex
+		failed  UpError
+		born    []lab.Generation
+		results = map[lab.Name]*outcome{}
+		slots   = make(chan struct{}, s.parallel(len(p.Steps)))
+	)
+	for _, step := range p.Steps {
+		results[step.Machine] = &outcome{done: make(chan struct{})}
+	}
+	// The supervisor starts while the first machine is made; whoever needs it
+	// waits for it, and reports why there is none.
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		_, _ = s.supervisor(ctx)
+	}()
+	for _, step := range p.Steps {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			res := results[step.Machine]
+			defer close(res.done)
+			if !await(ctx, step, results) {
+				if ctx.Err() == nil {
+					mu.Lock()
+					failed.Skipped = append(failed.Skipped, step.Machine)
+					mu.Unlock()
+					s.emit(Event{Machine: step.Machine, Stage: StageSkipped, Text: "not tried: what it depends on failed"})
+				}
+				return
+			}
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if ctx.Err() != nil {
+				return
+			}
+			m, _ := want.Machine(step.Machine)
+			err := s.step(ctx, step, m, images[m.Box], func(g lab.Generation) {
+				mu.Lock()
+				born = append(born, g)
+				mu.Unlock()
+			})
+			if err == nil {
+				res.ok = true
+				return
+			}
+			if interrupted(ctx, err) {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			var me *MachineError
+			if !errors.As(err, &me) {
+				me = &MachineError{Machine: step.Machine, Generation: step.Next, Stage: StageFailed, Err: err}
+			}
+			failed.Failed = append(failed.Failed, me)
+			s.emit(Event{Machine: step.Machine, Generation: me.Generation, Stage: StageFailed, Text: me.Err.Error(), Err: me.Err})
+		}()
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return errors.Join(err, s.undo(ctx, born))
+	}
+	if len(failed.Failed) > 0 {
+		slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
+		slices.Sort(failed.Skipped)
+		return &failed
+	}
+	return nil
+}
+
+func compare(a, b lab.Name) int {
+	if a < b {
+		return -1
+	}
+	return 1
+}
+
+// await waits for what the step depends on, and reports whether all of it is
+// ready.
+func await(ctx context.Context, step plan.Step, results map[lab.Name]*outcome) bool {
+	for _, dep := range step.DependsOn {
+		res, ok := results[dep]
+		if !ok {
+			continue
+		}
+		select {
+		case <-res.done:
+			if !res.ok {
+				return false
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return ctx.Err() == nil
+}
+
+func (s *session) parallel(steps int) int {
+	if n := s.host.Parallel; n > 0 {
+		return n
+	}
+	return max(1, steps)
+}
+
+// step carries one step out. born is told of every generation before it exists.
+func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img Image, born func(lab.Generation)) error {
+	for _, n := range step.Leftovers {
+		if err := s.remove(ctx, lab.Generation{Lab: s.id, Machine: step.Machine, Number: n}, step.Reasons); err != nil {
+			return err
+		}
+	}
+	g := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Generation}
+	switch step.Action {
+	case plan.Keep:
+		return s.keep(ctx, g, m, step)
+	case plan.Start:
+		return s.start(ctx, g, m, step.Changes)
+	case plan.Create, plan.Replace:
+		g.Number = step.Next
+		return s.birth(ctx, g, m, img, step.Reasons, born)
+	case plan.Destroy:
+		if rec := s.machine(g.Machine); rec.Phase != "" && rec.Phase != ledger.PhaseGone {
+			return s.remove(ctx, g, step.Reasons)
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown action %q", step.Action)
+}
+
+// open makes the lab's directory and records where the lab comes from, unless
+// the ledger says so already.
+func (s *session) open(want *lab.Lab) error {
+	if err := s.makeDirs(); err != nil {
+		return err
+	}
+	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name()}
+	if s.state.Opened == opened {
+		return nil
+	}
+	return s.record(ledger.LabOpened, lab.Generation{}, opened)
+}
+
+// undo destroys what an interrupted operation gave birth to.
+func (s *session) undo(ctx context.Context, born []lab.Generation) error {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	var errs []error
+	for _, g := range born {
+		if err := s.remove(ctx, g, []string{"interrupted"}); err != nil {
+			errs = append(errs, fmt.Errorf("undoing %s: %w", g, err))
+			continue
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: "interrupted, destroyed again"})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.closeIfEmpty(ctx)
+}
+
+// since returns the time from the machine's birth.
+func since(t time.Time) time.Duration { return time.Since(t).Round(time.Millisecond) }
