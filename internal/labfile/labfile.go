@@ -62,13 +62,14 @@ func Find(dir string) (string, error) {
 	}
 }
 
-// Load reads the Labfile at path. What is wrong with its content is a *Problems;
-// any other error is about the file itself. Symbolic links in the directory of
+// Load reads the Labfile at path. What is wrong with its content, or with its being
+// something else than a file of a sensible size, is a *Problems; any other error is
+// about reaching it. Symbolic links in the directory of
 // path are resolved, so that one Labfile is one lab by whatever way one comes.
 func Load(path string, o Options) (*lab.Lab, error) {
 	data, err := readFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the Labfile: %w", err)
+		return nil, readError("Labfile", err)
 	}
 	file, err := Canonical(path)
 	if err != nil {
@@ -110,8 +111,17 @@ func display(path string) string {
 	return rel
 }
 
+// readError words an error of readFile.
+func readError(what string, err error) error {
+	var problems *Problems
+	if errors.As(err, &problems) {
+		return problems
+	}
+	return fmt.Errorf("reading the %s: %w", what, err)
+}
+
 // readFile reads a regular file of at most maxFile bytes. It opens nothing else:
-// a pipe or a device would block, or never end.
+// a pipe or a device would block, or never end. Such a file is a *Problems.
 func readFile(path string) ([]byte, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -137,7 +147,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if len(data) > maxFile {
-		return nil, tooLarge(path)
+		return nil, unfit(path, tooLarge)
 	}
 	return data, nil
 }
@@ -145,17 +155,20 @@ func readFile(path string) ([]byte, error) {
 func readableFile(path string, fi fs.FileInfo) error {
 	switch {
 	case fi.IsDir():
-		return fmt.Errorf("%s is a directory", path)
+		return unfit(path, "a directory, not a file")
 	case !fi.Mode().IsRegular():
-		return fmt.Errorf("%s is not a regular file", path)
+		return unfit(path, "not a regular file")
 	case fi.Size() > maxFile:
-		return tooLarge(path)
+		return unfit(path, tooLarge)
 	}
 	return nil
 }
 
-func tooLarge(path string) error {
-	return fmt.Errorf("%s is larger than %s", path, lab.Bytes(maxFile))
+const tooLarge = "larger than 1MiB"
+
+// unfit says why a file was not read.
+func unfit(path, message string) *Problems {
+	return &Problems{List: []Problem{{File: display(path), Message: message}}}
 }
 
 // Parse reads a Labfile from data. file names it in messages and, made absolute,
@@ -163,7 +176,7 @@ func tooLarge(path string) error {
 func Parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	r := &report{file: file}
 	if len(data) > maxFile {
-		r.add(place{}, "larger than %s", lab.Bytes(maxFile))
+		r.add(place{}, "%s", tooLarge)
 		return nil, r.err()
 	}
 	var doc document

@@ -198,10 +198,10 @@ func TestLoadRefusesWhatIsNoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ path, want string }{
-		{path("pipe"), "reading the Labfile: " + path("pipe") + " is not a regular file"},
-		{path("dir"), "reading the Labfile: " + path("dir") + " is a directory"},
-		{path("big"), "reading the Labfile: " + path("big") + " is larger than 1MiB"},
-		{"/dev/zero", "reading the Labfile: /dev/zero is not a regular file"},
+		{path("pipe"), path("pipe") + ": not a regular file"},
+		{path("dir"), path("dir") + ": a directory, not a file"},
+		{path("big"), path("big") + ": larger than 1MiB"},
+		{"/dev/zero", "/dev/zero: not a regular file"},
 		{path("none"), "reading the Labfile: stat " + path("none") + ": no such file or directory"},
 	} {
 		within(t, func() {

@@ -96,7 +96,7 @@ func ReadLock(path string) (Lock, error) {
 		return Lock{Boxes: map[string]LockedBox{}}, nil
 	}
 	if err != nil {
-		return Lock{}, fmt.Errorf("reading the lock file: %w", err)
+		return Lock{}, readError("lock file", err)
 	}
 	return parseLock(display(path), data)
 }

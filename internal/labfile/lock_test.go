@@ -136,7 +136,7 @@ func TestWriteLockErrors(t *testing.T) {
 	if files, _ := os.ReadDir(dir); len(files) != 1 {
 		t.Errorf("a failed write left %v", files)
 	}
-	if _, err := ReadLock(path); message(err) != "reading the lock file: "+path+" is a directory" {
+	if _, err := ReadLock(path); message(err) != path+": a directory, not a file" {
 		t.Errorf("reading a directory: got %v", err)
 	}
 }
