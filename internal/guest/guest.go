@@ -69,6 +69,9 @@ func NewIdentity(c IdentityConfig) (Identity, error) {
 	if len(id.Users) == 0 {
 		id.Users = []string{"lab"} // the built-in boxes' ordinary user
 	}
+	if c.Address.IsValid() && !c.Address.Is4() {
+		return Identity{}, fmt.Errorf("identity: %s is not an IPv4 address", c.Address)
+	}
 	if c.Address.IsValid() {
 		id.MAC = lab.MACOf(c.Address)
 		id.Address = netip.PrefixFrom(c.Address, c.Network.Subnet.Bits())

@@ -29,7 +29,7 @@ type NotReadyError struct {
 }
 
 func (e *NotReadyError) Error() string {
-	return fmt.Sprintf("not ready: check %q did not pass within %s: %v", e.Check, e.After, e.Last)
+	return fmt.Sprintf("not ready: check %s did not pass within %s: %v", e.Check, e.After, e.Last)
 }
 
 func (e *NotReadyError) Unwrap() error { return e.Last }

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,7 +84,7 @@ func (a *Agent) Serve(ctx context.Context, open func(context.Context) (*os.File,
 		port, err := open(ctx)
 		if err == nil {
 			start := time.Now()
-			err = channel.Serve(ctx, port, func(c net.Conn) { a.stream(ctx, c) })
+			err = channel.Serve(ctx, port, func(c net.Conn) { a.Stream(ctx, c) })
 			if time.Since(start) > time.Second {
 				wait = newBackoff()
 			}
@@ -98,8 +99,8 @@ func (a *Agent) Serve(ctx context.Context, open func(context.Context) (*os.File,
 	}
 }
 
-// stream serves one stream of the channel.
-func (a *Agent) stream(ctx context.Context, c net.Conn) {
+// Stream serves one stream of the channel and closes it.
+func (a *Agent) Stream(ctx context.Context, c net.Conn) {
 	defer c.Close()
 	k, err := agentapi.Accept(c)
 	if err != nil {
@@ -240,7 +241,9 @@ func (a *Agent) apply(id agentapi.Identity) error {
 		return err
 	}
 	warn("growing the root file system", a.Machine.GrowRoot())
-	a.ssh = sshd.Config{HostKey: host, Authorized: keys, SFTP: a.SFTP, Log: a.Log}
+	a.ssh = sshd.Config{
+		HostKey: host, Authorized: keys, Etc: filepath.Join(a.Root.Name(), "etc"), SFTP: a.SFTP, Log: a.Log,
+	}
 	a.identity = id.Fingerprint()
 	return nil
 }

@@ -6,13 +6,13 @@ package agent
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
 	"slices"
 	"strconv"
@@ -175,29 +175,30 @@ func (a *Agent) hostKey(id agentapi.Identity, host ssh.Signer, warn func(string,
 	if err := a.write(openssh+".pub", ssh.MarshalAuthorizedKey(host.PublicKey()), 0o644); err != nil {
 		return err
 	}
-	old, _ := a.Root.ReadFile(openssh)
 	if err := a.write(openssh, id.HostKey, 0o600); err != nil {
 		return err
 	}
-	convert, err := exec.LookPath("dropbearconvert")
-	if err != nil || a.Root.Name() != "/" {
+	if _, err := a.Root.Stat("etc/dropbear"); err != nil {
 		return nil
 	}
-	const dropbear = "etc/dropbear/dropbear_ed25519_host_key"
-	if _, err := a.Root.Stat(dropbear); err == nil && bytes.Equal(old, id.HostKey) {
-		return nil
-	}
-	if err := a.mkdir("etc/dropbear", 0o755); err != nil {
+	private, err := ssh.ParseRawPrivateKey(id.HostKey)
+	if err != nil {
 		return err
 	}
-	// Under a name of its own first: the server may be waiting for the file.
-	tmp := "/" + dropbear + ".new"
-	if out, err := exec.Command(convert, "openssh", "dropbear", "/"+openssh, tmp).CombinedOutput(); err != nil {
-		warn("converting the host key", fmt.Errorf("%w: %s", err, bytes.TrimSpace(out)))
-		return nil
+	key, ok := private.(*ed25519.PrivateKey)
+	if !ok {
+		return errors.New("the host key is not an ed25519 key")
 	}
-	warn("converting the host key", os.Rename(tmp, "/"+dropbear))
-	return nil
+	return a.write("etc/dropbear/dropbear_ed25519_host_key", dropbearKey(*key), 0o600)
+}
+
+// dropbearKey writes a private key the way dropbear keeps it: the name of its kind,
+// then both halves in one string.
+func dropbearKey(key ed25519.PrivateKey) []byte {
+	return ssh.Marshal(struct {
+		Kind string
+		Key  []byte
+	}{ssh.KeyAlgoED25519, key})
 }
 
 func (a *Agent) mkdir(name string, mode fs.FileMode) error {

@@ -33,7 +33,7 @@ type session struct {
 	env []string
 	pty *ptyRequest
 
-	done    chan struct{} // not nil once something was started; closed at its end
+	started bool
 	proc    *process
 	stdin   io.Closer
 	outputs []output
@@ -63,9 +63,6 @@ func (s *session) serve(ctx context.Context, reqs <-chan *ssh.Request) {
 		for _, o := range s.outputs {
 			o.from.Close()
 		}
-	} else if s.done != nil {
-		s.ch.Close()
-		<-s.done
 	}
 }
 
@@ -73,14 +70,14 @@ func (s *session) request(ctx context.Context, req *ssh.Request) bool {
 	switch req.Type {
 	case "env":
 		var v struct{ Name, Value string }
-		if ssh.Unmarshal(req.Payload, &v) != nil || s.done != nil || len(s.env) >= maxEnv || strings.ContainsAny(v.Name, "=\x00") || strings.Contains(v.Value, "\x00") {
+		if ssh.Unmarshal(req.Payload, &v) != nil || s.started || len(s.env) >= maxEnv || strings.ContainsAny(v.Name, "=\x00") || strings.Contains(v.Value, "\x00") {
 			return false
 		}
 		s.env = append(s.env, v.Name+"="+v.Value)
 		return true
 	case "pty-req":
 		var p ptyRequest
-		if ssh.Unmarshal(req.Payload, &p) != nil || s.done != nil {
+		if ssh.Unmarshal(req.Payload, &p) != nil || s.started {
 			return false
 		}
 		s.pty = &p
@@ -102,34 +99,9 @@ func (s *session) request(ctx context.Context, req *ssh.Request) bool {
 		return ssh.Unmarshal(req.Payload, &v) == nil && s.start([]string{s.acc.shell, "-c", v.Command})
 	case "subsystem":
 		var v struct{ Name string }
-		return ssh.Unmarshal(req.Payload, &v) == nil && v.Name == "sftp" && s.sftp()
+		return ssh.Unmarshal(req.Payload, &v) == nil && v.Name == "sftp" && len(s.SFTP) > 0 && s.start(s.SFTP)
 	}
 	return false
-}
-
-// sftp serves files as the user who logged in: here, if that is who we are, or else
-// in a program of its own that runs as that user.
-func (s *session) sftp() bool {
-	if s.done != nil {
-		return false
-	}
-	if !s.acc.own() {
-		return len(s.SFTP) > 0 && s.start(s.SFTP)
-	}
-	srv, err := sftp.NewServer(s.ch, sftp.WithServerWorkingDirectory(s.directory()))
-	if err != nil {
-		return false
-	}
-	s.done = make(chan struct{})
-	go func() {
-		defer close(s.done)
-		err := srv.Serve()
-		if errors.Is(err, io.EOF) {
-			err = nil
-		}
-		s.exit(0, err)
-	}()
-	return true
 }
 
 // directory is where the session begins: the user's home, if it is there.
@@ -144,7 +116,7 @@ func (s *session) directory() string {
 // started is told to the user in the way of a shell: on the error output, with exit
 // code 127.
 func (s *session) start(argv []string) bool {
-	if s.done != nil {
+	if s.started {
 		return false
 	}
 	cmd := &exec.Cmd{Path: s.acc.shell, Args: []string{"-" + filepath.Base(s.acc.shell)}}
@@ -155,7 +127,7 @@ func (s *session) start(argv []string) bool {
 	cmd.Env = s.acc.env()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.acc.credential()}
 
-	s.done = make(chan struct{})
+	s.started = true
 	var err error
 	var outputs []output
 	var stdin io.WriteCloser
@@ -183,13 +155,15 @@ func (s *session) start(argv []string) bool {
 		}
 		s.log.Info("starting a process", "argv", cmd.Args, "error", err)
 		go func() {
-			defer close(s.done)
 			fmt.Fprintf(s.ch.Stderr(), "lab-agent: %v\n", err)
 			s.exit(127, nil)
 		}()
 		return true
 	}
 	s.proc, s.stdin, s.outputs = &process{cmd: cmd}, stdin, outputs
+	// The agent may be spared when memory runs out; what it starts is not. Without
+	// the right to say so there was nothing to take back.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("0"), 0)
 	go func() {
 		_, _ = io.Copy(stdin, s.ch)
 		// A terminal has one file for both directions: closing it hangs up.
@@ -257,7 +231,6 @@ const linger = 200 * time.Millisecond
 
 // wait moves the output, and reports how the process ended.
 func (s *session) wait() {
-	defer close(s.done)
 	defer s.stdin.Close()
 	exited := make(chan struct{})
 	var wg sync.WaitGroup
@@ -349,17 +322,14 @@ func (p *process) wait() error {
 	return p.cmd.Wait()
 }
 
-// ServeSFTP serves sftp over a program's standard input and output, beginning in
-// its working directory: what Config.SFTP runs.
+// ServeSFTP serves sftp over a program's standard input and output: what Config.SFTP
+// runs. It is a program of its own because it runs as the user, with a working
+// directory that relative paths begin in.
 func ServeSFTP(stdin io.Reader, stdout io.WriteCloser) error {
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
 	srv, err := sftp.NewServer(struct {
 		io.Reader
 		io.WriteCloser
-	}{stdin, stdout}, sftp.WithServerWorkingDirectory(dir))
+	}{stdin, stdout})
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ type Config struct {
 	HostKey    ssh.Signer
 	Authorized []ssh.PublicKey
 	Etc        string   // directory of passwd and group; empty means /etc
-	SFTP       []string // argv of a program that serves sftp on its standard input and output, run for users other than our own
+	SFTP       []string // argv of a program that serves sftp on its standard input and output: see ServeSFTP
 	Log        *slog.Logger
 }
 
