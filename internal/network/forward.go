@@ -130,5 +130,5 @@ func serveForward(ctx context.Context, client *net.TCPConn, dial func(context.Co
 		}
 	})
 	defer stop()
-	pipe(client, guest)
+	Pipe(client, guest)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -179,13 +180,18 @@ func (g *gateway) ethernet(b []byte, dst mac, protocol tcpip.NetworkProtocolNumb
 }
 
 // dialTCP connects to a machine. The stack's own dial gives up on a silent guest
-// only after minutes, so ctx decides.
+// only after minutes, so ctx decides. A guest that refuses is ECONNREFUSED, as on
+// any network.
 func (g *gateway) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	c, err := gonet.DialContextTCP(ctx, g.stack, fullAddr(to), ipv4.ProtocolNumber)
-	if err != nil {
-		return nil, err
+	var op *net.OpError
+	switch {
+	case err == nil:
+		return c, nil
+	case errors.As(err, &op) && op.Err.Error() == (&tcpip.ErrConnectionRefused{}).String():
+		return nil, syscall.ECONNREFUSED
 	}
-	return c, nil
+	return nil, err
 }
 
 // forwardTCP carries one connection of a guest to the outside. The stack calls
@@ -213,7 +219,7 @@ func (g *gateway) forwardTCP(r *tcp.ForwarderRequest) {
 		return
 	}
 	defer context.AfterFunc(p.ctx, func() { _ = outside.SetDeadline(past) })()
-	pipe(p.tie(guest), outside)
+	Pipe(p.tie(guest), outside)
 }
 
 // accept finishes the handshake with the guest.

@@ -13,10 +13,11 @@ import (
 // past is a deadline that ends every read and write at once.
 var past = time.Unix(1, 0)
 
-// pipe copies between two connections, both ways, until both ways have ended,
+// Pipe copies between two connections, both ways, until both ways have ended,
 // and closes them. The end of one way is passed on as a half-close, so that a
-// request which ends with its stream still gets its answer; an error ends both.
-func pipe(a, b net.Conn) {
+// request which ends with its stream still gets its answer; an error ends both, and
+// so does the end of a way that leads to a connection without CloseWrite.
+func Pipe(a, b net.Conn) {
 	var wg sync.WaitGroup
 	end := sync.OnceFunc(func() {
 		for _, c := range []net.Conn{a, b} {

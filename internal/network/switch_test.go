@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,7 +109,7 @@ func TestHostDialsGuest(t *testing.T) {
 	echo(t, c, bytes.Repeat([]byte("0123456789abcdef"), 1<<16))
 
 	_, err = s.DialTCP(testContext(t), db.addr, 5433)
-	if err == nil || err.Error() != fmt.Sprintf("dialing %v:5433: connect tcp %v:5433: connection was refused", db.addr, db.addr) {
+	if !errors.Is(err, syscall.ECONNREFUSED) || err.Error() != fmt.Sprintf("dialing %v:5433: connection refused", db.addr) {
 		t.Errorf("dialing a closed port: %v", err)
 	}
 }

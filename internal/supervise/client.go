@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/labfile/lab/internal/dirs"
+	"github.com/labfile/lab/internal/lab"
+)
+
+// helloTimeout bounds how long a supervisor may take to say hello: it has nothing
+// else to do then.
+const helloTimeout = 10 * time.Second
+
+// errGoing says that a supervisor holds its lock but does not serve: it is
+// starting or ending.
+var errGoing = errors.New("it is starting or ending, and does not get on")
+
+// Client talks to a lab's supervisor, which does not end by itself while a Client
+// is open. Its methods may be called by several goroutines at once.
+type Client struct {
+	socket  string
+	version string
+	pid     int
+	hello   net.Conn
+}
+
+// Dial connects to the lab's supervisor. ErrNotRunning if it has none; one that is
+// just starting or ending is waited for.
+func Dial(ctx context.Context, d dirs.Dirs, id lab.ID) (*Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errGoing)
+	defer cancel()
+	for {
+		c, err := dialOnce(ctx, d, id)
+		if err == nil || !errors.Is(err, errGoing) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("reaching the lab's supervisor: %w", context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
+}
+
+func dialOnce(ctx context.Context, d dirs.Dirs, id lab.ID) (*Client, error) {
+	c := &Client{socket: socketPath(d, id)}
+	hctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	conn, r, err := c.ask(hctx, request{Op: opHello})
+	switch {
+	case err == nil:
+		c.hello, c.version, c.pid = conn, r.Version, r.PID
+		return c, nil
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("reaching the lab's supervisor: %w", context.Cause(ctx))
+	case hctx.Err() != nil:
+		return nil, fmt.Errorf("the lab's supervisor did not answer within %v", helloTimeout)
+	case !gone(err):
+		return nil, err
+	case Alive(d, id):
+		return nil, errGoing
+	}
+	return nil, ErrNotRunning
+}
+
+// gone reports whether the error is what a supervisor's end looks like from
+// outside, before or during a conversation.
+func gone(err error) bool {
+	for _, e := range []error{
+		syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// Ensure connects to the lab's supervisor. If there is none, it calls start, which
+// begins one and returns when that serves (see Spawn). Of concurrent callers one
+// calls start.
+func Ensure(ctx context.Context, d dirs.Dirs, id lab.ID, start func() error) (*Client, error) {
+	c, err := Dial(ctx, d, id)
+	if !errors.Is(err, ErrNotRunning) {
+		return c, err
+	}
+	if err := os.MkdirAll(d.RunLab(id), 0o700); err != nil {
+		return nil, err
+	}
+	l, err := lock(ctx, startPath(d, id))
+	if err != nil {
+		return nil, fmt.Errorf("waiting to start the lab's supervisor: %w", err)
+	}
+	defer l.Close()
+	if c, err = Dial(ctx, d, id); !errors.Is(err, ErrNotRunning) {
+		return c, err
+	}
+	startErr := start()
+	// Somebody may have been faster; then it does not matter why start failed.
+	c, err = Dial(ctx, d, id)
+	if err != nil && startErr != nil {
+		return nil, startErr
+	}
+	return c, err
+}
+
+// Stop ends the lab's supervisor, if it has one, and returns when its process is gone.
+// Machines go on running.
+func Stop(ctx context.Context, d dirs.Dirs, id lab.ID) error {
+	c, err := Dial(ctx, d, id)
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	exit := exitOf(c.pid) // it lives: it has just said hello
+	conn, _, err := c.ask(ctx, request{Op: opShutdown})
+	if err == nil {
+		conn.Close()
+	} else if !gone(err) {
+		return fmt.Errorf("stopping the lab's supervisor: %w", err)
+	}
+	for Alive(d, id) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the lab's supervisor to end: %w", context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
+	if err := exit(ctx); err != nil {
+		return fmt.Errorf("waiting for the lab's supervisor to end: %w", err)
+	}
+	return nil
+}
+
+// Version is the version of the program that the supervisor runs. It differs from
+// this program's after an upgrade.
+func (c *Client) Version() string { return c.version }
+
+// Close lets the supervisor go. Connections made by Dial and Agent stay open.
+func (c *Client) Close() error { return c.hello.Close() }
+
+// Plug gives a running machine its cable, its names, its forwards and its agent
+// channel, and returns the forwards with the host ports that are listened on, in
+// the order they were asked for. It may be repeated: forwards are changed to those
+// asked for, and a newer generation takes the place of an older one. If a forward
+// fails (*network.PortError), the machine is plugged in all the same.
+func (c *Client) Plug(ctx context.Context, m Machine) ([]lab.Forward, error) {
+	r, err := c.call(ctx, request{Op: opPlug, Machine: &m})
+	return r.Forwards, err
+}
+
+// Unplug takes the machine off the network. It succeeds if the generation is not
+// plugged in.
+func (c *Client) Unplug(ctx context.Context, g lab.Generation) error {
+	_, err := c.call(ctx, request{Op: opUnplug, Generation: &g})
+	return err
+}
+
+// Dial connects to a TCP port of a machine. ErrNotPlugged if the supervisor knows
+// no such machine, syscall.ECONNREFUSED if the guest refuses.
+func (c *Client) Dial(ctx context.Context, name lab.Name, port uint16) (net.Conn, error) {
+	conn, _, err := c.ask(ctx, request{Op: opDial, Name: name, Port: port})
+	return conn, err
+}
+
+// Agent opens a stream to the machine's agent. It waits for the agent to answer
+// until ctx ends. ErrNotPlugged, or ErrNoAgent.
+func (c *Client) Agent(ctx context.Context, name lab.Name) (net.Conn, error) {
+	conn, _, err := c.ask(ctx, request{Op: opAgent, Name: name})
+	return conn, err
+}
+
+// Status tells what the supervisor is doing.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	r, err := c.call(ctx, request{Op: opStatus})
+	if err != nil {
+		return Status{}, err
+	}
+	if r.Status == nil {
+		return Status{}, errors.New("asking the lab's supervisor for its status: it sent none")
+	}
+	return *r.Status, nil
+}
+
+// call asks and closes the connection.
+func (c *Client) call(ctx context.Context, q request) (reply, error) {
+	conn, r, err := c.ask(ctx, q)
+	if err == nil {
+		conn.Close()
+	}
+	return r, err
+}
+
+// ask sends a request on a connection of its own and returns the connection behind
+// the reply. The end of ctx closes the connection, which tells the supervisor to
+// give up too.
+func (c *Client) ask(ctx context.Context, q request) (net.Conn, reply, error) {
+	var r reply
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
+	if err != nil {
+		return nil, r, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	br := bufio.NewReader(conn)
+	if err = writeLine(conn, q); err == nil {
+		err = readLine(br, &r)
+	}
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err == nil && r.Error != nil {
+		err = r.Error.err()
+	} else if err != nil {
+		err = fmt.Errorf("talking to the lab's supervisor: %w", err)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, r, err
+	}
+	return &lineConn{Conn: conn, r: br}, r, nil
+}
