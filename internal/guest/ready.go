@@ -74,7 +74,8 @@ func waitCheck(ctx context.Context, t Target, c lab.Check, console func() (Log, 
 		if err == nil {
 			return nil
 		}
-		if limited.Err() == nil {
+		// What was cut off by the end of the time says less than what was before.
+		if deadline, _ := limited.Deadline(); time.Now().Before(deadline) && limited.Err() == nil {
 			last = err
 			if err.Error() != told {
 				told = err.Error()

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -69,7 +70,6 @@ func (c SeedConfig) ours() (map[string]any, error) {
 		"hostname":            c.Identity.Hostname,
 		"ssh_authorized_keys": anySlice(c.Identity.AuthorizedKeys),
 		"ssh_deletekeys":      true, // those of the box are everybody's
-		"ssh_genkeytypes":     []any{},
 		"ssh_keys": map[string]any{
 			"ed25519_private": string(key.PEM),
 			"ed25519_public":  AuthorizedKey(key.Signer.PublicKey()),
@@ -103,12 +103,7 @@ func (c SeedConfig) userData() ([]byte, error) {
 	}
 	first, _, _ := strings.Cut(c.UserData, "\n")
 	if strings.TrimSpace(c.UserData) == "" || strings.TrimSpace(first) == cloudConfig {
-		theirs := map[string]any{}
-		if err := yaml.Unmarshal([]byte(c.UserData), &theirs); err != nil {
-			return nil, fmt.Errorf("reading user data: %w", err)
-		}
-		merge(theirs, ours)
-		return config(theirs)
+		return mergeConfig(c.UserData, ours)
 	}
 	mime, err := mimeType(c.UserData)
 	if err != nil {
@@ -134,27 +129,64 @@ func (c SeedConfig) userData() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func config(m map[string]any) ([]byte, error) {
-	b, err := yaml.Marshal(m)
+func config(v any) ([]byte, error) {
+	b, err := yaml.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("writing user data: %w", err)
+	}
+	if bytes.HasPrefix(b, []byte(cloudConfig+"\n")) {
+		return b, nil // it came with the comments of a document
 	}
 	return append([]byte(cloudConfig+"\n"), b...), nil
 }
 
-// merge puts ours into theirs. Keys are added to theirs; a list of users that leaves
-// out the default one gets it back, or lab could not log in; all else is replaced.
-func merge(theirs, ours map[string]any) {
-	for k, v := range ours {
-		if k == "ssh_authorized_keys" {
-			have, _ := theirs[k].([]any)
-			v = append(slices.Clone(v.([]any)), have...)
+// mergeConfig puts ours into theirs. Keys are added to theirs; a list of users that
+// leaves out the default one gets it back, or lab could not log in; all else is
+// replaced. It works on the document rather than on values, so that what it does not
+// touch stays as written: cloud-init reads YAML 1.1, where "yes" is a truth value.
+func mergeConfig(data string, ours map[string]any) ([]byte, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(data), &doc); err != nil {
+		return nil, fmt.Errorf("reading user data: %w", err)
+	}
+	theirs := &yaml.Node{Kind: yaml.MappingNode}
+	if len(doc.Content) > 0 && doc.Content[0].Tag != "!!null" {
+		theirs = doc.Content[0]
+	}
+	if theirs.Kind != yaml.MappingNode {
+		return nil, fmt.Errorf("reading user data: line %d: not a mapping", theirs.Line)
+	}
+	for _, k := range slices.Sorted(maps.Keys(ours)) {
+		var v yaml.Node
+		if err := v.Encode(ours[k]); err != nil {
+			return nil, fmt.Errorf("writing user data: %w", err)
 		}
-		theirs[k] = v
+		have := value(theirs, k)
+		switch {
+		case have == nil:
+			theirs.Content = append(theirs.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: k}, &v)
+		case k == "ssh_authorized_keys" && have.Kind == yaml.SequenceNode:
+			have.Content = append(v.Content, have.Content...)
+		default:
+			*have = v
+		}
 	}
-	if users, ok := theirs["users"].([]any); ok && ours["ssh_keys"] != nil && !slices.Contains(users, any("default")) {
-		theirs["users"] = append([]any{"default"}, users...)
+	users := value(theirs, "users")
+	isDefault := func(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Value == "default" }
+	if ours["ssh_keys"] != nil && users != nil && users.Kind == yaml.SequenceNode && !slices.ContainsFunc(users.Content, isDefault) {
+		users.Content = append([]*yaml.Node{{Kind: yaml.ScalarNode, Value: "default"}}, users.Content...)
 	}
+	return config(theirs)
+}
+
+// value returns the value of a key of a mapping, or nil.
+func value(m *yaml.Node, key string) *yaml.Node {
+	for i := 0; i+1 < len(m.Content); i += 2 {
+		if m.Content[i].Value == key {
+			return m.Content[i+1]
+		}
+	}
+	return nil
 }
 
 // mimeType tells what user data is from how it begins, as cloud-init does. It is
