@@ -124,6 +124,9 @@ func (p *Provider) checkAccel(ctx context.Context) providers.Finding {
 	case a.Name == accelTCG:
 		f.Level, f.Cure = providers.LevelWarning, a.Cure
 		f.Detail = "tcg, pure emulation, some ten times slower: " + a.Reason
+		if p.cfg.Accel == accelTCG {
+			f.Cure = "set " + AccelVariable + "=auto to have KVM tried"
+		}
 	default:
 		f.Level, f.Detail = providers.LevelOK, a.Name+": "+a.Reason
 	}

@@ -55,12 +55,18 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 	if err := proc.wait(ctx); err != nil {
 		return providers.Exit{}, err
 	}
-	// An exit that QEMU announced needs no status, which may come a little later.
+	// An exit that QEMU announced is known at once. Else the status tells more,
+	// by way of the kernel or of the process that started QEMU, in a moment.
 	e, known := lastExit(dir, nil)
-	if !known {
+	for i := 0; i < statusTries && !known; i++ {
 		if ws, ok := proc.status(); ok {
-			e, _ = lastExit(dir, &ws)
+			e, known = lastExit(dir, &ws)
+			break
 		}
+		if err := pause(ctx, lockRetry); err != nil {
+			break // the answer is good enough
+		}
+		e, known = lastExit(dir, nil)
 	}
 	if _, err := os.Stat(dir); err != nil {
 		return providers.Exit{Reason: providers.ExitHost, Detail: "destroyed", At: time.Now().UTC()}, nil
@@ -72,6 +78,10 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 	return e, nil
 }
 
+// statusTries bounds, in steps of lockRetry, the wait for a status that may never
+// come: on older kernels only the parent gets it, and that may be init.
+const statusTries = 20
+
 // settle records how the last run ended, so that it is still known when the run's
 // own records are gone. The generation does not run.
 func (p *Provider) settle(dir string) {
@@ -80,6 +90,19 @@ func (p *Provider) settle(dir string) {
 		return
 	}
 	e, _ := lastExit(dir, nil)
+	p.record(dir, r, e)
+}
+
+// collected records the exit of a run whose QEMU was a child of this process.
+func (p *Provider) collected(dir, id string, ws unix.WaitStatus) {
+	var r run
+	if ok, err := readJSON(filepath.Join(dir, fileRun), &r); err != nil || !ok || r.ID != id {
+		return // it never came up, was destroyed, or runs again
+	}
+	e, _ := lastExit(dir, &ws)
+	if e.At.IsZero() {
+		e.At = time.Now().UTC()
+	}
 	p.record(dir, r, e)
 }
 

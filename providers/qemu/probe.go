@@ -16,9 +16,13 @@ import (
 	"time"
 )
 
-// probeTimeout is how long guest code may take to show that it runs. Working
-// KVM needs a second at most; what takes longer is no better than emulation.
-const probeTimeout = 10 * time.Second
+// How long guest code may take to show that it runs. With working KVM a kernel
+// needs a second and firmware a tenth of one (so it does under emulation); what
+// takes much longer is of no use even if it gets through.
+const (
+	kernelTimeout   = 10 * time.Second
+	firmwareTimeout = 2 * time.Second
+)
 
 // The words by which a guest shows that it ran. A kernel that is given nothing
 // to mount has set up memory, processors, timers and drivers by the time it
@@ -40,11 +44,11 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", "pc", "-smp", "1", "-m", "256", "-display", "none", "-no-reboot", "-serial", "stdio",
 	}, accel...)
-	words := kernelWords
+	words, limit := kernelWords, kernelTimeout
 	if kernel != "" {
 		args = append(args, "-kernel", kernel, "-append", "console=ttyS0 panic=-1 root=/dev/lab-probe")
 	} else {
-		words = []string{sectorWord}
+		words, limit = []string{sectorWord}, firmwareTimeout
 		disk, err := os.CreateTemp(tmp, "probe-*.img")
 		if err != nil {
 			return false, "", err
@@ -65,7 +69,7 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 			"-device", "virtio-blk-pci,drive=probe,bootindex=1")
 	}
 
-	limited, cancel := context.WithTimeout(ctx, probeTimeout)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(limited, binary, args...)
 	cmd.Dir = "/"
@@ -88,7 +92,7 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 	case ctx.Err() != nil:
 		return false, "", ctx.Err()
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		return false, fmt.Sprintf("guest code did not get through in %s", probeTimeout), nil
+		return false, fmt.Sprintf("guest code did not get through in %s", limit), nil
 	case len(bytes.TrimSpace(stderr.Bytes())) > 0:
 		return false, lastLine(stderr.String()), nil
 	case err != nil:
@@ -128,7 +132,7 @@ func (w *watcher) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// probeSector is a boot sector for the firmware: it prints sectorWord on the
+// probeSector is a disk with a boot sector that prints sectorWord on the
 // first serial port and halts.
 func probeSector() []byte {
 	code := []byte{
@@ -150,7 +154,7 @@ func probeSector() []byte {
 		0xeb, 0xea, // jmp next
 		0xf4, // done: hlt
 	}
-	sector := make([]byte, 512)
+	sector := make([]byte, 1<<20) // the firmware ignores disks of less than a cylinder
 	n := copy(sector, code)
 	copy(sector[n:], sectorWord+"\n")
 	sector[510], sector[511] = 0x55, 0xaa

@@ -138,29 +138,22 @@ func (p *process) signal(s unix.Signal) error {
 }
 
 // status returns how the ended process ended. Only Linux 6.15 and newer tells
-// that to others than the parent; ok is false where it is not known.
+// that to others than the parent, and only once the parent has collected the
+// process; ok is false as long as it is not known.
 func (p *process) status() (ws unix.WaitStatus, ok bool) {
 	raw, err := p.file.SyscallConn()
 	if err != nil {
 		return 0, false
 	}
-	// The kernel keeps the status when the parent collects the process, a
-	// moment after the pidfd became readable.
-	for range 20 {
-		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
-		var asked error
-		if err := raw.Control(func(fd uintptr) { asked = unix.IoctlPidfdInfo(int(fd), &info) }); err != nil {
-			return 0, false
-		}
-		if asked == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
-			return unix.WaitStatus(info.Exit_code), true
-		}
-		if asked != nil && !errors.Is(asked, unix.ESRCH) {
-			return 0, false
-		}
-		time.Sleep(5 * time.Millisecond)
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	var asked error
+	if err := raw.Control(func(fd uintptr) { asked = unix.IoctlPidfdInfo(int(fd), &info) }); err != nil {
+		return 0, false
 	}
-	return 0, false
+	if asked != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
+		return 0, false
+	}
+	return unix.WaitStatus(info.Exit_code), true
 }
 
 // halted reports whether the process is stopped by a signal or a tracer, so

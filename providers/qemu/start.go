@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/qemu/qmp"
@@ -88,7 +90,7 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err := writeJSON(filepath.Join(dir, fileRun), r); err != nil {
 		return err
 	}
-	if err := p.launch(ctx, binary, p.launchOf(def, dir, accel.Name), dir, alive); err != nil {
+	if err := p.launch(ctx, binary, p.launchOf(def, dir, accel.Name), dir, r.ID, alive); err != nil {
 		// It never ran, so how it ended before is still how it last ended.
 		os.Remove(filepath.Join(dir, fileRun))
 		p.removeSockets(g)
@@ -175,7 +177,7 @@ func (p *Provider) launchOf(d definition, dir, accel string) Launch {
 // forks after the sandbox has forbidden that. So QEMU starts as a child in a
 // session of its own and outlives this process; while this process lives, it
 // collects the child.
-func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir string, alive *os.File) error {
+func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir, runID string, alive *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 
@@ -209,9 +211,13 @@ func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir stri
 		return fmt.Errorf("running %s: %w", binary, err)
 	}
 	ended := make(chan struct{})
+	up := make(chan bool, 1) // whether the launch came to anything
 	go func() {
-		defer close(ended)
-		cmd.Wait() // the status is told by the events and the pidfd
+		cmd.Wait() // its error is the status once more
+		close(ended)
+		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && <-up {
+			p.collected(dir, runID, unix.WaitStatus(ws))
+		}
 	}()
 
 	answered := make(chan error, 1)
@@ -225,6 +231,7 @@ func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir stri
 		<-answered
 		err = errors.New("QEMU ended at once")
 	}
+	up <- err == nil
 	if err == nil {
 		return nil
 	}
@@ -255,10 +262,12 @@ func (p *Provider) launchError(binary string, argv []string, dir string, err err
 	if readErr != nil || len(bytes.TrimSpace(said)) == 0 {
 		said = []byte("(it printed nothing)")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if v, vErr := versionOf(ctx, binary); vErr == nil && !v.AtLeast(minMajor, minMinor) {
-		err = fmt.Errorf("%w: QEMU %s is too old, %d.%d is needed", providers.ErrIncapable, v, minMajor, minMinor)
+	if !errors.Is(err, context.DeadlineExceeded) { // an old QEMU ends at once
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if v, vErr := versionOf(ctx, binary); vErr == nil && !v.AtLeast(minMajor, minMinor) {
+			err = fmt.Errorf("%w: QEMU %s is too old, %d.%d is needed", providers.ErrIncapable, v, minMajor, minMinor)
+		}
 	}
 	const tail = 2048
 	if len(said) > tail {

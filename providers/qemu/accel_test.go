@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/labfile/lab/providers"
+)
+
+func qemuBinary(t *testing.T) string {
+	t.Helper()
+	path, err := New(Config{}).binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// Emulation runs everything, so the probe must say so of it.
+func TestProbeFirmware(t *testing.T) {
+	tmp := t.TempDir()
+	usable, reason, err := probe(testContext(t), qemuBinary(t), []string{"-accel", "tcg"}, "", tmp)
+	if err != nil || !usable || reason != "guest code ran" {
+		t.Fatalf("probe: %v, %q, %v", usable, reason, err)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) != 0 {
+		t.Errorf("the probe left %v, %v", left, err)
+	}
+}
+
+func TestProbeRefused(t *testing.T) {
+	usable, reason, err := probe(testContext(t), qemuBinary(t), []string{"-accel", "tcg", "-cpu", "pentium99"}, "", t.TempDir())
+	if err != nil || usable || !strings.Contains(reason, "pentium99") {
+		t.Fatalf("probe: %v, %q, %v", usable, reason, err)
+	}
+}
+
+func TestProbeCanceled(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := probe(ctx, qemuBinary(t), []string{"-accel", "tcg"}, "", t.TempDir()); !errors.Is(err, context.Canceled) {
+		t.Fatalf("probe: %v", err)
+	}
+}
+
+// Whatever this host's KVM does, the answer comes in time, is remembered, and
+// leaves no process behind.
+func TestAccelAuto(t *testing.T) {
+	d := testDirs(t)
+	p := New(Config{Dirs: d})
+	began := time.Now()
+	a, err := p.Accel(testContext(t), providers.Image{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v in %s", a, time.Since(began))
+	if took := time.Since(began); took > firmwareTimeout+5*time.Second {
+		t.Errorf("the decision took %s", took)
+	}
+	if a.Name != accelKVM && a.Name != accelTCG || a.Reason == "" {
+		t.Errorf("Accel: %+v", a)
+	}
+	began = time.Now()
+	again, err := New(Config{Dirs: d}).Accel(testContext(t), providers.Image{})
+	if err != nil || again != a {
+		t.Errorf("Accel again: %+v, %v; before %+v", again, err, a)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the remembered decision took %s", took)
+	}
+	if left := hypervisors(t, d.Cache); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+}
+
+func TestAccelChoices(t *testing.T) {
+	dir := t.TempDir()
+	forbidden := filepath.Join(dir, "kvm")
+	if err := os.Mkdir(forbidden, 0o700); err != nil { // cannot be opened for writing, not even by root
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		cfg  Config
+		want Accel
+	}{
+		{Config{Accel: "tcg"}, Accel{Name: "tcg", Reason: "as configured"}},
+		{Config{Accel: "kvm"}, Accel{Name: "kvm", Reason: "as configured"}},
+		{Config{KVMDevice: filepath.Join(dir, "none")}, Accel{
+			Name: "tcg", Reason: "this host has no " + filepath.Join(dir, "none"),
+			Cure: "enable virtualization in the firmware, or nested virtualization if the host is itself a virtual machine",
+		}},
+		{Config{KVMDevice: forbidden}, Accel{Name: "tcg", Reason: "opening " + forbidden + ": is a directory"}},
+	} {
+		got, err := New(c.cfg).Accel(testContext(t), providers.Image{})
+		if err != nil || got != c.want {
+			t.Errorf("Accel with %+v:\n got %+v, %v\nwant %+v", c.cfg, got, err, c.want)
+		}
+	}
+	_, err := New(Config{Accel: "magic"}).Accel(testContext(t), providers.Image{})
+	if err == nil || err.Error() != `acceleration "magic": must be auto, kvm or tcg` {
+		t.Errorf("Accel: %v", err)
+	}
+	_, err = New(Config{Binary: "qemu-none"}).Accel(testContext(t), providers.Image{})
+	if !errors.Is(err, providers.ErrIncapable) {
+		t.Errorf("Accel without QEMU: %v", err)
+	}
+	var notFound *exec.Error
+	if errors.As(err, &notFound) {
+		t.Errorf("the error speaks of exec: %v", err)
+	}
+}
+
+func TestVerdictSettles(t *testing.T) {
+	for _, c := range []struct {
+		v      verdict
+		kernel bool
+		want   bool
+	}{
+		{verdict{Key: "k", Kernel: true, Usable: true}, true, true},
+		{verdict{Key: "k", Kernel: true, Usable: true}, false, true},
+		{verdict{Key: "k", Kernel: true}, false, true},
+		{verdict{Key: "k", Usable: true}, false, true},
+		{verdict{Key: "k", Usable: true}, true, false}, // firmware ran, a kernel may still hang
+		{verdict{Key: "k"}, true, true},
+		{verdict{Key: "other", Kernel: true, Usable: true}, false, false},
+	} {
+		if got := c.v.settles("k", c.kernel); got != c.want {
+			t.Errorf("%+v settles kernel=%v: %v", c.v, c.kernel, got)
+		}
+	}
+}
