@@ -476,8 +476,9 @@ func TestPortErrorSaysWhatToDo(t *testing.T) {
 
 func TestFlowsAreBounded(t *testing.T) {
 	l := flowLimit{max: 2}
-	if !l.take() || !l.take() || l.take() {
-		t.Error("a limit of two does not let exactly two in")
+	got := []bool{l.take(), l.take(), l.take()}
+	if d := cmp.Diff([]bool{true, true, false}, got); d != "" {
+		t.Errorf("a limit of two does not let exactly two in: %s", d)
 	}
 	l.give()
 	if !l.take() {

@@ -183,6 +183,9 @@ func (m *machine) again(what string, try func() error) bool {
 	return false
 }
 
+// agentPause keeps a hostile agent from having the host meet it without end.
+const agentPause = 20 * time.Millisecond
+
 // keepAgent holds a session with the machine's agent, for as long as it runs. The
 // agent may answer late, when the guest has booted, and again after a reboot.
 func (m *machine) keepAgent(dialer providers.AgentDialer) {
@@ -198,11 +201,12 @@ func (m *machine) keepAgent(dialer providers.AgentDialer) {
 		m.setSession(sess, LinkConnected)
 		select {
 		case <-sess.Done():
-			m.s.log.Info("agent is gone", "machine", m.spec.Generation, "reason", sess.Err())
+			m.s.log.Debug("agent is gone", "machine", m.spec.Generation, "reason", sess.Err())
 		case <-m.ctx.Done():
 		}
 		_ = sess.Close()
 		m.setSession(nil, LinkWaiting)
+		m.sleep(agentPause)
 	}
 }
 
