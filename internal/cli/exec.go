@@ -61,12 +61,6 @@ func (a *app) exec(ctx context.Context, r request) error {
 	if len(r.tail) == 1 {
 		cmd = guest.Command{Shell: r.tail[0]}
 	}
-	if len(r.args) == 1 {
-		return a.attach(ctx, r, r.args[0], cmd, r.Bool("tty"))
-	}
-	if r.Bool("tty") {
-		return usage("name one machine", "--tty is for one machine only")
-	}
 	l, err := a.existing(ctx)
 	if err != nil {
 		return err
@@ -76,9 +70,18 @@ func (a *app) exec(ctx context.Context, r request) error {
 		return err
 	}
 	if r.Bool("all") {
-		if names, err = running(ctx, l); err != nil {
-			return err
-		}
+		names, err = running(ctx, l)
+	} else {
+		names, err = l.Expand(names)
+	}
+	if err != nil {
+		return err
+	}
+	if len(names) == 1 && !r.Bool("all") {
+		return a.attach(ctx, r, string(names[0]), cmd, r.Bool("tty"))
+	}
+	if r.Bool("tty") {
+		return usage("name one machine", "--tty is for one machine only")
 	}
 	return a.everywhere(ctx, l, names, r.String("user"), cmd)
 }

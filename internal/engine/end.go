@@ -292,7 +292,8 @@ func (s *session) unplug(ctx context.Context, g lab.Generation) error {
 	return c.Unplug(ctx, g)
 }
 
-// choose returns the machines named, or all that exist.
+// choose returns the machines named, by their own names or their role's, or all
+// that exist.
 func (s *session) choose(names []lab.Name) ([]lab.Name, error) {
 	if !s.book.Exists() {
 		return nil, ErrNoLab
@@ -301,12 +302,11 @@ func (s *session) choose(names []lab.Name) ([]lab.Name, error) {
 	if len(names) == 0 {
 		return known, nil
 	}
-	for _, name := range names {
-		if !slices.Contains(known, name) {
-			return nil, &NoMachineError{Name: name, Known: known}
-		}
+	var machines []lab.Machine
+	for _, name := range known {
+		machines = append(machines, s.state.Machines[name].Create.Spec.Machine(name))
 	}
-	return names, nil
+	return expand(names, machines)
 }
 
 // each runs fn for every machine at once and collects what went wrong.

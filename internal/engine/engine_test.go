@@ -293,7 +293,7 @@ func TestKilledCommandIsFinishedByTheNext(t *testing.T) {
 			g := lab.Generation{Lab: l.ID(), Machine: "db", Number: 1}
 			spec := providers.Spec{
 				Generation: lab.Generation{Lab: l.ID(), Machine: "db", Number: 2}, CPUs: 1, Memory: lab.MiB,
-				Image: providers.Image{Arch: "amd64"},
+				MAC: "52:54:00:00:00:01", Image: providers.Image{Arch: "amd64"},
 			}
 			if err := b.provider.Destroy(b.ctx, g); err != nil {
 				t.Fatal(err)
@@ -315,8 +315,8 @@ func TestKilledCommandIsFinishedByTheNext(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if st, _ := l.Status(b.ctx); st.Machines[0].State != StateBroken {
-				t.Errorf("after the kill the machine is %s", st.Machines[0].State)
+			if got := b.states(l)[0]; !strings.HasPrefix(got, "db@2 broken: ") {
+				t.Errorf("after the kill status says %s", got)
 			}
 			b.up(l, w)
 			b.expect(l, "db@3 ready")
@@ -506,6 +506,26 @@ func TestListAndFindByDir(t *testing.T) {
 	}
 	ids, err := b.FindByDir(b.folder)
 	if diff := cmp.Diff([]lab.ID{l.ID()}, ids); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}
+
+func TestRolesStandForTheirReplicas(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	one, two := machine("web-1"), machine("web-2")
+	one.Role, two.Role = "web", "web"
+	w := b.want(machine("db"), one, two)
+	if _, err := l.Up(b.ctx, w, UpOptions{Options: Options{Machines: []lab.Name{"web"}}}); err != nil {
+		t.Fatal(err)
+	}
+	b.expect(l, "web-1@1 ready", "web-2@1 ready")
+	if err := l.Stop(b.ctx, StopOptions{Options: Options{Machines: []lab.Name{"web", "web-1"}}}); err != nil {
+		t.Fatal(err)
+	}
+	b.expect(l, "web-1@1 stopped", "web-2@1 stopped")
+	names, err := l.Expand([]lab.Name{"web-2", "web"})
+	if diff := cmp.Diff([]lab.Name{"web-2", "web-1"}, names); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 }

@@ -37,7 +37,8 @@ type Status struct {
 	Name       string          `json:"name"`
 	Labfile    string          `json:"labfile"`
 	Provider   string          `json:"provider"`
-	Supervisor string          `json:"supervisor"` // "running" or "none"
+	Supervisor string          `json:"supervisor"`        // "running" or "none"
+	Problem    string          `json:"problem,omitempty"` // why the supervisor could not be brought back
 	Machines   []MachineStatus `json:"machines"`
 }
 
@@ -72,13 +73,14 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
+	problem := ""
 	if err := l.recover(ctx, state, seen); err != nil {
-		return Status{}, err
+		problem = err.Error() // what there is can be told all the same
 	}
 	st := Status{
 		ID: l.id, Name: state.Opened.Name, Labfile: state.Opened.File,
 		Provider: orDefault(state.Opened.Provider), Supervisor: "none",
-		Machines: []MachineStatus{},
+		Machines: []MachineStatus{}, Problem: problem,
 	}
 	if supervise.Alive(l.host.Dirs, l.id) {
 		st.Supervisor = "running"
@@ -223,6 +225,8 @@ func (h *Host) List(ctx context.Context) ([]Summary, error) {
 		s := Summary{ID: id, Name: st.Name, Labfile: st.Labfile, Provider: st.Provider, Machines: len(st.Machines)}
 		if err != nil {
 			s.Problem = err.Error()
+		} else {
+			s.Problem = st.Problem
 		}
 		for _, m := range st.Machines {
 			if m.PID != 0 || m.Running != nil {
@@ -297,6 +301,16 @@ func (l *Lab) MachineNames() []lab.Name {
 		return nil
 	}
 	return state.Names()
+}
+
+// Expand returns the machines of the lab that names stand for: a machine, or all
+// replicas of a role. Errors: ErrNoLab, *NoMachineError.
+func (l *Lab) Expand(names []lab.Name) ([]lab.Name, error) {
+	state, err := l.read()
+	if err != nil {
+		return nil, err
+	}
+	return (&session{Lab: l, state: state}).choose(names)
 }
 
 // History returns everything that was recorded, oldest first. With a

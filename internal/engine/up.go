@@ -71,17 +71,19 @@ func (l *Lab) up(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.
 
 // plan resolves the boxes and compares.
 func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (plan.Plan, map[string]Image, error) {
-	for _, name := range o.Machines {
-		if _, ok := want.Machine(name); !ok {
-			return plan.Plan{}, nil, noMachine(name, want)
-		}
+	only, err := expand(o.Machines, want.Machines)
+	if err != nil {
+		return plan.Plan{}, nil, err
+	}
+	if rebuild, err = expand(rebuild, want.Machines); err != nil {
+		return plan.Plan{}, nil, err
 	}
 	images, err := s.images(ctx, want, o)
 	if err != nil {
 		return plan.Plan{}, nil, err
 	}
 	in := plan.Input{
-		Lab: s.id, Want: want, Images: map[string]string{}, Only: o.Machines, Rebuild: rebuild,
+		Lab: s.id, Want: want, Images: map[string]string{}, Only: only, Rebuild: rebuild,
 		Recorded: map[lab.Name]plan.Recorded{}, Observed: map[lab.Name][]plan.Observed{},
 	}
 	for name, img := range images {
@@ -98,12 +100,27 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	return plan.Make(in), images, nil
 }
 
-func noMachine(name lab.Name, want *lab.Lab) error {
-	e := &NoMachineError{Name: name}
-	for _, m := range want.Machines {
-		e.Known = append(e.Known, m.Name)
+// expand returns the machines that names stand for: a machine, or all replicas
+// of a role. A name that is neither gives a *NoMachineError.
+func expand(names []lab.Name, machines []lab.Machine) ([]lab.Name, error) {
+	var expanded []lab.Name
+	for _, name := range names {
+		found := false
+		for _, m := range machines {
+			if (m.Name == name || m.Role == string(name)) && !slices.Contains(expanded, m.Name) {
+				expanded = append(expanded, m.Name)
+			}
+			found = found || m.Name == name || m.Role == string(name)
+		}
+		if !found {
+			e := &NoMachineError{Name: name}
+			for _, m := range machines {
+				e.Known = append(e.Known, m.Name)
+			}
+			return nil, e
+		}
 	}
-	return e
+	return expanded, nil
 }
 
 func planState(s providers.State) plan.State {
