@@ -64,6 +64,9 @@ func Plan(w io.Writer, p plan.Plan, color bool) error {
 			fmt.Fprintf(&b, "%s~ %s\n", indent, Clean(r))
 		}
 		for _, g := range s.Leftovers {
+			if g == s.Generation && s.Action != plan.Keep {
+				continue // it is what is replaced or destroyed
+			}
 			fmt.Fprintf(&b, "%s~ left-over generation %d is removed\n", indent, g)
 		}
 	}

@@ -16,7 +16,7 @@ func TestPlan(t *testing.T) {
 	p := plan.Plan{Lab: "shop-1f3a9c2b", Steps: []plan.Step{
 		{Machine: "db", Action: plan.Keep, Generation: 1},
 		{Machine: "cache", Action: plan.Start, Generation: 2, Reasons: []string{"it is stopped"}},
-		{Machine: "web-1", Action: plan.Replace, Generation: 3, Next: 4, Reasons: []string{"memory: 128MiB -> 256MiB"}, DependsOn: []lab.Name{"db"}},
+		{Machine: "web-1", Action: plan.Replace, Generation: 3, Next: 4, Leftovers: []int{3}, Reasons: []string{"memory: 128MiB -> 256MiB"}, DependsOn: []lab.Name{"db"}},
 		{Machine: "web-2", Action: plan.Create, Next: 1, Reasons: []string{"there is none"}},
 		{Machine: "api", Action: plan.Keep, Generation: 1, Changes: []string{"port 8080:80 added"}, Leftovers: []int{2}},
 		{Machine: "old", Action: plan.Destroy, Generation: 7, Reasons: []string{"it is no longer in the Labfile\x1b"}},
