@@ -162,7 +162,10 @@ func (a *app) sshProxyCommand() *command {
 				}
 			}()
 			_, err = io.Copy(a.Out, conn)
-			if ctx.Err() == nil && isClosed(err) {
+			if ctx.Err() != nil {
+				return exitCode(ExitInterrupted) // ssh hangs up on its proxy like this
+			}
+			if isClosed(err) {
 				return nil
 			}
 			return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,7 +48,7 @@ depend on. On a terminal it asks before it replaces or destroys a machine.`,
 				_, err := a.showPlan(ctx, r)
 				return err
 			}
-			return a.bring(ctx, r, (*engine.Lab).Up)
+			return a.bring(ctx, r, (*engine.Lab).Up, func(lab.Name) bool { return false })
 		},
 	}
 }
@@ -57,11 +58,12 @@ func (a *app) rebuildCommand() *command {
 		name: "rebuild", group: groupDaily, args: "MACHINE... | --all", max: -1, lab: true, reports: true,
 		short: "replace machines by new ones, born from their box",
 		long: `Gives each of the machines a new generation: a new disk, the same name and
-address. What was on the old disk is lost.`,
+address. What was on the old disk is lost; it does not ask. The lab is brought up as
+by "lab up" besides.`,
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "all machines of the lab"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
-			yesFlag(),
+			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask about other machines either"},
 		},
 		complete: a.completeMachines,
 		examples: []string{
@@ -72,7 +74,9 @@ address. What was on the old disk is lost.`,
 			if r.Bool("all") == (len(r.args) > 0) {
 				return usage("usage: lab rebuild MACHINE... | --all", "say which machines to rebuild, or --all")
 			}
-			return a.bring(ctx, r, (*engine.Lab).Rebuild)
+			return a.bring(ctx, r, (*engine.Lab).Rebuild, func(m lab.Name) bool {
+				return r.Bool("all") || slices.Contains(r.args, string(m))
+			})
 		},
 	}
 }
@@ -84,8 +88,9 @@ func yesFlag() cli.Flag {
 // raise is engine.Lab's Up or Rebuild.
 type raise func(*engine.Lab, context.Context, *lab.Lab, engine.UpOptions) (plan.Plan, error)
 
-// bring carries out Up or Rebuild and prints the lab's state.
-func (a *app) bring(ctx context.Context, r request, do raise) error {
+// bring carries out Up or Rebuild and prints the lab's state. asked reports
+// whether it was the user's own word that the machine is to be replaced.
+func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Name) bool) error {
 	names, err := machines(r.args)
 	if err != nil {
 		return err
@@ -97,9 +102,9 @@ func (a *app) bring(ctx context.Context, r request, do raise) error {
 	show := a.show()
 	opt := engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
 		Machines: names, Events: show.event, Command: a.typed,
-		Confirm: func(p plan.Plan) error { return a.confirmPlan(show, p, r.Bool("yes")) },
+		Confirm: func(p plan.Plan) error { return a.confirmPlan(show, p, asked, r.Bool("yes")) },
 	}}
-	_, err = do(l, ctx, want, opt)
+	done, err := do(l, ctx, want, opt)
 	show.close()
 	if err != nil {
 		return err
@@ -108,7 +113,9 @@ func (a *app) bring(ctx context.Context, r request, do raise) error {
 	if err != nil {
 		return err
 	}
-	a.tellEmulation(st)
+	if done.Changes() {
+		a.tellEmulation(st)
+	}
 	if a.ui.Quiet && !a.asJSON {
 		return nil
 	}
@@ -119,16 +126,18 @@ func (a *app) bring(ctx context.Context, r request, do raise) error {
 func (a *app) tellEmulation(st engine.Status) {
 	for _, m := range st.Machines {
 		if m.Accel == "tcg" {
-			a.ui.Note("the machines are emulated in software (no KVM): they work the same, five to twenty times slower; \"lab doctor\" says why")
+			a.ui.Note("the machines are emulated in software (no KVM): they do the same, some ten times slower; \"lab doctor\" says why")
 			return
 		}
 	}
 }
 
-// confirmPlan shows a plan that loses disks and, on a terminal, asks.
-func (a *app) confirmPlan(show *shown, p plan.Plan, yes bool) error {
-	lost := p.Count(plan.Replace) + p.Count(plan.Destroy)
-	if lost == 0 {
+// confirmPlan shows a plan that loses disks which nobody asked to lose and, on a
+// terminal, asks.
+func (a *app) confirmPlan(show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
+	if !slices.ContainsFunc(p.Steps, func(s plan.Step) bool {
+		return s.Action == plan.Destroy || s.Action == plan.Replace && !asked(s.Machine)
+	}) {
 		return nil
 	}
 	show.pause()

@@ -189,7 +189,12 @@ func bar(done, total int64) string {
 	if full < barWidth {
 		inner += ">"
 	}
-	return fmt.Sprintf("[%s] %3d%%  %s of %s", pad(inner, barWidth), int(100*float64(done)/float64(total)), amount(done, total), amount(total, total))
+	return fmt.Sprintf("[%s] %3d%%  %s of %s", pad(inner, barWidth), percent(done, total), amount(done, total), amount(total, total))
+}
+
+// percent is how much of total is done.
+func percent(done, total int64) int {
+	return int(100 * float64(min(max(done, 0), total)) / float64(total))
 }
 
 // amount renders a part of total: bytes, or steps if they are few.

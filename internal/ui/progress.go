@@ -106,9 +106,9 @@ func join(word, text string) string {
 	return word + ": " + text
 }
 
-// plainProgress writes one line per event, but nothing twice in a row. What is
-// counted in bytes is told every tenth of the way, and the attempts of a check
-// now and then, so that a log stays short.
+// plainProgress writes one line per event, but nothing twice in a row. What
+// repeats, the bytes of a download and the attempts of a check, is told now and
+// then, so that a log stays short.
 type plainProgress struct {
 	mu    sync.Mutex
 	w     io.Writer
@@ -121,12 +121,14 @@ type plainProgress struct {
 type told struct {
 	stage engine.Stage
 	text  string
-	tenth int64
 	at    time.Time
 }
 
-// repeatEvery is how often the failing attempts of a check are told.
-const repeatEvery = 30 * time.Second
+// How often what repeats is told.
+const (
+	bytesEvery = 5 * time.Second
+	checkEvery = 30 * time.Second
+)
 
 func newPlain(w io.Writer, now func() time.Time, color bool) *plainProgress {
 	return &plainProgress{w: w, now: now, color: color, last: map[string]told{}}
@@ -138,20 +140,19 @@ func (p *plainProgress) Event(e engine.Event) {
 	defer p.mu.Unlock()
 	text, c := describe(e)
 	now := told{stage: e.Stage, text: text, at: p.now()}
-	if e.Total > 0 {
-		now.tenth = int64(10 * float64(min(max(e.Done, 0), e.Total)) / float64(e.Total))
-	}
-	last, before := p.last[subject(e)]
-	if before && !ends(e) {
-		same := last.stage == now.stage && last.text == now.text && last.tenth == now.tenth
-		again := e.Stage == engine.StageCheck && last.stage == e.Stage && now.at.Sub(last.at) < repeatEvery
-		if same || again {
+	if last, ok := p.last[subject(e)]; ok && !ends(e) && last.stage == e.Stage {
+		every := checkEvery
+		if e.Total > 0 {
+			every = bytesEvery
+		}
+		repeats := last.text == text || e.Stage == engine.StageCheck
+		if repeats && (e.Total <= 0 && e.Stage != engine.StageCheck || now.at.Sub(last.at) < every) {
 			return
 		}
 	}
 	p.last[subject(e)] = now
 	if e.Total > 0 && !ends(e) {
-		text += fmt.Sprintf(" %d%% (%s of %s)", 10*now.tenth, amount(e.Done, e.Total), amount(e.Total, e.Total))
+		text += fmt.Sprintf(" %d%% (%s of %s)", percent(e.Done, e.Total), amount(e.Done, e.Total), amount(e.Total, e.Total))
 	}
 	if e.Took > 0 {
 		text += " (" + Duration(e.Took) + ")"

@@ -28,6 +28,9 @@ func TestPlainProgress(t *testing.T) {
 	for _, e := range []engine.Event{
 		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 0, Total: 40 * mib},
 		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 1 * mib, Total: 40 * mib},
+		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 2 * mib, Total: 40 * mib},
+		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 3 * mib, Total: 40 * mib},
+		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 4 * mib, Total: 40 * mib},
 		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 20 * mib, Total: 40 * mib},
 		{Machine: "web", Stage: engine.StageCreate, Text: "creating from builtin/tiny"},
 		{Machine: "web", Stage: engine.StageBoot, Text: "booting"},

@@ -99,20 +99,13 @@ func Labs(w io.Writer, labs []engine.Summary, color bool) error {
 // History prints the ledger, oldest record first, in local time.
 func History(w io.Writer, records []ledger.Record, color bool) error {
 	var t Table
-	t.Row("TIME", "MACHINE", "WHAT", "COMMAND")
+	t.Row("TIME", "WHAT", "COMMAND")
 	for _, r := range records {
-		t.Row(r.Time.Local().Format(time.DateTime), machineOf(r), r.Summary(), r.Command)
+		t.Row(r.Time.Local().Format(time.DateTime), r.Summary(), r.Command)
 		t.Paint(0, Dim)
-		t.Paint(3, Dim)
+		t.Paint(2, Dim)
 	}
 	return t.Write(w, color)
-}
-
-func machineOf(r ledger.Record) string {
-	if r.Machine == "" || r.Generation == 0 {
-		return string(r.Machine)
-	}
-	return fmt.Sprintf("%s@%d", r.Machine, r.Generation)
 }
 
 // Findings prints what lab needs of the host and what it found.
