@@ -25,6 +25,9 @@ import (
 
 // files writes the files that carry an identity.
 func (a *Agent) files(id agentapi.Identity, host ssh.Signer, warn func(string, error)) error {
+	if err := a.mkdir("etc", 0o755); err != nil {
+		return err
+	}
 	if err := a.write("etc/hostname", []byte(id.Hostname+"\n"), 0o644); err != nil {
 		return err
 	}
