@@ -194,6 +194,21 @@ func TestPausedByMonitor(t *testing.T) {
 	}
 }
 
+// filesOf returns what a process has open, by descriptor.
+func filesOf(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	open := map[string]string{}
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			open[e.Name()] = target
+		}
+	}
+	return open
+}
+
 // The starter of a machine is killed; the machine must not mind, and others must
 // be able to watch it and to end it.
 func TestMachineOutlivesItsStarter(t *testing.T) {
@@ -211,11 +226,26 @@ func TestMachineOutlivesItsStarter(t *testing.T) {
 	starter := exec.Command(os.Args[0], "-test.run=^TestMachineOutlivesItsStarter$")
 	starter.Env = append(os.Environ(), "LAB_TEST_STARTER=1",
 		"LAB_TEST_DATA="+d.Data, "LAB_TEST_RUN="+d.Run, "LAB_TEST_CACHE="+d.Cache)
-	out, err := starter.CombinedOutput()
-	if err == nil || err.Error() != "signal: killed" {
+	// Like a shell's script, it has inherited a file that is none of QEMU's business.
+	stray, err := os.Create(filepath.Join(t.TempDir(), "stray"))
+	must(t, err)
+	defer stray.Close()
+	starter.ExtraFiles = []*os.File{stray, stray, stray, stray}
+	// Files, because whoever inherits a pipe keeps this test waiting.
+	printed, err := os.Create(filepath.Join(t.TempDir(), "printed"))
+	must(t, err)
+	defer printed.Close()
+	starter.Stdout, starter.Stderr = printed, printed
+	if err := starter.Run(); err == nil || err.Error() != "signal: killed" {
+		out, _ := os.ReadFile(printed.Name())
 		t.Fatalf("the starter: %v\n%s", err, out)
 	}
 	pid := pidOf(t, p)
+	for name, target := range filesOf(t, pid) {
+		if target == stray.Name() || target == printed.Name() {
+			t.Errorf("QEMU inherited %s as %s", target, name)
+		}
+	}
 	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
 		t.Errorf("QEMU's session is %d, its pid %d (%v)", sid, pid, err)
 	}
@@ -250,13 +280,9 @@ func TestBackingFileOfABaseIsNotBelieved(t *testing.T) {
 	spec := testSpec(t)
 	spec.Image.Disk, spec.Image.Format = base, "qcow2"
 	must(t, p.Create(ctx, spec), p.Start(ctx, webOne))
-	fds := "/proc/" + strconv.Itoa(pidOf(t, p)) + "/fd"
-	entries, err := os.ReadDir(fds)
-	must(t, err)
 	seen := false
-	for _, e := range entries {
-		target, err := os.Readlink(filepath.Join(fds, e.Name()))
-		if err == nil && target == secret {
+	for _, target := range filesOf(t, pidOf(t, p)) {
+		if target == secret {
 			t.Error("QEMU opened the file that the base's header names")
 		}
 		seen = seen || target == base

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -206,6 +207,12 @@ func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir, run
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{monitor, alive} // monitorFD, aliveFD
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// What this process itself inherited (a lock, the end of somebody's pipe)
+	// must not stay open for as long as the machine runs. Kernels older than
+	// 5.11 cannot do that at once, and it is no reason not to start.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		p.log.Debug("marking inherited files", "error", err)
+	}
 	p.log.Debug("starting QEMU", "argv", cmd.Args)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running %s: %w", binary, err)
