@@ -14,6 +14,7 @@ import (
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 )
@@ -86,8 +87,8 @@ func (s *session) poweroff(ctx context.Context, m ledger.Machine, grace time.Dur
 	_, _ = s.provider.Wait(ctx, lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation})
 }
 
-// Start boots stopped machines again, as they were recorded: no Labfile is
-// needed. Errors as Stop.
+// Start boots stopped machines again, in the order of their dependencies, as they
+// were recorded: no Labfile is needed. Errors as Stop.
 func (l *Lab) Start(ctx context.Context, o Options) error {
 	s, err := l.begin(ctx, nil, o)
 	if err != nil {
@@ -98,19 +99,35 @@ func (l *Lab) Start(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := s.makeDirs(); err != nil { // the runtime directory may be gone since a reboot
-		return err
-	}
-	return s.each(ctx, names, func(m ledger.Machine) error {
-		g := lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation}
-		if runs(m, s.observed[m.Name]) {
-			return nil
+	want := s.asRecorded()
+	p := plan.Make(s.input(want, nil)) // no digests: the boxes may have moved, and that does not matter here
+	var failed UpError
+	p.Steps = slices.DeleteFunc(p.Steps, func(step plan.Step) bool {
+		if !slices.Contains(names, step.Machine) {
+			return true
 		}
-		if m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseFailed || m.Phase == ledger.PhaseDestroying {
-			return fmt.Errorf("generation %d never became ready: it is replaced by \"lab up\"", m.Generation)
+		if step.Action == plan.Start || step.Action == plan.Keep {
+			return false
 		}
-		return s.start(ctx, g, m.Create.Spec.Machine(m.Name), nil)
+		failed.Failed = append(failed.Failed, &MachineError{
+			Machine: step.Machine, Generation: step.Generation, Stage: StageFailed, Kept: true,
+			Err: fmt.Errorf("it cannot be started, only replaced by \"lab up\": %s", words(step.Reasons)),
+		})
+		return true
 	})
+	if len(failed.Failed) > 0 {
+		return &failed
+	}
+	return s.apply(ctx, want, p, nil)
+}
+
+// asRecorded returns the lab as the ledger knows it.
+func (s *session) asRecorded() *lab.Lab {
+	want := &lab.Lab{Name: s.state.Opened.Name, File: s.state.Opened.File, Provider: s.state.Opened.Provider}
+	for _, name := range s.state.Names() {
+		want.Machines = append(want.Machines, s.state.Machines[name].Create.Spec.Machine(name))
+	}
+	return want
 }
 
 // Destroy ends the machines and removes everything that belongs to them; without

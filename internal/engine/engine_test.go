@@ -350,7 +350,7 @@ func TestKilledMachineIsSeenAndStarted(t *testing.T) {
 func TestStopStartRebuild(t *testing.T) {
 	b := newBench(t)
 	l := b.open()
-	w := b.want(machine("db"), machine("web"))
+	w := b.want(machine("web", "db"), machine("db"))
 	b.up(l, w)
 	if err := l.Stop(b.ctx, StopOptions{Options: Options{Machines: []lab.Name{"db"}}, Grace: time.Minute}); err != nil {
 		t.Fatal(err)
@@ -359,10 +359,21 @@ func TestStopStartRebuild(t *testing.T) {
 	if _, err := l.Connect(b.ctx, "db", ""); !errors.Is(err, providers.ErrNotRunning) || err.Error() != `machine "db" is stopped: machine is not running` {
 		t.Errorf("connecting gave %v", err)
 	}
-	if err := l.Start(b.ctx, Options{}); err != nil {
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var ready []lab.Name
+	if err := l.Start(b.ctx, Options{Events: func(e Event) {
+		if e.Stage == StageReady {
+			ready = append(ready, e.Machine)
+		}
+	}}); err != nil {
 		t.Fatal(err)
 	}
 	b.expect(l, "db@1 ready", "web@1 ready")
+	if diff := cmp.Diff([]lab.Name{"db", "web"}, ready); diff != "" {
+		t.Error("not started in the order of dependencies:", diff)
+	}
 	if _, err := l.Rebuild(b.ctx, w, UpOptions{Options: Options{Machines: []lab.Name{"web"}}}); err != nil {
 		t.Fatal(err)
 	}

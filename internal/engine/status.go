@@ -141,6 +141,9 @@ func machineStatus(name lab.Name, m ledger.Machine, seen []providers.Machine, bu
 		live = seen[len(seen)-1]
 		st.Generation, st.State, st.Reason = live.Number, StateBroken, "it was found without a record"
 	}
+	if live.State != providers.StateRunning && live.State != providers.StatePaused {
+		st.Ports = []ledger.Port{} // nobody listens for a machine that does not run
+	}
 	st.PID, st.Accel, st.DiskUsed, st.Running = live.PID, live.Accel, live.Disk, moment(live.Since)
 	if st.State == "" {
 		st.State, st.Reason = judge(m, i >= 0, live, busy)

@@ -82,8 +82,15 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	if err != nil {
 		return plan.Plan{}, nil, err
 	}
+	in := s.input(want, images)
+	in.Only, in.Rebuild = only, rebuild
+	return plan.Make(in), images, nil
+}
+
+// input gathers what a plan is made from.
+func (s *session) input(want *lab.Lab, images map[string]Image) plan.Input {
 	in := plan.Input{
-		Lab: s.id, Want: want, Images: map[string]string{}, Only: only, Rebuild: rebuild,
+		Lab: s.id, Want: want, Images: map[string]string{},
 		Recorded: map[lab.Name]plan.Recorded{}, Observed: map[lab.Name][]plan.Observed{},
 	}
 	for name, img := range images {
@@ -97,7 +104,7 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 			in.Observed[name] = append(in.Observed[name], plan.Observed{Number: g.Number, State: planState(g.State)})
 		}
 	}
-	return plan.Make(in), images, nil
+	return in
 }
 
 // expand returns the machines that names stand for: a machine, or all replicas
