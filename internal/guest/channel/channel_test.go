@@ -35,7 +35,8 @@ type serial struct{ toGuest, toHost *queue }
 
 func newSerial() *serial { return &serial{newQueue(), newQueue()} }
 
-func (s *serial) host() *end  { return &end{in: s.toHost, out: s.toGuest, done: make(chan struct{})} }
+func (s *serial) host() *end { return &end{in: s.toHost, out: s.toGuest, done: make(chan struct{})} }
+
 func (s *serial) guest() *end { return &end{in: s.toGuest, out: s.toHost, done: make(chan struct{})} }
 
 // queue holds a bounded number of bytes.
