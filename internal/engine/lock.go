@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -49,8 +50,7 @@ func (l *Lab) acquire(command string) (*lock, error) {
 		}
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			defer f.Close()
-			var h holder
-			_ = json.NewDecoder(f).Decode(&h) // no news is no harm
+			h := readHolder(f)
 			return nil, &LockedError{Lab: l.id, PID: h.PID, Command: h.Command, Since: h.Since}
 		}
 		if err != nil {
@@ -72,6 +72,20 @@ func (l *Lab) acquire(command string) (*lock, error) {
 		}
 		return &lock{f}, nil
 	}
+}
+
+// readHolder reads who holds the lock. The holder writes that just after it has
+// got the lock, so a reader that comes in between looks again for a moment; no
+// news is no harm.
+func readHolder(f *os.File) holder {
+	for range 10 {
+		var h holder
+		if err := json.NewDecoder(io.NewSectionReader(f, 0, 1<<12)).Decode(&h); err == nil {
+			return h
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return holder{}
 }
 
 // locked reports whether some process holds the lab's lock.
