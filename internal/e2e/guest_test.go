@@ -108,7 +108,7 @@ func names(s *site) {
 }
 
 func forwards(s *site) {
-	s.ok("exec", "web-1", "--", "mkdir -p /tmp/www; echo served > /tmp/www/index.html; httpd -p 80 -h /tmp/www")
+	s.ok("exec", "web-1", "--", "echo served > /srv/www/index.html")
 	m := s.machine("web-1")
 	if len(m.Ports) != 1 || m.Ports[0].Guest != 80 || m.Ports[0].Host == 0 {
 		s.Fatalf("ports: %+v", m.Ports)
