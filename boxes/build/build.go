@@ -229,7 +229,7 @@ func installed(trees ...*tree) ([]string, error) {
 		}
 		name := ""
 		for line := range strings.Lines(string(status)) {
-			key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
 			switch key {
 			case "Package":
 				name = value

@@ -29,7 +29,11 @@ type IncapableError struct {
 
 func (e *IncapableError) Error() string { return fmt.Sprintf("%v: %s", ErrIncapable, e.Missing) }
 
+// Unwrap makes errors.Is(err, ErrIncapable) hold.
 func (e *IncapableError) Unwrap() error { return ErrIncapable }
+
+// Hint is the next step for the user.
+func (e *IncapableError) Hint() string { return e.Cure + "; or " + Alternatives }
 
 // Alternatives is the hint for a host that can't be cured.
 const Alternatives = "use a cloud image (from: https://… with a checksum), or a box that was built elsewhere"

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -94,10 +95,14 @@ func mirrors(mirror, suite string) []string {
 func (d debootstrap) run(ctx context.Context, tmp string, log func(line string), read func(io.Reader) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// The kernel asks mmdebstrap to stop if we are killed: that is, if the thread
+	// ends that started it, which therefore must stay with us.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "mmdebstrap", d.argv()...)
 	cmd.Env = append(environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch), "TMPDIR="+tmp)
 	// A group of its own: Ctrl-C on the terminal reaches us, and we tell mmdebstrap once.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	stdout, err := cmd.StdoutPipe()
@@ -198,7 +203,16 @@ func (e *ToolError) Error() string {
 	return s
 }
 
+// Unwrap returns what running the program gave.
 func (e *ToolError) Unwrap() error { return e.Err }
+
+// Hint is the next step for the user; empty if there is none to tell.
+func (e *ToolError) Hint() string {
+	if e.Argv[0] != "mmdebstrap" {
+		return ""
+	}
+	return "if no mirror of Debian can be reached, set " + MirrorEnv + " to one that can"
+}
 
 var (
 	installing = regexp.MustCompile(`(\d+) (?:upgraded, (\d+) )?newly installed`)
