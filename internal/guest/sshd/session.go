@@ -34,6 +34,9 @@ type session struct {
 	pty *ptyRequest
 
 	started bool
+	replied chan struct{} // closed once the client knows that something was started
+	once    sync.Once
+
 	proc    *process
 	stdin   io.Closer
 	outputs []output
@@ -52,6 +55,9 @@ func (s *session) serve(ctx context.Context, reqs <-chan *ssh.Request) {
 		ok := s.request(ctx, req)
 		if req.WantReply {
 			_ = req.Reply(ok, nil)
+		}
+		if s.started {
+			s.once.Do(func() { close(s.replied) })
 		}
 	}
 	if s.proc != nil {
@@ -127,7 +133,7 @@ func (s *session) start(argv []string) bool {
 	cmd.Env = s.acc.env()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.acc.credential()}
 
-	s.started = true
+	s.started, s.replied = true, make(chan struct{})
 	var err error
 	var outputs []output
 	var stdin io.WriteCloser
@@ -269,8 +275,10 @@ func move(o output, exited <-chan struct{}) {
 	}
 }
 
-// exit tells the client how the session ended, and closes it.
+// exit tells the client how the session ended, and closes it: not before the client
+// was told that it began, or it would take the end for a failure to begin.
 func (s *session) exit(code uint32, err error) {
+	<-s.replied
 	var ee *exec.ExitError
 	switch {
 	case errors.As(err, &ee):
