@@ -60,7 +60,7 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 	e, known := lastExit(dir, nil)
 	for i := 0; i < statusTries && !known; i++ {
 		if ws, ok := proc.status(); ok {
-			e, known = lastExit(dir, &ws)
+			e, _ = lastExit(dir, &ws)
 			break
 		}
 		if err := pause(ctx, lockRetry); err != nil {

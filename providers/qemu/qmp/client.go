@@ -227,7 +227,9 @@ func (c *Client) send(ctx context.Context, line []byte, f *os.File) error {
 		if err != nil {
 			return err
 		}
-		sent = n
+		if sent = n; sent == len(line) {
+			return nil // the peer may have answered and hung up by now
+		}
 	}
 	n, err := c.conn.Write(line[sent:])
 	if err == nil {
