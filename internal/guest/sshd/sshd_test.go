@@ -183,7 +183,7 @@ func TestMissingShell(t *testing.T) {
 func TestTerminalModes(t *testing.T) {
 	c, _ := dial(t, "/bin/sh")
 	s := newSession(t, c)
-	modes := ssh.TerminalModes{ssh.ECHO: 0, ssh.ONLCR: 0, ssh.VINTR: 7, ssh.VEOF: 255, 200: 1}
+	modes := ssh.TerminalModes{ssh.ECHO: 0, ssh.ONLCR: 0, ssh.VINTR: 7, ssh.VEOF: 255}
 	if err := s.RequestPty("vt100", 20, 70, modes); err != nil {
 		t.Fatal(err)
 	}
