@@ -10,7 +10,7 @@ import (
 	"strings"
 	"unicode"
 
-	"go.yaml.in/yaml/v4"
+	"gopkg.in/yaml.v3"
 )
 
 // decoder fills tagged structs from YAML nodes. It goes on after a problem, so

@@ -326,6 +326,9 @@ func hostile() map[string]string {
 		"pattern":      head + "    ready: [{console: '" + strings.Repeat("(x{1000}){1000}", room/15) + "'}]\n",
 		"repeats":      head + "    ready: [{console: '" + strings.Repeat("x{1000}", room/7) + "'}]\n",
 		"patterns":     list("ready", "{console: '(((((x{10}){10}){10}){10}){10}'},"),
+		"directives":   fill("%TAG !a! x\n"),
+		"unclosed":     strings.Repeat("{a: [", 4000) + strings.Repeat("#\n", 1<<19-10000),
+		"late error":   "[" + strings.Repeat("a,", maxSeparators/8) + "\n@",
 		"wide":         head + "    " + strings.Repeat("k", room) + ": 1\n",
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"regexp"
 	"runtime"
 
-	"go.yaml.in/yaml/v4"
+	"gopkg.in/yaml.v3"
 
 	"github.com/labfile/lab/internal/lab"
 )
@@ -142,7 +142,7 @@ const lockHeader = `# Written by lab: the boxes of the Labfile beside it, pinned
 # version control. "lab lock --update" moves the pins; nothing else does.
 `
 
-// lockYAML and lockBoxYAML are what yaml.Dump writes.
+// lockYAML and lockBoxYAML are the lock file for the encoder.
 type lockYAML struct {
 	Version int                    `yaml:"version"`
 	Boxes   map[string]lockBoxYAML `yaml:"boxes"`
@@ -160,11 +160,13 @@ func renderLock(lk Lock) ([]byte, error) {
 	for name, b := range lk.Boxes {
 		doc.Boxes[name] = lockBoxYAML(b)
 	}
-	out, err := yaml.Dump(doc, yaml.WithLineWidth(-1))
-	if err != nil {
+	text := bytes.NewBufferString(lockHeader)
+	encoder := yaml.NewEncoder(text)
+	encoder.SetIndent(2)
+	if err := errors.Join(encoder.Encode(doc), encoder.Close()); err != nil {
 		return nil, err
 	}
-	out = append([]byte(lockHeader), out...)
+	out := text.Bytes()
 	// What cannot be read back must not be written.
 	back, err := parseLock("lock file", out)
 	if err != nil {

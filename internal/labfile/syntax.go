@@ -5,43 +5,59 @@ package labfile
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"regexp"
+	"slices"
+	"sort"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
-	"go.yaml.in/yaml/v4"
+	"gopkg.in/yaml.v3"
 )
 
 // parseYAML reads the one document in data and returns its root, or nil after it
 // noted what keeps data from being one YAML document. The tree may hold aliases
 // as references; they are never expanded.
 func parseYAML(r *report, data []byte) *yaml.Node {
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors put it there
 	if !readable(r, data) {
 		return nil
 	}
-	loader, err := yaml.NewLoader(bytes.NewReader(data))
-	if err != nil {
-		r.add(place{}, "%v", err)
-		return nil
-	}
-	var doc, next yaml.Node
-	switch err := loader.Load(&doc); {
-	case errors.Is(err, io.EOF):
+	doc, next, err := load(data)
+	switch {
+	case err != nil:
+		syntaxProblem(r, data, err)
+	case doc == nil:
 		r.add(place{line: 1, column: 1}, "the file is empty")
-		return nil
-	case err != nil:
-		syntaxProblem(r, data, err)
-		return nil
-	}
-	switch err := loader.Load(&next); {
-	case errors.Is(err, io.EOF):
-		return doc.Content[0]
-	case err != nil:
-		syntaxProblem(r, data, err)
-	default:
+	case next != nil:
 		r.add(place{line: next.Line, column: next.Column}, "a second YAML document begins here; the file must be a single one")
+	default:
+		return doc.Content[0]
 	}
 	return nil
+}
+
+// load returns the first document in data and the second, nil where there is none.
+func load(data []byte) (doc, next *yaml.Node, err error) {
+	// The package answers with a panic where it doubts itself.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("yaml: %v", p)
+		}
+	}()
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	for _, into := range []**yaml.Node{&doc, &next} {
+		var n yaml.Node
+		if err := decoder.Decode(&n); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, nil, err
+		}
+		*into = &n
+	}
+	return doc, next, nil
 }
 
 // maxSeparators bounds how many characters a file may have that can make YAML
@@ -66,6 +82,10 @@ func readable(r *report, data []byte) bool {
 		case c < 0x20 && c != '\t' && c != '\r', c == 0x7f, c == 0xfffe, c == 0xffff, c >= 0x80 && c < 0xa0 && c != 0x85:
 			r.add(at, "control character %U is not allowed", c)
 			return false
+		case column == 1 && c == '%':
+			// The parser takes long over many of them.
+			r.add(at, "YAML directives, such as %%YAML, are not supported")
+			return false
 		case column == 1 && (bytes.HasPrefix(data[i:], []byte("<<<<<<< ")) || bytes.HasPrefix(data[i:], []byte(">>>>>>> "))):
 			r.add(at, "an unfinished merge; resolve the conflict first")
 			return false
@@ -82,45 +102,93 @@ func readable(r *report, data []byte) bool {
 	return true
 }
 
+// complaint is the form of the YAML parser's errors.
+var complaint = regexp.MustCompile(`(?s)^yaml: (?:line ([0-9]+): )?(.*)$`)
+
 // syntaxProblem notes the error of the YAML parser, in the words of somebody who
 // does not know its grammar where that helps.
 func syntaxProblem(r *report, data []byte, err error) {
-	var le *yaml.LoadError
-	if !errors.As(err, &le) {
-		r.add(place{line: 1, column: 1}, "not YAML: %v", err)
-		return
+	upTo, err := culprit(data, err)
+	m := complaint.FindStringSubmatch(err.Error())
+	if m == nil {
+		m = []string{"", "", err.Error()}
 	}
-	at := place{line: max(le.Mark.Line, 1), column: max(le.Mark.Column, 1)}
-	if line, column := leadingTab(data, at.line); line > 0 {
-		r.add(place{line: line, column: column}, "a tab; YAML is indented with spaces only")
-		return
-	}
-	if first := strings.TrimSpace(after(data, at)); strings.Contains(le.Message, "cannot start any token") && first != "" {
-		r.add(at, "not YAML: a value cannot begin with %q; quote it", []rune(first)[0])
-		return
-	}
-	message := "not YAML: " + le.Message
-	if le.ContextMsg != "" {
-		message += " " + le.ContextMsg
-	}
-	if strings.HasPrefix(le.Message, "did not find expected ','") && strings.Contains(lineOf(data, at.line), "${") {
+	words := m[2]
+	message := "not YAML: " + shorten(words)
+	at := placeAfter(upTo)
+	last, _ := utf8.DecodeLastRune(upTo)
+	line, column := leadingTab(data, at.line)
+	cannotStart := strings.Contains(words, "cannot start any token")
+	switch {
+	case line > 0:
+		r.add(place{line: line, column: column}, "%s", tabbed)
+	case last == '\t' && (cannotStart || strings.Contains(words, "a tab character")):
+		r.add(at, "%s", tabbed)
+	case cannotStart:
+		r.add(at, "not YAML: a value cannot begin with %q; quote it", last)
+	case strings.Contains(words, "mapping values are not allowed"):
+		r.add(at, "%s; quote a value that holds \": \"", message)
+	case strings.HasPrefix(words, "found unexpected end of stream"):
+		r.add(at, "%s; the quote that begins here is not closed", message)
+	case strings.HasPrefix(words, "did not find expected ','") && strings.Contains(lineOf(data, at.line), "${"):
+		before, _, _ := strings.Cut(lineOf(data, at.line), "${")
+		at.column = utf8.RuneCountInString(before) + 1
 		r.add(at, "%s; quote a value that holds \"${\" inside of { } or [ ]", message)
-		return
+	case strings.HasPrefix(words, "did not find expected"):
+		// The line is that on which the list or mapping begins.
+		if begin, err := strconv.Atoi(m[1]); err == nil && begin < at.line {
+			message += fmt.Sprintf(" in what begins on line %d", begin)
+		}
+		r.add(placeAfter(beforeWord(upTo)), "%s", message)
+	case strings.HasPrefix(words, "unknown anchor"):
+		r.add(placeAfter(beforeWord(upTo)), "%s", message)
+	default:
+		r.add(at, "%s", message)
 	}
-	if le.ContextMark.Line > 0 && le.ContextMark.Line != le.Mark.Line {
-		r.add(at, "%s that begins on line %d", message, le.ContextMark.Line)
-		return
-	}
-	if strings.Contains(le.Message, "mapping values are not allowed") {
-		message += "; quote a value that holds \": \""
-	}
-	r.add(at, "%s", message)
 }
 
-// after returns what follows a place on its line.
-func after(data []byte, at place) string {
-	text := []rune(lineOf(data, at.line))
-	return string(text[min(at.column-1, len(text)):])
+const tabbed = "a tab; YAML is indented with spaces only"
+
+// culprit returns the beginning of data up to the character that makes the parser
+// complain, and what it complains of. The parser itself names a line at best, often
+// that of the list or mapping around it. This takes at most some twenty times as
+// long as reading data did.
+func culprit(data []byte, err error) ([]byte, error) {
+	// It tells the first line, which it numbers 0, from no line as little as a
+	// list's line from the error's. After an empty line there is no line 0, and the
+	// numbers of its grammar's errors are right; those of its scanner's, one more.
+	shifted := slices.Concat([]byte("\n"), data)
+	if _, _, again := load(shifted); again != nil {
+		err = again
+	}
+	n := sort.Search(len(data), func(n int) bool {
+		_, _, other := load(shifted[:1+n])
+		return other != nil && other.Error() == err.Error()
+	})
+	for n < len(data) && !utf8.RuneStart(data[n]) {
+		n++
+	}
+	return data[:n], err
+}
+
+// placeAfter returns the place of the last character of text.
+func placeAfter(text []byte) place {
+	begin := 0
+	if len(text) > 0 {
+		begin = bytes.LastIndexByte(text[:len(text)-1], '\n') + 1
+	}
+	return place{line: bytes.Count(text[:begin], []byte("\n")) + 1, column: max(utf8.RuneCount(text[begin:]), 1)}
+}
+
+// beforeWord returns text up to the first character of the word that it ends in.
+func beforeWord(text []byte) []byte {
+	if len(text) == 0 {
+		return text
+	}
+	_, size := utf8.DecodeLastRune(text)
+	begin := bytes.LastIndexAny(text[:len(text)-size], " \t\n,[]{}") + 1
+	_, size = utf8.DecodeRune(text[begin:])
+	return text[:begin+size]
 }
 
 // lineOf returns the numbered line, or "" if there is none.
