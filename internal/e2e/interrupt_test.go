@@ -36,10 +36,7 @@ func (s *site) interrupted(sig syscall.Signal, after time.Duration, args ...stri
 	timer := time.AfterFunc(after, func() { _ = p.Process.Signal(sig) })
 	defer timer.Stop()
 	r := p.end()
-	want := 130
-	if sig == syscall.SIGKILL {
-		want = -1
-	}
+	want := 128 + int(sig)
 	if r.code != want && r.code != 0 {
 		s.Errorf("%s after %s: want exit %d: %s", sig, after, want, r)
 	}

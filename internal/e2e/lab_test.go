@@ -258,10 +258,11 @@ func hostReboots(s *site) {
 	s.ok("exec", "db", "--", "echo kept > /root/file; sync")
 	s.kill(s.supervisor())
 	for _, p := range s.processes() {
-		s.Logf("killing %s", p)
 		s.kill(p.pid)
 	}
-	s.Logf("left: %v", s.processes())
+	if left := s.processes(); len(left) > 0 {
+		s.Errorf("survived: %v", left)
+	}
 	if err := os.RemoveAll(s.w.runtime()); err != nil {
 		s.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -137,7 +138,7 @@ func read(s *site, path string) []byte {
 // result is how a command ended.
 type result struct {
 	args           []string
-	code           int // -1 if it was killed
+	code           int // as a shell tells it: 128 and the signal if one ended it
 	stdout, stderr string
 	took           time.Duration
 }
@@ -147,10 +148,28 @@ func (r result) String() string {
 		strings.Join(r.args, " "), r.code, r.took.Round(time.Millisecond), r.stdout, r.stderr)
 }
 
+// output collects what a process writes; it can be read meanwhile.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
 // process is a command that runs.
 type process struct {
 	*exec.Cmd
-	stdout, stderr *bytes.Buffer
+	stdout, stderr *output
 	began          time.Time
 	args           []string
 	t              testing.TB
@@ -188,7 +207,7 @@ func (s *site) startWith(env []string, stdin string, args ...string) *process {
 	args = s.options(args)
 	p := &process{
 		Cmd:    s.command(ctx, env, labBinary, args...),
-		stdout: new(bytes.Buffer), stderr: new(bytes.Buffer),
+		stdout: new(output), stderr: new(output),
 		began: time.Now(), args: args, t: s.TB, cancel: cancel,
 	}
 	p.Stdin = strings.NewReader(stdin)
@@ -209,7 +228,11 @@ func (p *process) end() result {
 	if err != nil && !errors.As(err, &exit) {
 		p.t.Errorf("lab %s: %v", strings.Join(p.args, " "), err)
 	}
-	return result{p.args, p.ProcessState.ExitCode(), p.stdout.String(), p.stderr.String(), time.Since(p.began)}
+	code := p.ProcessState.ExitCode()
+	if status, ok := p.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		code = 128 + int(status.Signal())
+	}
+	return result{p.args, code, p.stdout.String(), p.stderr.String(), time.Since(p.began)}
 }
 
 // signal sends the process a signal.
