@@ -24,8 +24,8 @@ type needs struct {
 // having any box.
 func builtins() map[string]needs {
 	return map[string]needs{
-		"builtin/debian-12": {least: 192 * lab.MiB, usual: 512 * lab.MiB, cloudInit: true},
-		"builtin/tiny":      {least: 64 * lab.MiB, usual: 128 * lab.MiB},
+		"builtin/debian-12": {least: 256 * lab.MiB, usual: 512 * lab.MiB, cloudInit: true},
+		"builtin/tiny":      {least: 128 * lab.MiB, usual: 128 * lab.MiB},
 	}
 }
 

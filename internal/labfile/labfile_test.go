@@ -369,8 +369,8 @@ func TestDefaultsOfBoxes(t *testing.T) {
 		from       string
 		usual, min lab.Bytes
 	}{
-		{"builtin/tiny", 128 * lab.MiB, 64 * lab.MiB},
-		{"builtin/debian-12", 512 * lab.MiB, 192 * lab.MiB},
+		{"builtin/tiny", 128 * lab.MiB, 128 * lab.MiB},
+		{"builtin/debian-12", 512 * lab.MiB, 256 * lab.MiB},
 		{"./x.qcow2", 512 * lab.MiB, 0},
 	} {
 		if usual, least := DefaultMemory(c.from), MinMemory(c.from); usual != c.usual || least != c.min {
