@@ -97,6 +97,13 @@ type AgentDialer interface {
 	DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error)
 }
 
+// LogTrimmer is implemented by providers whose logs would grow without bound.
+type LogTrimmer interface {
+	// TrimLogs cuts each log of the generation that is longer than limit down
+	// to its newest part. A machine may run meanwhile.
+	TrimLogs(ctx context.Context, g lab.Generation, limit lab.Bytes) error
+}
+
 // PortDialer is implemented by providers that network their machines themselves.
 type PortDialer interface {
 	// DialPort connects to a TCP port of the guest.

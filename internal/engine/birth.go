@@ -90,9 +90,6 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 	if img.Agent && m.UserData == "" {
 		return spec, nil
 	}
-	if m.UserData != "" && !img.CloudInit {
-		return spec, fmt.Errorf("user_data needs cloud-init, which box %s does not have", m.Box)
-	}
 	identity, err := s.identity(g, c)
 	if err != nil {
 		return spec, err

@@ -540,3 +540,18 @@ func TestRolesStandForTheirReplicas(t *testing.T) {
 		t.Error(diff, err)
 	}
 }
+
+func TestWhatDoesNotFitItsBoxIsRefusedBeforeAnythingHappens(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	m := machine("db")
+	m.Disk = 512
+	_, err := l.Up(b.ctx, b.want(m), UpOptions{})
+	want := `machine "db": a disk of 512B is smaller than the 4KiB of its box; ask for more, or leave it out`
+	if err == nil || err.Error() != want {
+		t.Errorf("got error %v", err)
+	}
+	if _, err := l.History(); !errors.Is(err, ErrNoLab) {
+		t.Errorf("a lab came of it: %v", err)
+	}
+}

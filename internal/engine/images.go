@@ -27,6 +27,7 @@ type Image struct {
 	Agent     bool   // carries lab-agent
 	CloudInit bool   // reads a seed
 	User      string // whom to log in as
+	MinMemory lab.Bytes
 }
 
 // images resolves the boxes of the machines that o selects, as the lock file
@@ -97,6 +98,7 @@ func (s *session) resolve(ctx context.Context, want *lab.Lab, b lab.Box, pinned 
 			Kernel: res.Box.Kernel.Path, Initrd: res.Box.Initrd.Path, Append: c.Append,
 		},
 		Agent: c.Agent, CloudInit: c.CloudInit, User: c.User,
+		MinMemory: lab.Bytes(c.MinMemory),
 	}
 	if img.Arch == "" {
 		img.Arch = runtime.GOARCH

@@ -82,9 +82,31 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	if err != nil {
 		return plan.Plan{}, nil, err
 	}
+	if err := fits(want, images); err != nil {
+		return plan.Plan{}, nil, err
+	}
 	in := s.input(want, images)
 	in.Only, in.Rebuild = only, rebuild
 	return plan.Make(in), images, nil
+}
+
+// fits checks what can be known of machines only together with their boxes, before
+// anything is changed.
+func fits(want *lab.Lab, images map[string]Image) error {
+	var errs []error
+	for _, m := range want.Machines {
+		img, ok := images[m.Box]
+		switch {
+		case !ok:
+		case m.Disk != 0 && m.Disk < img.Size:
+			errs = append(errs, fmt.Errorf("machine %q: a disk of %s is smaller than the %s of its box; ask for more, or leave it out", m.Name, m.Disk, img.Size))
+		case m.UserData != "" && !img.CloudInit:
+			errs = append(errs, fmt.Errorf("machine %q: user_data needs cloud-init, which box %s does not have", m.Name, m.Box))
+		case m.Memory < img.MinMemory:
+			errs = append(errs, fmt.Errorf("machine %q: %s of memory are below the %s that box %s needs", m.Name, m.Memory, img.MinMemory, m.Box))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // input gathers what a plan is made from.

@@ -76,8 +76,27 @@ func (m *machine) start(ctx context.Context) error {
 		m.agent = LinkWaiting
 		m.wg.Go(func() { m.keepAgent(dialer) })
 	}
+	if trimmer, ok := m.s.cfg.Provider.(providers.LogTrimmer); ok {
+		m.wg.Go(func() { m.trimLogs(trimmer) })
+	}
 	m.s.wg.Go(m.watch)
 	return nil
+}
+
+// maxMachineLog bounds each log of a machine, and trimEvery says how often that is
+// looked after: a guest may print without end.
+const (
+	maxMachineLog = 16 * lab.MiB
+	trimEvery     = 30 * time.Second
+)
+
+// trimLogs keeps the machine's logs from filling the disk.
+func (m *machine) trimLogs(trimmer providers.LogTrimmer) {
+	for m.sleep(trimEvery) {
+		if err := trimmer.TrimLogs(m.ctx, m.spec.Generation, maxMachineLog); err != nil && m.ctx.Err() == nil {
+			m.s.log.Warn("trimming the logs of a machine", "machine", m.spec.Generation, "err", err)
+		}
+	}
 }
 
 // end takes everything off and returns when it is off. It may be called again.

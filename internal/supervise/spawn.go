@@ -41,6 +41,7 @@ func Spawn(self string, args []string, logPath string) error {
 	if err != nil {
 		return fmt.Errorf("opening the supervisor's log: %w", err)
 	}
+	keepFiles()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
