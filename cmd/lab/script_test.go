@@ -34,6 +34,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "cache"))
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("LAB_ACCEL", "tcg")
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector's second of rest adds up
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": code},

@@ -154,6 +154,9 @@ func (a *app) byDir(h *engine.Host, dir string) (lab.ID, bool) {
 			return "", false
 		}
 	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real // as the Labfile's path was recorded
+	}
 	for {
 		ids, err := h.FindByDir(dir)
 		if err != nil {
