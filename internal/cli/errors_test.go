@@ -33,35 +33,55 @@ func TestExplain(t *testing.T) {
 		{"a command's code", &guest.ExitError{Code: 42}, 42, "", nil},
 		{"a command's signal", &guest.ExitError{Signal: "TERM"}, 143, "", nil},
 		{"usage", usage("try this", "no %s", "way"), 3, "no way", []string{"try this"}},
-		{"no Labfile", fmt.Errorf("%w in /tmp", labfile.ErrNotFound), 3, "no Labfile found in /tmp",
-			[]string{`"lab init" writes one; -f FILE names another; "lab list" shows the labs there are`}},
-		{"locked", &engine.LockedError{Lab: "a-1"}, 4, "lab a-1 is locked: another command works on it",
-			[]string{`wait for it to end, or stop it; readers such as "lab status" work meanwhile`}},
-		{"no machine, near", &engine.NoMachineError{Name: "wbe", Known: []lab.Name{"db", "web"}}, 3, `there is no machine "wbe"`,
-			[]string{`did you mean "web"?`}},
-		{"no machine, far", &engine.NoMachineError{Name: "mail", Known: []lab.Name{"db", "web"}}, 3, `there is no machine "mail"`,
-			[]string{"the machines are db and web"}},
+		{
+			"no Labfile", fmt.Errorf("%w in /tmp", labfile.ErrNotFound), 3, "no Labfile found in /tmp",
+			[]string{`"lab init" writes one; -f FILE names another; "lab list" shows the labs there are`},
+		},
+		{
+			"locked", &engine.LockedError{Lab: "a-1"}, 4, "lab a-1 is locked: another command works on it",
+			[]string{`wait for it to end, or stop it; readers such as "lab status" work meanwhile`},
+		},
+		{
+			"no machine, near", &engine.NoMachineError{Name: "wbe", Known: []lab.Name{"db", "web"}}, 3, `there is no machine "wbe"`,
+			[]string{`did you mean "web"?`},
+		},
+		{
+			"no machine, far", &engine.NoMachineError{Name: "mail", Known: []lab.Name{"db", "web"}}, 3, `there is no machine "mail"`,
+			[]string{"the machines are db and web"},
+		},
 		{"no lab", engine.ErrNoLab, 1, "there is no such lab", []string{`"lab up" brings it up; "lab list" shows the labs there are`}},
-		{"incapable", fmt.Errorf("starting: %w", providers.ErrIncapable), 5, "starting: host not capable",
-			[]string{`"lab doctor" checks this host and names the cure for what it lacks`}},
+		{
+			"incapable", fmt.Errorf("starting: %w", providers.ErrIncapable), 5, "starting: host not capable",
+			[]string{`"lab doctor" checks this host and names the cure for what it lacks`},
+		},
 		{"incapable, with its own hint", &hinted{providers.ErrIncapable, "install it"}, 5, "host not capable", []string{"install it"}},
-		{"digest", fmt.Errorf("box: %w", boxes.ErrDigest), 1, "box: digest does not match",
-			[]string{`if the new content is what you want, "lab lock --update" pins it; if not, do not trust its source`}},
-		{"disk full", fmt.Errorf("writing: %w", syscall.ENOSPC), 1, "writing: no space left on device",
-			[]string{`make room on the disk; "lab gc" and "lab box prune" remove what nobody needs`}},
-		{"machines failed", &engine.UpError{
-			Failed: []*engine.MachineError{
-				{Machine: "web", Kept: true, Err: errors.New("not ready\x1b[2J")},
-				{Machine: "db", Err: &hinted{errors.New("port 80 is taken"), "take another"}},
+		{
+			"digest", fmt.Errorf("box: %w", boxes.ErrDigest), 1, "box: digest does not match",
+			[]string{`if the new content is what you want, "lab lock --update" pins it; if not, do not trust its source`},
+		},
+		{
+			"disk full", fmt.Errorf("writing: %w", syscall.ENOSPC), 1, "writing: no space left on device",
+			[]string{`make room on the disk; "lab gc" and "lab box prune" remove what nobody needs`},
+		},
+		{
+			"machines failed", &engine.UpError{
+				Failed: []*engine.MachineError{
+					{Machine: "web", Kept: true, Err: errors.New("not ready\x1b[2J")},
+					{Machine: "db", Err: &hinted{errors.New("port 80 is taken"), "take another"}},
+				},
+				Skipped: []lab.Name{"api"},
+			}, 1, "2 machines failed\nweb: not ready\\x1b[2J\ndb: port 80 is taken\nnot tried, because they depend on what failed: api",
+			[]string{
+				"take another",
+				`"lab logs web" shows what the machine printed, "lab console web" opens its console; the next "lab up" goes on from here`,
 			},
-			Skipped: []lab.Name{"api"},
-		}, 1, "2 machines failed\nweb: not ready\\x1b[2J\ndb: port 80 is taken\nnot tried, because they depend on what failed: api",
-			[]string{"take another",
-				`"lab logs web" shows what the machine printed, "lab console web" opens its console; the next "lab up" goes on from here`}},
-		{"a machine failed for want of a host", &engine.UpError{
-			Failed: []*engine.MachineError{{Machine: "web", Err: fmt.Errorf("no qemu: %w", providers.ErrIncapable)}},
-		}, 5, "1 machine failed\nweb: no qemu: host not capable",
-			[]string{`"lab doctor" checks this host and names the cure for what it lacks`}},
+		},
+		{
+			"a machine failed for want of a host", &engine.UpError{
+				Failed: []*engine.MachineError{{Machine: "web", Err: fmt.Errorf("no qemu: %w", providers.ErrIncapable)}},
+			}, 5, "1 machine failed\nweb: no qemu: host not capable",
+			[]string{`"lab doctor" checks this host and names the cure for what it lacks`},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			code, text, hints := testApp().explain(context.Background(), tc.err)
