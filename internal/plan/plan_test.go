@@ -70,7 +70,9 @@ func TestStep(t *testing.T) {
 		},
 		{"stopped on purpose", db, rec(func(r *Recorded) { r.Stopped = true }), []Observed{{3, Stopped}}, false, Step{Action: Start, Reasons: []string{"it is stopped"}, Generation: 3}},
 		{
-			"killed", db, rec(func(r *Recorded) { r.Trouble = "its process was killed from outside" }), []Observed{{3, Stopped}}, false,
+			"killed", db, rec(func(r *Recorded) { r.Trouble = "its process was killed from outside" }),
+			[]Observed{{3, Stopped}},
+			false,
 			Step{Action: Start, Reasons: []string{"it no longer runs: its process was killed from outside"}, Generation: 3},
 		},
 		{
@@ -82,17 +84,23 @@ func TestStep(t *testing.T) {
 			Step{Action: Replace, Reasons: []string{"generation 3 never became ready: port 80: refused"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
 		{
-			"half made", db, as, []Observed{{3, Broken}}, false,
+			"half made", db, as,
+			[]Observed{{3, Broken}},
+			false,
 			Step{Action: Replace, Reasons: []string{"generation 3 is half made"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
 		{"vanished", db, as, nil, false, Step{Action: Create, Reasons: []string{"generation 3 has vanished"}, Next: 4}},
 		{"destroyed before", db, rec(func(r *Recorded) { r.Phase = PhaseGone }), nil, false, Step{Action: Create, Reasons: []string{"it was destroyed"}, Next: 4}},
 		{
-			"half destroyed", db, rec(func(r *Recorded) { r.Phase = PhaseDestroying }), []Observed{{3, Stopped}}, false,
+			"half destroyed", db, rec(func(r *Recorded) { r.Phase = PhaseDestroying }),
+			[]Observed{{3, Stopped}},
+			false,
 			Step{Action: Replace, Reasons: []string{"generation 3 is half destroyed"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
 		{
-			"ledger lost", db, nil, []Observed{{7, Running}}, false,
+			"ledger lost", db, nil,
+			[]Observed{{7, Running}},
+			false,
 			Step{Action: Replace, Reasons: []string{"it was found without a record"}, Generation: 7, Next: 8, Leftovers: []int{7}},
 		},
 		{"an old generation is left over", db, as, []Observed{{2, Running}, {3, Running}}, false, Step{Action: Keep, Generation: 3, Leftovers: []int{2}}},

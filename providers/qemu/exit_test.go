@@ -37,37 +37,67 @@ func TestLastExit(t *testing.T) {
 		want   providers.Exit
 		known  bool
 	}{
-		{name: "never came up", rec: exitRecord{Run: "r0", Reason: providers.ExitPanic, At: at},
-			want: providers.Exit{Reason: providers.ExitPanic, At: at}, known: true},
-		{name: "guest", events: greeting + shutdown("guest-shutdown"),
-			want: providers.Exit{Reason: providers.ExitGuest, Detail: "guest-shutdown", At: at}, known: true},
-		{name: "button", events: greeting + powered + shutdown("guest-shutdown"),
-			want: providers.Exit{Reason: providers.ExitHost, Detail: "guest-shutdown", At: at}, known: true},
-		{name: "panic", events: greeting + powered + shutdown("guest-panic"),
-			want: providers.Exit{Reason: providers.ExitPanic, Detail: "guest-panic", At: at}, known: true},
-		{name: "quit", events: greeting + shutdown("host-qmp-quit"), rec: killed,
-			want: providers.Exit{Reason: providers.ExitHost, Detail: "stopped by force", At: at}, known: true},
-		{name: "SIGTERM", events: greeting + shutdown("host-signal"),
-			want: providers.Exit{Reason: providers.ExitSignaled, Detail: "host-signal", At: at}, known: true},
-		{name: "the guest was faster than the kill", events: greeting + shutdown("guest-panic"), rec: killed,
-			want: providers.Exit{Reason: providers.ExitPanic, Detail: "guest-panic", At: at}, known: true},
-		{name: "killed by lab", events: greeting, rec: killed, ws: status(9),
-			want: providers.Exit{Reason: providers.ExitHost, Detail: "stopped by force", At: at}, known: true},
-		{name: "an older run was killed by lab", events: greeting, ws: status(9),
+		{
+			name: "never came up", rec: exitRecord{Run: "r0", Reason: providers.ExitPanic, At: at},
+			want: providers.Exit{Reason: providers.ExitPanic, At: at}, known: true,
+		},
+		{
+			name: "guest", events: greeting + shutdown("guest-shutdown"),
+			want: providers.Exit{Reason: providers.ExitGuest, Detail: "guest-shutdown", At: at}, known: true,
+		},
+		{
+			name: "button", events: greeting + powered + shutdown("guest-shutdown"),
+			want: providers.Exit{Reason: providers.ExitHost, Detail: "guest-shutdown", At: at}, known: true,
+		},
+		{
+			name: "panic", events: greeting + powered + shutdown("guest-panic"),
+			want: providers.Exit{Reason: providers.ExitPanic, Detail: "guest-panic", At: at}, known: true,
+		},
+		{
+			name: "quit", events: greeting + shutdown("host-qmp-quit"), rec: killed,
+			want: providers.Exit{Reason: providers.ExitHost, Detail: "stopped by force", At: at}, known: true,
+		},
+		{
+			name: "SIGTERM", events: greeting + shutdown("host-signal"),
+			want: providers.Exit{Reason: providers.ExitSignaled, Detail: "host-signal", At: at}, known: true,
+		},
+		{
+			name: "the guest was faster than the kill", events: greeting + shutdown("guest-panic"), rec: killed,
+			want: providers.Exit{Reason: providers.ExitPanic, Detail: "guest-panic", At: at}, known: true,
+		},
+		{
+			name: "killed by lab", events: greeting, rec: killed, ws: status(9),
+			want: providers.Exit{Reason: providers.ExitHost, Detail: "stopped by force", At: at}, known: true,
+		},
+		{
+			name: "an older run was killed by lab", events: greeting, ws: status(9),
 			rec:  exitRecord{Run: "r0", Reason: providers.ExitHost, At: at},
-			want: providers.Exit{Reason: providers.ExitSignaled, Detail: "SIGKILL"}, known: true},
-		{name: "segmentation fault", events: greeting, ws: status(11 | 128), log: "qemu: hm\n\n",
-			want: providers.Exit{Reason: providers.ExitCrashed, Detail: "SIGSEGV: qemu: hm"}, known: true},
-		{name: "error exit", events: greeting, ws: status(1 << 8),
-			want: providers.Exit{Reason: providers.ExitCrashed, Detail: "exit status 1"}, known: true},
-		{name: "host restarted", events: greeting, boot: "another",
-			want: providers.Exit{Detail: "the host was restarted"}, known: true},
-		{name: "unseen, with last words", events: greeting, log: "qemu: warning: x\nAssertion failed\nwarning: y\n",
-			want: providers.Exit{Reason: providers.ExitCrashed, Detail: "Assertion failed"}},
-		{name: "unseen", events: greeting, log: "qemu: warning: x\n",
-			want: providers.Exit{Reason: providers.ExitSignaled, Detail: "killed"}},
-		{name: "torn", events: "\x00\x00\x00" + greeting + shutdown("guest-shutdown") + `{"timestamp": {"sec`,
-			want: providers.Exit{Reason: providers.ExitGuest, Detail: "guest-shutdown", At: at}, known: true},
+			want: providers.Exit{Reason: providers.ExitSignaled, Detail: "SIGKILL"}, known: true,
+		},
+		{
+			name: "segmentation fault", events: greeting, ws: status(11 | 128), log: "qemu: hm\n\n",
+			want: providers.Exit{Reason: providers.ExitCrashed, Detail: "SIGSEGV: qemu: hm"}, known: true,
+		},
+		{
+			name: "error exit", events: greeting, ws: status(1 << 8),
+			want: providers.Exit{Reason: providers.ExitCrashed, Detail: "exit status 1"}, known: true,
+		},
+		{
+			name: "host restarted", events: greeting, boot: "another",
+			want: providers.Exit{Detail: "the host was restarted"}, known: true,
+		},
+		{
+			name: "unseen, with last words", events: greeting, log: "qemu: warning: x\nAssertion failed\nwarning: y\n",
+			want: providers.Exit{Reason: providers.ExitCrashed, Detail: "Assertion failed"},
+		},
+		{
+			name: "unseen", events: greeting, log: "qemu: warning: x\n",
+			want: providers.Exit{Reason: providers.ExitSignaled, Detail: "killed"},
+		},
+		{
+			name: "torn", events: "\x00\x00\x00" + greeting + shutdown("guest-shutdown") + `{"timestamp": {"sec`,
+			want: providers.Exit{Reason: providers.ExitGuest, Detail: "guest-shutdown", At: at}, known: true,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
