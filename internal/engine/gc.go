@@ -122,35 +122,30 @@ func needless(state ledger.State, m providers.Machine) string {
 
 // gcRuntime looks for runtime directories of labs that are no more.
 func (h *Host) gcRuntime(dryRun bool) ([]Garbage, error) {
-	entries, err := os.ReadDir(h.Dirs.Run)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var (
-		found []Garbage
-		errs  []error
-	)
-	for _, e := range entries {
+	return sweep(h.Dirs.Run, dryRun, func(e fs.DirEntry) (kind, why string) {
 		id := lab.ID(e.Name())
-		l := h.Lab(id)
-		if _, err := os.Stat(h.Dirs.Lab(id)); err == nil || !lab.ValidLabel(e.Name()) || l.locked() || supervise.Alive(h.Dirs, id) {
-			continue
+		_, err := os.Stat(h.Dirs.Lab(id))
+		if err == nil || !lab.ValidLabel(e.Name()) || h.Lab(id).locked() || supervise.Alive(h.Dirs, id) {
+			return "", ""
 		}
-		path := h.Dirs.RunLab(id)
-		found = append(found, Garbage{Kind: "runtime", Name: path, Bytes: size(path), Why: "its lab is gone"})
-		if !dryRun {
-			errs = append(errs, os.RemoveAll(path))
-		}
-	}
-	return found, errors.Join(errs...)
+		return "runtime", "its lab is gone"
+	})
 }
 
 // gcDownloads looks for partial downloads that nobody came back for.
 func (h *Host) gcDownloads(dryRun bool) ([]Garbage, error) {
-	entries, err := os.ReadDir(h.Dirs.Downloads())
+	return sweep(h.Dirs.Downloads(), dryRun, func(e fs.DirEntry) (kind, why string) {
+		info, err := e.Info()
+		if err != nil || time.Since(info.ModTime()) < staleDownload {
+			return "", ""
+		}
+		return "download", "it was never finished"
+	})
+}
+
+// sweep removes the entries of dir for which judge gives a reason.
+func sweep(dir string, dryRun bool, judge func(fs.DirEntry) (kind, why string)) ([]Garbage, error) {
+	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -162,12 +157,12 @@ func (h *Host) gcDownloads(dryRun bool) ([]Garbage, error) {
 		errs  []error
 	)
 	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil || time.Since(info.ModTime()) < staleDownload {
+		kind, why := judge(e)
+		if why == "" {
 			continue
 		}
-		path := filepath.Join(h.Dirs.Downloads(), e.Name())
-		found = append(found, Garbage{Kind: "download", Name: path, Bytes: size(path), Why: "it was never finished"})
+		path := filepath.Join(dir, e.Name())
+		found = append(found, Garbage{Kind: kind, Name: path, Bytes: size(path), Why: why})
 		if !dryRun {
 			errs = append(errs, os.RemoveAll(path))
 		}
