@@ -109,9 +109,10 @@ func (g *gateway) receive(from *Port, frame []byte) {
 	}
 	ip := header.IPv4(payload)
 	if frame[0]&1 == 1 {
-		// Of all that is said to everybody only DHCP concerns the gateway.
+		// Of all that is said to everybody only DHCP concerns the gateway. A later
+		// fragment has no UDP header, and nothing that inspect has looked at.
 		if ip.TransportProtocol() != header.UDPProtocolNumber || ip.DestinationAddress() != header.IPv4Broadcast ||
-			header.UDP(payload[ip.HeaderLength():]).DestinationPort() != dhcpServerPort {
+			ip.FragmentOffset() != 0 || header.UDP(payload[ip.HeaderLength():]).DestinationPort() != dhcpServerPort {
 			return
 		}
 	}

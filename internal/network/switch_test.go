@@ -288,6 +288,44 @@ func TestGarbageIsHarmless(t *testing.T) {
 	}
 }
 
+// A fragment other than the first carries no header of its transport, and may
+// carry nothing at all.
+func TestEmptyFragmentsAreHarmless(t *testing.T) {
+	s := newSwitch(t, Config{})
+	db := plugGuest(t, s, "db", 10)
+	db.listenEcho(t, 5432)
+	p, g := plugRaw(t, s, "evil", 11)
+	go func() { _, _ = io.Copy(io.Discard, g.r) }()
+	everybody := netip.MustParseAddr("255.255.255.255")
+	for _, dst := range []net.HardwareAddr{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, macOf(1), macOf(10)} {
+		for _, protocol := range []uint8{1, 2, 6, 17} {
+			for _, to := range []netip.Addr{everybody, testNet.Gateway, testNet.Host(10), netip.MustParseAddr("192.0.2.1")} {
+				for _, offset := range []uint16{0, 8} {
+					for n := range 9 {
+						b := append(append(append([]byte{}, dst...), g.mac()...), 8, 0)
+						ip := make(header.IPv4, header.IPv4MinimumSize)
+						ip.Encode(&header.IPv4Fields{
+							TotalLength: uint16(len(ip) + n), TTL: 64, Protocol: protocol, FragmentOffset: offset,
+							SrcAddr: tcpAddr(testNet.Host(11)), DstAddr: tcpAddr(to),
+						})
+						ip.SetChecksum(^ip.CalculateChecksum())
+						g.send(append(append(b, ip...), make([]byte, n)...))
+					}
+				}
+			}
+		}
+	}
+	c, err := s.DialTCP(testContext(t), db.addr, 5432)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	echo(t, c, []byte("still there"))
+	if p.Err() != nil {
+		t.Errorf("the cable was dropped: %v", p.Err())
+	}
+}
+
 func TestPlugRefusesForeignAddresses(t *testing.T) {
 	s := newSwitch(t, Config{})
 	for _, addr := range []netip.Addr{testNet.Gateway, testNet.Host(0), testNet.Host(255), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("::1")} {
