@@ -145,7 +145,7 @@ func (l *live) draw(lasting string) {
 		show = show[:room-1]
 	}
 	for _, r := range show {
-		line := cut(l.line(r), columns-1) // the last column would wrap on some terminals
+		line := l.line(r, columns-1) // the last column would wrap on some terminals
 		l.drawn = append(l.drawn, width(line))
 		b.WriteString(line + "\n")
 	}
@@ -170,12 +170,15 @@ func erase(drawn []int, columns int) string {
 	return fmt.Sprintf("\x1b[%dA\r\x1b[J", rows)
 }
 
-func (l *live) line(r *row) string {
+// line renders a row in at most room columns. The time is the last to be cut: it
+// shows that something still goes on.
+func (l *live) line(r *row, room int) string {
 	s := pad(r.subject, l.wide) + "  " + r.text
 	if r.total > 0 {
 		s += "  " + bar(r.done, r.total)
 	}
-	return s + "  " + elapsed(l.now().Sub(r.began))
+	end := "  " + elapsed(l.now().Sub(r.began))
+	return cut(cut(s, room-width(end))+end, room)
 }
 
 // barWidth is how many columns a bar takes between its brackets.

@@ -153,7 +153,7 @@ func TestLiveProgress(t *testing.T) {
 		}
 	}
 	event(engine.Event{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 10 << 20, Total: 40 << 20})
-	expect("builtin/tiny  fetching  [=====>              ]  25%  10....\n")
+	expect("builtin/tiny  fetching  [=====>              ]  25% ...  0s\n")
 	event(engine.Event{Box: "builtin/tiny", Stage: engine.StageBox, Text: "ready", Took: time.Second})
 	event(engine.Event{Machine: "db", Stage: engine.StageBoot, Text: "booting"})
 	event(engine.Event{Machine: "web", Stage: engine.StageBoot, Text: "booting"})
@@ -181,7 +181,7 @@ func TestLiveProgressSurvivesResizes(t *testing.T) {
 	}
 	s.narrow(20)
 	l.refresh()
-	want := "alpha  waiting f...\nbeta   waiting f...\n"
+	want := "alpha  waiti...  0s\nbeta   waiti...  0s\n"
 	if diff := cmp.Diff(want, s.String()); diff != "" {
 		t.Error(diff)
 	}
