@@ -45,8 +45,8 @@ type Provider interface {
 	// the next one, or undone by Destroy.
 	Create(ctx context.Context, spec Spec) error
 
-	// Start boots a created generation and returns once it runs (not once it is
-	// ready). ErrNotFound if it was never created; the error carries what the
+	// Start boots a created generation, or lets one go on that the hypervisor
+	// paused, and returns once it runs (not once it is ready). ErrNotFound if it was never created; the error carries what the
 	// hypervisor printed.
 	Start(ctx context.Context, g lab.Generation) error
 
@@ -159,7 +159,7 @@ type Machine struct {
 	Accel  string    // "kvm", "tcg", …; empty if it does not run
 	Disk   lab.Bytes // bytes that its overlay takes on the host
 	Exit   Exit      // how it last ended; zero if it runs or never ran
-	Reason string    // what is wrong, if State is StateBroken
+	Reason string    // what is wrong, if State is StateBroken, or why it is paused; may be empty
 }
 
 // Exit says how a machine's last run ended.

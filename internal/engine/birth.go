@@ -125,13 +125,14 @@ func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, beg
 	defer died(nil)
 	go func() {
 		if exit, err := s.provider.Wait(alive, g); err == nil {
-			died(&exitError{exit})
+			died(&endError{"ended before it was ready: " + orUnknown(exitText(ledger.Exited{Reason: string(exit.Reason), Detail: exit.Detail}))})
 		}
 	}()
+	go s.watchPause(alive, g, died)
 	if err := s.settle(alive, g, m, rec.Create); err != nil {
-		var exit *exitError
-		if errors.As(context.Cause(alive), &exit) && ctx.Err() == nil {
-			err = exit
+		var end *endError
+		if errors.As(context.Cause(alive), &end) && ctx.Err() == nil {
+			err = end
 		}
 		stage := StageCheck
 		if !rec.Create.Agent {
@@ -147,15 +148,36 @@ func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, beg
 	return nil
 }
 
-// exitError says that a machine ended while it was waited for.
-type exitError struct{ exit providers.Exit }
+// endError says why a machine will not become ready, however long one waits.
+type endError struct{ why string }
 
-func (e *exitError) Error() string {
-	text := exitText(ledger.Exited{Reason: string(e.exit.Reason), Detail: e.exit.Detail})
-	if text == "" {
-		text = "nobody saw why"
+func (e *endError) Error() string { return "the machine " + e.why }
+
+func orUnknown(why string) string {
+	if why == "" {
+		return "nobody saw why"
 	}
-	return "the machine ended before it was ready: " + text
+	return why
+}
+
+// pauseInterval is how often a machine that is waited for is looked at, whether
+// its hypervisor halted it. Nothing else tells: a halted guest is just slow.
+const pauseInterval = time.Second
+
+// watchPause ends the wait for a machine that its hypervisor halted, as QEMU does
+// when the disk is full.
+func (s *session) watchPause(ctx context.Context, g lab.Generation, halted context.CancelCauseFunc) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pauseInterval):
+		}
+		if m, err := s.provider.Inspect(ctx, g); err == nil && m.State == providers.StatePaused && m.Reason != "" {
+			halted(&endError{"is paused: " + m.Reason})
+			return
+		}
+	}
 }
 
 // settle tells the guest who it is and waits until its checks pass.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
@@ -553,5 +555,75 @@ func TestWhatDoesNotFitItsBoxIsRefusedBeforeAnythingHappens(t *testing.T) {
 	}
 	if _, err := l.History(); !errors.Is(err, ErrNoLab) {
 		t.Errorf("a lab came of it: %v", err)
+	}
+}
+
+// Disks outlive a stop, so a machine that lived and did not come up again, for
+// whatever reason, is not replaced unless somebody asks for that.
+func TestFailureToStartAgainCostsNoDisk(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := uint16(ln.Addr().(*net.TCPAddr).Port)
+	ln.Close()
+	db := machine("db")
+	db.Ports = []lab.Forward{{HostPort: port, GuestPort: 5432}}
+	b.up(l, b.want(db))
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if ln, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
+		t.Fatal(err)
+	}
+	var taken *network.PortError
+	if err := l.Start(b.ctx, Options{}); !errors.As(err, &taken) {
+		t.Fatalf("starting with the port taken gave %v", err)
+	}
+	if st, _ := l.Status(b.ctx); st.Machines[0].State != StateFailed {
+		t.Errorf("the machine that did not start is %+v", st.Machines[0])
+	}
+	ln.Close()
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Start(b.ctx, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	b.expect(l, "db@1 ready")
+
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if ln, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Up(b.ctx, b.want(db), UpOptions{}); !errors.As(err, &taken) {
+		t.Fatalf("up with the port taken gave %v", err)
+	}
+	ln.Close()
+	if diff := cmp.Diff([]string{"keep db"}, actions(b.up(l, b.want(db)))); diff != "" {
+		t.Error(diff)
+	}
+	b.expect(l, "db@1 ready")
+}
+
+func TestRefusedUpLeavesNothing(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	refused := errors.New("no, thanks")
+	_, err := l.Up(b.ctx, b.want(machine("db")), UpOptions{Options: Options{Confirm: func(plan.Plan) error { return refused }}})
+	if !errors.Is(err, refused) {
+		t.Fatalf("got error %v", err)
+	}
+	if err := l.Stop(b.ctx, StopOptions{}); !errors.Is(err, ErrNoLab) {
+		t.Fatalf("stopping what was never up gave %v", err)
+	}
+	for _, dir := range []string{b.Dirs.Lab(l.ID()), b.Dirs.RunLab(l.ID())} {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left", dir)
+		}
 	}
 }

@@ -28,6 +28,7 @@ const (
 	StateStopped  MachineState = "stopped"  // on purpose
 	StateExited   MachineState = "exited"   // it ended by itself, or was killed
 	StateBroken   MachineState = "broken"   // interrupted half-way; "lab up" replaces it
+	StatePaused   MachineState = "paused"   // its processors are halted
 	StateMissing  MachineState = "missing"  // recorded, but the provider does not have it
 )
 
@@ -179,7 +180,7 @@ func judge(m ledger.Machine, there bool, live providers.Machine, busy bool) (Mac
 	case live.State == providers.StateBroken:
 		return StateBroken, live.Reason
 	case live.State == providers.StatePaused:
-		return StateReady, "its processors are halted"
+		return StatePaused, live.Reason
 	case running:
 		return StateReady, ""
 	case m.Phase == ledger.PhaseStopped:

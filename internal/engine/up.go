@@ -154,7 +154,7 @@ func expand(names []lab.Name, machines []lab.Machine) ([]lab.Name, error) {
 
 func planState(s providers.State) plan.State {
 	switch s {
-	case providers.StateRunning, providers.StatePaused:
+	case providers.StateRunning:
 		return plan.Running
 	case providers.StateBroken:
 		return plan.Broken
@@ -181,12 +181,25 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 		r.Phase = plan.PhaseLived
 	}
 	r.Stopped = m.Phase == ledger.PhaseStopped || m.Phase == ledger.PhaseStopping
+	for _, g := range seen {
+		if g.Number == m.Generation && g.State == providers.StatePaused {
+			r.Trouble, r.Stopped = pausedText(g), false
+		}
+	}
 	for _, g := range seen { // an exit that no supervisor lived to record
 		if g.Number == m.Generation && r.Trouble == "" && g.State == providers.StateStopped && !r.Stopped {
 			r.Trouble = exitText(ledger.Exited{Reason: string(g.Exit.Reason), Detail: g.Exit.Detail})
 		}
 	}
 	return r
+}
+
+// pausedText says why a machine's processors are halted.
+func pausedText(m providers.Machine) string {
+	if m.Reason == "" {
+		return "it is paused"
+	}
+	return "it is paused: " + m.Reason
 }
 
 // exitText says in the user's words how a machine ended.

@@ -5,6 +5,7 @@ package qemu
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/qemu/qmp"
 )
 
 // Inspect reads the generation's files and locks. It never talks to QEMU, so a
@@ -79,8 +81,11 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 		return m, true, nil
 	}
 	m.State = providers.StateRunning
-	if paused(dir) || halted(m.PID) {
-		m.State = providers.StatePaused
+	switch isPaused, why := paused(dir); {
+	case isPaused:
+		m.State, m.Reason = providers.StatePaused, why
+	case halted(m.PID):
+		m.State, m.Reason = providers.StatePaused, "QEMU's process is stopped (SIGCONT lets it go on)"
 	}
 	var r run
 	if _, err := readJSON(filepath.Join(dir, fileRun), &r); err != nil {
@@ -90,18 +95,40 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 	return m, true, nil
 }
 
-// paused reports whether the guest's processors are halted, by QEMU's own word.
-func paused(dir string) bool {
+// paused reports whether the guest's processors are halted, by QEMU's own word,
+// and why if it was QEMU who halted them: a write that found the disk full is
+// tried again when the machine goes on, so that the guest never sees it.
+func paused(dir string) (is bool, why string) {
 	_, events := readEvents(dir)
-	for _, e := range slices.Backward(events) {
+	for i, e := range slices.Backward(events) {
 		switch e.Name {
-		case "STOP":
-			return true
 		case "RESUME":
-			return false
+			return false, ""
+		case "STOP":
+			if i > 0 && events[i-1].Name == "BLOCK_IO_ERROR" {
+				return true, ioError(events[i-1])
+			}
+			return true, ""
 		}
 	}
-	return false
+	return false, ""
+}
+
+// ioError says what a BLOCK_IO_ERROR event is about (QEMU QMP reference, "Block
+// devices").
+func ioError(e qmp.Event) string {
+	var d struct {
+		Operation string `json:"operation"`
+		Reason    string `json:"reason"`
+		NoSpace   bool   `json:"nospace"`
+	}
+	if json.Unmarshal(e.Data, &d) != nil {
+		return ""
+	}
+	if d.NoSpace {
+		return "no space left on device for what it writes to its disk"
+	}
+	return fmt.Sprintf("the %s of its disk failed: %s", d.Operation, d.Reason)
 }
 
 // List reads the directories of all generations.

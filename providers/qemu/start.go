@@ -53,6 +53,9 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 		return providers.ErrNotFound
 	}
 	if pid, err := lockHolder(filepath.Join(dir, filePID)); err != nil || pid != 0 {
+		if is, _ := paused(dir); err == nil && is {
+			return command(ctx, p.cfg.Dirs.Socket(g, socketMonitor), "cont")
+		}
 		return err
 	}
 	binary, err := p.binary()
