@@ -14,23 +14,22 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestBadInput feeds lab what it must refuse; no machine comes of any of it.
 func TestBadInput(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {
 		s := w.stock(t).site(t, one)
-		file := filepath.Join(s.dir, "Labfile")
-
 		s.write("Labfile", "lab: one\nmachines:\n  m:\n    box: builtin/tiny\n    memroy: 1GiB\n    ports: [99999]\n")
 		s.fails(3, []string{
-			file + ":5:5: ", `"memroy"`, `did you mean "memory"`,
-			file + ":6:13: ", "99999",
+			"Labfile:5:5: ", `"memroy"`, `did you mean "memory"`,
+			"Labfile:6:13: ", "99999",
 		}, "up")
 		s.fails(3, []string{"memroy"}, "validate")
 
 		s.write("Labfile", "lab: one\nmachines: {m: {box: builtin/tiyn}}\n")
-		s.fails(1, []string{"builtin/tiyn", "builtin/tiny"}, "up")
+		s.fails(3, []string{"Labfile:2:21: ", "builtin/tiyn", "builtin/tiny"}, "up")
 
 		s.write("Labfile", "lab: one\nmachines: {m: {box: ./none.qcow2}}\n")
 		s.fails(1, []string{"none.qcow2"}, "up")
@@ -41,7 +40,7 @@ func TestBadInput(t *testing.T) {
 		s.write("Labfile", "lab: one\nboxes: {b: {from: ./disk.raw, checksum: '"+sum+"'}}\nmachines: {m: {box: b}}\n")
 		s.fails(1, []string{"sha256:"}, "up")
 
-		for name, disk := range hostile(file) {
+		for name, disk := range hostile(filepath.Join(s.dir, "Labfile")) {
 			s.write(name, string(disk))
 			s.fails(1, []string{"lab: error: ", name}, "box", "add", name)
 			s.write("Labfile", "lab: one\nmachines: {m: {box: ./"+name+"}}\n")
@@ -183,16 +182,21 @@ func TestFullDisk(t *testing.T) {
 		labs := filepath.Join(w.data(), "labs")
 		for _, size := range []string{"8k", "64k", "512k"} {
 			// A user namespace lets everybody mount a file system of their own.
-			script := fmt.Sprintf(`mkdir -p "$1" && mount -t tmpfs -o size=%s none "$1" && shift && "$@"; code=$?
-				"$1" destroy --yes >/dev/null 2>&1; exit $code`, size)
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			cmd := s.command(ctx, nil, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", labs, labBinary, "up")
+			script := fmt.Sprintf(`mkdir -p "$1" && mount -t tmpfs -o size=%s none "$1" && shift || exit 99
+				"$@" up; code=$?
+				"$@" destroy --yes >&2 || echo "destroy: exit $?"
+				exit $code`, size)
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+			cmd := s.command(ctx, nil, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", labs, labBinary)
 			var out bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &out, &out
 			_ = cmd.Run() // the exit code says it
 			cancel()
 			if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(out.String(), "no space left on device") {
 				t.Errorf("with %s of space: exit %d\n%s", size, code, out.String())
+			}
+			if strings.Contains(out.String(), "destroy: exit") {
+				t.Errorf("with %s of space, destroy did not work:\n%s", size, out.String())
 			}
 			s.nothingLeft()
 		}

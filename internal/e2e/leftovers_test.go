@@ -35,26 +35,31 @@ func (p proc) is(name string) bool {
 // processes returns all live processes of the site.
 func (s *site) processes() []proc {
 	s.Helper()
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		s.Fatal(err)
-	}
+	return processesWith(func(env, args string) bool {
+		return strings.Contains("\x00"+env, "\x00"+mark+"="+s.dir+"\x00") ||
+			strings.Contains(args, s.dir) || strings.Contains(args, string(s.id))
+	})
+}
+
+// processesBelow returns all processes of the sites below a folder.
+func processesBelow(base string) []proc {
+	return processesWith(func(env, _ string) bool { return strings.Contains("\x00"+env, "\x00"+mark+"="+base+"/") })
+}
+
+func processesWith(wanted func(env, args string) bool) []proc {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ") // the pattern is sound
 	var found []proc
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+	for _, file := range files {
+		env, err := os.ReadFile(file)
 		if err != nil {
 			continue // ended, or another user's
 		}
-		args, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || len(args) == 0 {
+		args, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+		if err != nil || len(args) == 0 || !wanted(string(env), string(args)) {
 			continue
 		}
-		marked := strings.Contains("\x00"+string(env), "\x00"+mark+"="+s.dir+"\x00")
-		if !marked && !strings.Contains(string(args), s.dir) && !strings.Contains(string(args), string(s.id)) {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
 			continue
 		}
 		found = append(found, proc{pid, strings.Split(strings.TrimRight(string(args), "\x00"), "\x00")})

@@ -183,6 +183,8 @@ func (s *site) command(ctx context.Context, env []string, name string, args ...s
 	cmd.Env = append(s.w.env(s.env...), env...)
 	// A session of its own: a signal meant for it does not hit the tests.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.w.cred, Setsid: true}
+	// If it takes too long, all that came of it ends.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }

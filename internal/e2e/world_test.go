@@ -54,7 +54,10 @@ func run(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("there is no lab to test (run \"make build\"): %w", err)
 	}
 	// Everybody must be able to reach it, which is not so below /root.
-	base, err := os.MkdirTemp("/var/tmp", "lab-e2e-")
+	if err := tidy(); err != nil {
+		return 1, err
+	}
+	base, err := os.MkdirTemp("/var/tmp", fmt.Sprintf("lab-e2e-%d-", os.Getpid()))
 	if err != nil {
 		return 1, err
 	}
@@ -92,6 +95,27 @@ func run(m *testing.M) (code int, err error) {
 	defer ordinary.remove()
 	worlds = []*world{root, ordinary}
 	return m.Run(), nil
+}
+
+// tidy removes what earlier runs left that were killed themselves.
+func tidy() error {
+	bases, err := filepath.Glob("/var/tmp/lab-e2e-*-*")
+	if err != nil {
+		return err
+	}
+	for _, base := range bases {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(base, "/var/tmp/lab-e2e-"), "-")
+		if _, err := os.Stat("/proc/" + pid); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		for _, p := range processesBelow(base) {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended, or be somebody else's
+		}
+		if err := os.RemoveAll(base); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
 }
 
 // eachWorld runs a test once as every user.
