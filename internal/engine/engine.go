@@ -7,7 +7,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -132,7 +131,7 @@ func (l *Lab) begin(ctx context.Context, want *lab.Lab, opt Options) (*session, 
 	}
 	s := &session{Lab: l, opt: opt, lock: lk, fresh: !l.book.Exists()}
 	if err := s.look(ctx, want); err != nil {
-		lk.release()
+		s.end()
 		return nil, err
 	}
 	return s, nil
@@ -162,6 +161,9 @@ func (s *session) look(ctx context.Context, want *lab.Lab) error {
 func (s *session) end() {
 	if s.super != nil {
 		s.super.Close()
+	}
+	if s.fresh && !s.book.Exists() { // it came to nothing, so that not even the lock is left
+		s.lock.remove()
 	}
 	s.lock.release()
 }
@@ -249,7 +251,8 @@ func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 }
 
-// interrupted reports whether err came from a cancelled context.
+// interrupted reports whether err came from the end of ctx. Somebody else's
+// cancelled context, such as the supervisor's, is an error like any other.
 func interrupted(ctx context.Context, err error) bool {
-	return err != nil && (ctx.Err() != nil || errors.Is(err, context.Canceled))
+	return err != nil && ctx.Err() != nil
 }

@@ -102,6 +102,16 @@ func (l *Lab) locked() bool {
 
 func (k *lock) release() { k.file.Close() }
 
+// remove takes the lock's file away, and its directory if that holds nothing
+// else. Whoever opened the file meanwhile notices, and makes a new one.
+func (k *lock) remove() {
+	if !sameFile(k.file, k.file.Name()) {
+		return // it is gone already, and what is there is somebody else's
+	}
+	_ = os.Remove(k.file.Name())
+	_ = os.Remove(filepath.Dir(k.file.Name()))
+}
+
 func sameFile(f *os.File, path string) bool {
 	a, err := f.Stat()
 	if err != nil {

@@ -173,6 +173,9 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 		r.Phase = plan.PhaseUnfinished
 	case ledger.PhaseFailed:
 		r.Phase, r.Trouble = plan.PhaseFailed, m.Failed.Error
+		if !m.Ready.IsZero() { // it failed to start again; its disk is worth another try
+			r.Phase = plan.PhaseLived
+		}
 	case ledger.PhaseDestroying:
 		r.Phase = plan.PhaseDestroying
 	case ledger.PhaseGone:
