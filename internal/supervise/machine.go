@@ -73,7 +73,7 @@ func (m *machine) start(ctx context.Context) error {
 		m.wg.Go(func() { m.keepCable(cabled) })
 	}
 	if dialer, ok := m.s.cfg.Provider.(providers.AgentDialer); ok && m.spec.Agent {
-		m.agent = LinkWaiting
+		m.setSession(nil, LinkWaiting)
 		m.wg.Go(func() { m.keepAgent(dialer) })
 	}
 	if trimmer, ok := m.s.cfg.Provider.(providers.LogTrimmer); ok {

@@ -258,6 +258,31 @@ func TestMachineEnds(t *testing.T) {
 	}
 }
 
+// A machine can be asked about as soon as it is being plugged in.
+func TestStatusWhilePlugging(t *testing.T) {
+	d := testDirs(t)
+	_, c := run(t, d, nil)
+	ctx, stop := context.WithCancel(testContext(t))
+	asked := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := c.Status(ctx); err != nil {
+				asked <- err
+				return
+			}
+		}
+	}()
+	for i := range 20 {
+		if _, err := c.Plug(ctx, boot(t, d, "db", i+1, 10).machine()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 func TestUnplug(t *testing.T) {
 	d := testDirs(t)
 	r, c := run(t, d, nil)
