@@ -187,6 +187,44 @@ func TestCopyOver(t *testing.T) {
 	}
 }
 
+// What is neither file nor folder, such as /dev/null, is not replaced by a copy.
+func TestCopyToDevice(t *testing.T) {
+	b := newBox(t)
+	c := b.connect(t)
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(b.home, "tree"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"pipe", "tree/pipe"} {
+		if err := os.WriteFile(filepath.Join(b.home, f), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pipe, inside, link := filepath.Join(dir, "pipe"), filepath.Join(dir, "tree/pipe"), filepath.Join(dir, "link")
+	if err := os.Mkdir(filepath.Join(dir, "tree"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{pipe, inside} {
+		if err := syscall.Mkfifo(p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(pipe, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ src, dst string }{{"pipe", pipe}, {"pipe", link}, {"pipe", dir}, {"tree", dir}} {
+		err := c.Download(testContext(t), []string{tc.src}, tc.dst, guest.CopyOptions{})
+		if err == nil || !strings.Contains(err.Error(), "not an ordinary file") {
+			t.Errorf("Download(%q, %q) = %v", tc.src, tc.dst, err)
+		}
+	}
+	for _, p := range []string{pipe, inside} {
+		if fi, err := os.Lstat(p); err != nil || fi.Mode().Type() != fs.ModeNamedPipe {
+			t.Errorf("%s: %v, %v", p, fi, err)
+		}
+	}
+}
+
 func TestCopyErrors(t *testing.T) {
 	b := newBox(t)
 	c := b.connect(t)

@@ -21,6 +21,9 @@ const maxDepth = 200
 // folder it is copied to.
 var ErrUnsafeName = errors.New("unsafe file name from the guest")
 
+// errNoFile says that a file cannot go where something else is.
+var errNoFile = errors.New("not an ordinary file")
+
 // Download copies files and folders out of the guest, with modes (but for set-id
 // bits), times and symbolic links. Where they go is decided as with Upload. What
 // the guest says is not trusted: nothing is written outside the target, and no
@@ -162,7 +165,13 @@ func (c *copier) entry(src string, root *os.Root, dst string, fi fs.FileInfo, de
 }
 
 // file copies one file. What was there before stays until the copy is complete.
+// A device or a pipe is refused: it would be replaced, /dev/null of the host included.
 func (c *copier) file(src string, root *os.Root, dst string, fi fs.FileInfo) (err error) {
+	if there, err := root.Lstat(dst); err == nil {
+		if file, _, link := kindOf(there.Mode()); !file && !link {
+			return fmt.Errorf("copying to %q: %w", filepath.Join(root.Name(), dst), errNoFile)
+		}
+	}
 	in, err := c.sftp.Open(src)
 	if err != nil {
 		return fmt.Errorf("reading %q in the guest: %w", src, err)

@@ -286,9 +286,9 @@ type stream struct{ *yamux.Stream }
 // CloseWrite tells the other side that no more will come; reading goes on.
 func (s *stream) CloseWrite() error { return s.Stream.Close() }
 
-// Close ends both directions.
+// Close ends both directions. Reads end first: telling the other side can take as
+// long as it does not listen.
 func (s *stream) Close() error {
-	err := s.Stream.Close()
 	_ = s.Stream.SetReadDeadline(time.Unix(1, 0))
-	return err
+	return s.Stream.Close()
 }

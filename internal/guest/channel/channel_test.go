@@ -388,6 +388,44 @@ func TestStreamCloseEndsReads(t *testing.T) {
 	}
 }
 
+// A guest that is paused takes no bytes, and nobody knows when it will.
+func TestStreamCloseEndsReadsOfStalledGuest(t *testing.T) {
+	p := newSerial()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	guest, host := p.guest(), p.host()
+	go func() { _ = Serve(ctx, guest, func(c net.Conn) { <-ctx.Done() }) }()
+	s := connect(t, host)
+	defer s.Close()
+	c, err := s.Open(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("!")); err != nil {
+		t.Fatal(err)
+	}
+	guest.Close() // reads no more, of which the host does not learn
+	p.toGuest.mu.Lock()
+	p.toGuest.buf = make([]byte, queueSize) // no room any more
+	p.toGuest.mu.Unlock()
+	read, closed := make(chan error, 1), make(chan struct{})
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		read <- err
+	}()
+	go func() {
+		defer close(closed)
+		c.Close()
+	}()
+	select {
+	case <-read:
+	case <-time.After(10 * time.Second):
+		t.Error("Close did not end the read")
+	}
+	s.Close()
+	<-closed
+}
+
 func TestStreamsEndWithSession(t *testing.T) {
 	p := newSerial()
 	ended := make(chan error, 1)
