@@ -41,6 +41,9 @@ func (s *Store) readIndex() ([]record, error) {
 	}
 	var records []record
 	for _, d := range index.Manifests {
+		if err := d.Digest.Validate(); err != nil {
+			return nil, fmt.Errorf("reading the index of the box store, %s: digest %.100q: %w", s.indexFile(), d.Digest, err)
+		}
 		name, origin := d.Annotations[ocispec.AnnotationRefName], d.Annotations[annotationOrigin]
 		r := recordOf(&records, d)
 		if name != "" && !slices.Contains(r.names, name) {

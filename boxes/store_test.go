@@ -712,3 +712,21 @@ func TestLayoutIsOCI(t *testing.T) {
 		t.Errorf("copy = %+v", c)
 	}
 }
+
+// An index that somebody damaged is an error, not a panic.
+func TestMalformedIndex(t *testing.T) {
+	dir := t.TempDir()
+	s, err := boxes.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"", "nonsense", "sha256:../../x"} {
+		index := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":2}]}`, d)
+		if err := os.WriteFile(filepath.Join(dir, "index.json"), []byte(index), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Get(t.Context(), "abcdef"); err == nil || !strings.Contains(err.Error(), "index.json") {
+			t.Errorf("Get with the digest %q in the index: %v", d, err)
+		}
+	}
+}

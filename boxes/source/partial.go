@@ -96,7 +96,14 @@ func (p *partial) close() {
 func (p *partial) remove() { os.RemoveAll(p.dir) }
 
 // open opens the data and tells how much there is that can be completed.
+// A file that nobody may write to is one that the store took over: whoever moved it
+// there died before it could remove this name of it. It must not be written to.
 func (p *partial) open() (*os.File, int64, validator, error) {
+	if fi, err := os.Lstat(p.data()); err == nil && fi.Mode().Perm()&0o200 == 0 {
+		if err := os.Remove(p.data()); err != nil {
+			return nil, 0, validator{}, err
+		}
+	}
 	f, err := os.OpenFile(p.data(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, 0, validator{}, err

@@ -345,6 +345,35 @@ func TestWholeDownloadIsKeptForAnotherPin(t *testing.T) {
 
 // A server that always breaks off is given up, and one that never sends more
 // than before is so too.
+// A process that dies after its download became a box leaves two names of one file.
+func TestDownloadAfterCrashSparesStore(t *testing.T) {
+	s, f := newSite(t), newFixture(t)
+	res, err := f.Resolve(t.Context(), source.Request{Ref: s.URL + "/disk.img"})
+	f.wantBox(res, err, content)
+	s.cut, s.cuts, s.noRanges = 1000, -1, true
+	if _, err := f.Resolve(t.Context(), source.Request{Ref: s.URL + "/disk.img"}); err == nil {
+		t.Fatal("a download that was cut off succeeded")
+	}
+	parts, err := filepath.Glob(filepath.Join(f.Cache, "*.part", "data"))
+	if err != nil || len(parts) != 1 {
+		t.Fatalf("partial downloads: %v, %v", parts, err)
+	}
+	if err := os.Remove(parts[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(res.Box.Disk.Path, parts[0]); err != nil {
+		t.Fatal(err)
+	}
+	s.cut = 0
+	s.body = bytes.ToUpper(bytes.Repeat([]byte("other"), 1024))
+	s.header.Set("Etag", `"v2"`)
+	other, err := f.Resolve(t.Context(), source.Request{Ref: s.URL + "/disk.img"})
+	f.wantBox(other, err, s.body)
+	if err := f.Store.Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestGivingUp(t *testing.T) {
 	s, f := newSite(t), newFixture(t)
 	s.cut, s.cuts, s.noRanges = cutAt, -1, true
