@@ -298,14 +298,35 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	}
 	wg.Wait()
 	if err := ctx.Err(); err != nil {
-		return errors.Join(err, s.undo(ctx, born))
+		return errors.Join(err, s.undo(ctx, born, "interrupted"))
 	}
 	if len(failed.Failed) > 0 {
+		var err error
+		if gone := failed.incapable(born); len(gone) > 0 {
+			err = s.undo(ctx, gone, "this host cannot run it")
+		}
 		slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
 		slices.Sort(failed.Skipped)
+		if err != nil {
+			return errors.Join(&failed, err)
+		}
 		return &failed
 	}
 	return nil
+}
+
+// incapable returns those of the generations that failed because the host lacks
+// something: there is nothing in them to look at. They are no longer kept.
+func (e *UpError) incapable(born []lab.Generation) []lab.Generation {
+	var gs []lab.Generation
+	for _, f := range e.Failed {
+		i := slices.IndexFunc(born, func(g lab.Generation) bool { return g.Machine == f.Machine && g.Number == f.Generation })
+		if i >= 0 && errors.Is(f.Err, providers.ErrIncapable) {
+			f.Kept = false
+			gs = append(gs, born[i])
+		}
+	}
+	return gs
 }
 
 func compare(a, b lab.Name) int {
@@ -380,17 +401,17 @@ func (s *session) open(want *lab.Lab) error {
 	return s.record(ledger.LabOpened, lab.Generation{}, opened)
 }
 
-// undo destroys what an interrupted operation gave birth to.
-func (s *session) undo(ctx context.Context, born []lab.Generation) error {
+// undo destroys what an operation gave birth to.
+func (s *session) undo(ctx context.Context, born []lab.Generation, why string) error {
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
 	var errs []error
 	for _, g := range born {
-		if err := s.remove(ctx, g, []string{"interrupted"}); err != nil {
+		if err := s.remove(ctx, g, []string{why}); err != nil {
 			errs = append(errs, fmt.Errorf("undoing %s: %w", g, err))
 			continue
 		}
-		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: "interrupted, destroyed again"})
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: why + ", destroyed again"})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
