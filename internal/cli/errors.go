@@ -17,6 +17,7 @@ import (
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/labfile"
+	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/ui"
 	"github.com/labfile/lab/providers"
 )
@@ -168,6 +169,9 @@ func (a *app) table() []rule {
 		}),
 		as(ExitUsage, a.noMachine),
 		is(engine.ErrNoLab, ExitFailed, "\""+a.say("up")+"\" brings it up; \"lab list\" shows the labs there are"),
+		as(ExitFailed, func(e *ledger.CorruptError) (string, string) {
+			return "", "put the ledger back from a copy, or remove the lab: \"" + a.say("destroy") + "\" works without it"
+		}),
 		is(engine.ErrStaleLock, ExitFailed, "\""+a.say("lock")+"\" pins what is missing"),
 		is(build.ErrIncapable, ExitIncapable, "a cloud image works instead: \"lab box add NAME URL --checksum sha256:...\"; \"lab doctor\" checks this host"),
 		is(providers.ErrIncapable, ExitIncapable, "\"lab doctor\" checks this host and names the cure for what it lacks"),
