@@ -137,7 +137,7 @@ func BenchmarkBoxAdd(b *testing.B) {
 		plain := median(rounds, sum)
 		add := median(rounds, func() time.Duration {
 			fresh := []string{"XDG_DATA_HOME=" + filepath.Join(s.dir, "data")}
-			r := s.startWith(fresh, "", "box", "add", path).end()
+			r := s.startWith(fresh, "", "box", "add", "big", path).end()
 			if r.code != 0 {
 				s.Fatal(r)
 			}

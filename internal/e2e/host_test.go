@@ -36,17 +36,17 @@ func TestBadInput(t *testing.T) {
 
 		s.write("disk.raw", strings.Repeat("\x00", 1<<20))
 		sum := "sha256:" + strings.Repeat("0", 64)
-		s.fails(1, []string{"sha256:", "lab: hint: "}, "box", "add", "--checksum", sum, "disk.raw")
+		s.fails(1, []string{"sha256:", "lab: hint: "}, "box", "add", "--checksum", sum, "bad", "disk.raw")
 		s.write("Labfile", "lab: one\nboxes: {b: {from: ./disk.raw, checksum: '"+sum+"'}}\nmachines: {m: {box: b}}\n")
 		s.fails(1, []string{"sha256:"}, "up")
 
 		for name, disk := range hostile(filepath.Join(s.dir, "Labfile")) {
 			s.write(name, string(disk))
-			s.fails(1, []string{"lab: error: ", name}, "box", "add", name)
+			s.fails(1, []string{"lab: error: ", name}, "box", "add", "bad", name)
 			s.write("Labfile", "lab: one\nmachines: {m: {box: ./"+name+"}}\n")
 			s.fails(1, []string{"lab: error: ", name}, "up")
 		}
-		if list := s.ok("box", "list"); strings.Contains(list, ".qcow2") || strings.Contains(list, "disk.raw") {
+		if list := s.ok("box", "list"); strings.Contains(list, "qcow2") || strings.Contains(list, "bad") {
 			t.Errorf("something refused is in the store:\n%s", list)
 		}
 		s.ok("box", "verify")
