@@ -62,6 +62,13 @@ func (l *Lab) dial(ctx context.Context, ask func(*supervise.Client) (net.Conn, e
 		return nil, err
 	}
 	defer c.Close()
+	conn, err := ask(c)
+	if !errors.Is(err, supervise.ErrNotPlugged) || l.locked() {
+		return conn, err
+	}
+	if err := l.replug(ctx, c); err != nil { // as in heal
+		return nil, err
+	}
 	return ask(c)
 }
 

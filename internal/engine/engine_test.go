@@ -627,3 +627,34 @@ func TestRefusedUpLeavesNothing(t *testing.T) {
 		}
 	}
 }
+
+// Who starts a new supervisor may be killed before it has told it everything.
+func TestHalfToldSupervisorIsToldTheRest(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	b.up(l, b.want(machine("db"), machine("web")))
+	c, err := supervise.Dial(b.ctx, b.Dirs, l.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	forget := func() {
+		if err := c.Unplug(b.ctx, lab.Generation{Lab: l.ID(), Machine: "db", Number: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forget()
+	b.expect(l, "db@1 ready", "web@1 ready")
+	if st, err := c.Status(b.ctx); err != nil || len(st.Machines) != 2 {
+		t.Errorf("after a status the supervisor knows %v, %v", st.Machines, err)
+	}
+	forget()
+	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second) // nobody answers, but more than 3 s pass until it is clear that somebody could
+	defer cancel()
+	if _, err := l.DialPort(ctx, "db", 7); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if st, err := c.Status(b.ctx); err != nil || len(st.Machines) != 2 {
+		t.Errorf("after a dial the supervisor knows %v, %v", st.Machines, err)
+	}
+}

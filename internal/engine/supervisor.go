@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
@@ -111,8 +112,26 @@ func (l *Lab) recover(ctx context.Context, state ledger.State, seen map[lab.Name
 		if err != nil {
 			return err
 		}
-		c.Close()
-		return nil
+		defer c.Close()
+		return l.heal(ctx, c, state, seen)
+	}
+	return nil
+}
+
+// heal plugs in what runs and the supervisor does not know: whoever started it
+// may have been killed before it had told everything. While a command works on the
+// lab, that is the command's business.
+func (l *Lab) heal(ctx context.Context, c *supervise.Client, state ledger.State, seen map[lab.Name][]providers.Machine) error {
+	st, err := c.Status(ctx)
+	if err != nil || l.locked() {
+		return err
+	}
+	for name, m := range state.Machines {
+		if runs(m, seen[name]) && !slices.ContainsFunc(st.Machines, func(p supervise.MachineStatus) bool {
+			return p.Generation.Machine == name
+		}) {
+			return l.replug(ctx, c)
+		}
 	}
 	return nil
 }
