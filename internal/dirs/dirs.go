@@ -33,8 +33,8 @@ const (
 )
 
 // FromEnv reads the XDG Base Directory variables (specification 0.8) and falls
-// back to their defaults. Without a usable XDG_RUNTIME_DIR, or with one too long
-// for socket paths, Run is a directory under /tmp that belongs to the user; it is
+// back to their defaults. Without an XDG_RUNTIME_DIR of the user's, or with one too
+// long for socket paths, Run is a directory under /tmp that belongs to the user; it is
 // an error if somebody else owns that.
 func FromEnv(getenv func(string) string) (Dirs, error) {
 	home := getenv("HOME")
@@ -56,7 +56,7 @@ func FromEnv(getenv func(string) string) (Dirs, error) {
 		return Dirs{}, err
 	}
 	run := filepath.Join(getenv("XDG_RUNTIME_DIR"), "lab")
-	if !filepath.IsAbs(run) || len(run) > maxRun {
+	if !filepath.IsAbs(run) || len(run) > maxRun || !usable(filepath.Dir(run)) {
 		// Two data directories must not meet in one runtime directory.
 		sum := sha256.Sum256([]byte(run + "\x00" + data))
 		run = filepath.Join("/tmp", fmt.Sprintf("lab-%d-%x", os.Getuid(), sum[:4]))
@@ -65,6 +65,20 @@ func FromEnv(getenv func(string) string) (Dirs, error) {
 		return Dirs{}, err
 	}
 	return Dirs{Data: data, Run: run, Cache: cache}, nil
+}
+
+// usable reports whether dir is ours or can be made: su(1) and sudo(8) may leave
+// somebody else's XDG_RUNTIME_DIR in the environment.
+func usable(dir string) bool {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return false
+	}
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Getuid()
 }
 
 // own makes dir (mode 0700) or checks that it is ours: /tmp is writable by all.
