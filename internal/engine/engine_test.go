@@ -658,3 +658,21 @@ func TestHalfToldSupervisorIsToldTheRest(t *testing.T) {
 		t.Errorf("after a dial the supervisor knows %v, %v", st.Machines, err)
 	}
 }
+
+// A host port that one machine gives up is free for another within the same up.
+func TestPortsChangeHands(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := []lab.Forward{{HostPort: uint16(ln.Addr().(*net.TCPAddr).Port), GuestPort: 80}}
+	ln.Close()
+	for i := range 6 {
+		m := machine(lab.Name(fmt.Sprintf("web%d", i)))
+		m.Ports = ports
+		b.up(l, b.want(m))
+	}
+	b.expect(l, "web5@1 ready")
+}

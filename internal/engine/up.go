@@ -226,8 +226,8 @@ type outcome struct {
 	ok   bool
 }
 
-// apply carries the plan out: every step in its own goroutine, behind the steps
-// that it depends on.
+// apply carries the plan out: every step in its own goroutine, behind those that
+// destroy and those that it depends on.
 func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images map[string]Image) error {
 	if err := s.open(want); err != nil {
 		return err
@@ -259,6 +259,13 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 			defer wg.Done()
 			res := results[step.Machine]
 			defer close(res.done)
+			if step.Action != plan.Destroy { // what goes gives up its host ports and its memory
+				for _, gone := range p.Steps {
+					if gone.Action == plan.Destroy {
+						<-results[gone.Machine].done
+					}
+				}
+			}
 			if !await(ctx, step, results) {
 				if ctx.Err() == nil {
 					mu.Lock()
