@@ -106,13 +106,12 @@ func (p *socketProvider) DialAgent(ctx context.Context, g lab.Generation) (net.C
 
 // Wait reads from a socket whose other end closes with the machine.
 func (p *socketProvider) Wait(ctx context.Context, g lab.Generation) (providers.Exit, error) {
-	c, err := p.dial(ctx, g, "life")
-	if err != nil {
-		return providers.Exit{Reason: providers.ExitUnknown}, nil
+	// A machine that is gone already ended the same way.
+	if c, err := p.dial(ctx, g, "life"); err == nil {
+		defer c.Close()
+		defer context.AfterFunc(ctx, func() { c.Close() })()
+		_, _ = c.Read(make([]byte, 1))
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
-	_, _ = c.Read(make([]byte, 1))
 	return providers.Exit{Reason: providers.ExitGuest, Detail: "powered off"}, ctx.Err()
 }
 

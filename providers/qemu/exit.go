@@ -43,23 +43,25 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 	if err != nil {
 		return providers.Exit{}, err
 	}
-	if proc == nil {
-		e, _ := lastExit(dir, nil)
-		return e, nil
-	}
-	defer proc.close()
-	var r run
+	var (
+		r      run
+		status = func() (unix.WaitStatus, bool) { return 0, false }
+	)
 	if _, err := readJSON(filepath.Join(dir, fileRun), &r); err != nil {
 		return providers.Exit{}, err
 	}
-	if err := proc.wait(ctx); err != nil {
-		return providers.Exit{}, err
+	if proc != nil {
+		defer proc.close()
+		status = proc.status
+		if err := proc.wait(ctx); err != nil {
+			return providers.Exit{}, err
+		}
 	}
 	// An exit that QEMU announced is known at once. Else the status tells more,
 	// by way of the kernel or of the process that started QEMU, in a moment.
 	e, known := lastExit(dir, nil)
 	for i := 0; i < statusTries && !known; i++ {
-		if ws, ok := proc.status(); ok {
+		if ws, ok := status(); ok {
 			e, _ = lastExit(dir, &ws)
 			break
 		}
@@ -70,6 +72,9 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 	}
 	if _, err := os.Stat(dir); err != nil {
 		return providers.Exit{Reason: providers.ExitHost, Detail: "destroyed", At: time.Now().UTC()}, nil
+	}
+	if proc == nil && known {
+		return e, nil // told before, or nothing to tell
 	}
 	if e.At.IsZero() {
 		e.At = time.Now().UTC()
