@@ -34,7 +34,7 @@ func (w *world) stock(t testing.TB) *world {
 			}
 			return
 		}
-		s := w.site(t, "lab: stock\n")
+		s := w.site(t, one)
 		for _, name := range []string{"builtin/tiny", "builtin/debian-12"} {
 			r := s.lab("box", "build", name)
 			if r.code != 0 {
@@ -50,7 +50,7 @@ func (w *world) stock(t testing.TB) *world {
 // the very box that the store has already.
 func TestBuildWithoutRoot(t *testing.T) {
 	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, "lab: build\n")
+	s := w.stock(t).site(t, one)
 	fresh := []string{"XDG_DATA_HOME=" + filepath.Join(s.dir, "data")}
 	r := s.startWith(fresh, "", "box", "build", "builtin/tiny").end()
 	if r.code != 0 {
@@ -67,19 +67,23 @@ func TestBuildWithoutRoot(t *testing.T) {
 // digests reads the answer of "lab box list --json".
 func digests(t *testing.T, out string) map[string]string {
 	t.Helper()
-	var list []struct {
-		Name   string `json:"name"`
-		Digest string `json:"digest"`
+	var list struct {
+		Boxes []struct {
+			Names  []string `json:"names"`
+			Digest string   `json:"digest"`
+		} `json:"boxes"`
 	}
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
 		t.Fatalf("lab box list --json: %v in %q", err, out)
 	}
 	all := map[string]string{}
-	for _, b := range list {
+	for _, b := range list.Boxes {
 		if !strings.HasPrefix(b.Digest, "sha256:") {
-			t.Errorf("%s has the digest %q", b.Name, b.Digest)
+			t.Errorf("%q have the digest %q", b.Names, b.Digest)
 		}
-		all[b.Name] = b.Digest
+		for _, name := range b.Names {
+			all[name] = b.Digest
+		}
 	}
 	return all
 }

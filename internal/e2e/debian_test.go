@@ -68,7 +68,7 @@ machines:
 	}
 	s.equal("system", exec("plain", ". /etc/os-release; echo $ID $VERSION_ID"), "debian 12\n")
 	s.equal("failed units", exec("plain", "systemctl list-units --failed --plain --no-legend"), "")
-	s.equal("cloud-init without user data", exec("plain", "pgrep -f cloud-init || echo idle"), "idle\n")
+	s.equal("cloud-init without user data", exec("plain", "systemctl is-active cloud-init.service || true"), "inactive\n")
 	s.equal("sudo", exec("plain", "su lab -c 'sudo -n id -un'"), "root\n")
 	s.equal("curl", exec("plain", "curl --version | cut -d' ' -f1 | head -1"), "curl\n")
 	size := strings.Fields(exec("plain", "df -BG --output=size / | tail -1"))
