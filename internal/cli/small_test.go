@@ -5,6 +5,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -83,6 +84,32 @@ func TestBridgeEndsAtTheEscapeKey(t *testing.T) {
 	go func() { _, _ = io.Copy(io.Discard, theirs) }()
 	if err := <-ended; err != nil {
 		t.Errorf("bridge returned %v", err)
+	}
+}
+
+func TestAsk(t *testing.T) {
+	for answer, want := range map[string]error{
+		"y\n": nil, " YES \n": nil, "y": nil, "n\n": errDeclined, "\n": errDeclined, "": errDeclined, "yeah\n": errDeclined,
+	} {
+		a := testApp()
+		a.In = strings.NewReader(answer)
+		if got := a.ask(t.Context(), "Go on?"); !errors.Is(got, want) {
+			t.Errorf("%q: got %v, want %v", answer, got, want)
+		}
+	}
+}
+
+// Ctrl-C at the question must not wait for an answer.
+func TestAskIsInterrupted(t *testing.T) {
+	silent, end := io.Pipe()
+	defer end.Close()
+	a := testApp()
+	a.In = silent
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := a.ask(ctx, "Go on?")
+	if code, text, _ := a.explain(ctx, err); code != ExitInterrupted || text != "interrupted" {
+		t.Errorf("got %v: %d, %q, want %d, %q", err, code, text, ExitInterrupted, "interrupted")
 	}
 }
 

@@ -111,7 +111,7 @@ func (a *app) destroy(ctx context.Context, r request) error {
 		if _, err := l.Status(ctx); errors.Is(err, engine.ErrNoLab) {
 			return err
 		}
-		if err := a.ask(fmt.Sprintf("Destroy %s?", what)); err != nil {
+		if err := a.ask(ctx, fmt.Sprintf("Destroy %s?", what)); err != nil {
 			return err
 		}
 	}

@@ -102,7 +102,7 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	show := a.show()
 	opt := engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
 		Machines: names, Events: show.event, Command: a.typed,
-		Confirm: func(p plan.Plan) error { return a.confirmPlan(show, p, asked, r.Bool("yes")) },
+		Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, asked, r.Bool("yes")) },
 	}}
 	done, err := do(l, ctx, want, opt)
 	show.close()
@@ -134,7 +134,7 @@ func (a *app) tellEmulation(st engine.Status) {
 
 // confirmPlan shows a plan that loses disks which nobody asked to lose and, on a
 // terminal, asks.
-func (a *app) confirmPlan(show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
+func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
 	if !slices.ContainsFunc(p.Steps, func(s plan.Step) bool {
 		return s.Action == plan.Destroy || s.Action == plan.Replace && !asked(s.Machine)
 	}) {
@@ -149,7 +149,7 @@ func (a *app) confirmPlan(show *shown, p plan.Plan, asked func(lab.Name) bool, y
 	if yes || !a.interactive() {
 		return nil
 	}
-	return a.ask("The disks of the machines that go are lost. Go on?")
+	return a.ask(ctx, "The disks of the machines that go are lost. Go on?")
 }
 
 // interactive reports whether somebody can be asked.
@@ -158,11 +158,25 @@ func (a *app) interactive() bool {
 	return ok && term.IsTerminal(int(f.Fd())) && a.ui.Size != nil
 }
 
-// ask returns nil if the user says yes, and errDeclined otherwise.
-func (a *app) ask(question string) error {
+// ask returns nil if the user says yes, ctx's error if that ends first, and
+// errDeclined otherwise.
+func (a *app) ask(ctx context.Context, question string) error {
 	fmt.Fprintf(a.Err, "%s [y/N] ", question)
-	line, err := bufio.NewReader(io.LimitReader(a.In, 1024)).ReadString('\n')
-	if err != nil && line == "" {
+	// A read from a terminal cannot be called off: it is left behind, and ends with
+	// the program.
+	answer := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(io.LimitReader(a.In, 1024)).ReadString('\n')
+		answer <- line
+	}()
+	var line string
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.Err)
+		return ctx.Err()
+	case line = <-answer:
+	}
+	if line == "" {
 		fmt.Fprintln(a.Err)
 		return errDeclined
 	}
