@@ -7,9 +7,14 @@ import (
 	"context"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/term"
 )
+
+// quietEnd is how long a console must be silent after the end of stdin for nothing
+// more to be expected from it.
+const quietEnd = time.Second
 
 // escapeKey leaves the console: Ctrl-].
 const escapeKey = 0x1d
@@ -20,9 +25,12 @@ func (a *app) consoleCommand() *command {
 		short: "open a machine's serial console",
 		long: `Connects the terminal with the machine's serial console: it works when the network
 does not, and from the first line of the boot. Ctrl-] leaves it; the machine runs
-on. One user at a time. What the guest prints reaches your terminal as it is.`,
+on. One user at a time. What the guest prints reaches your terminal as it is.
+When stdin is a file or a pipe, it ends once that is sent and the machine has
+printed nothing for a second; "lab logs -f" follows without an end.`,
 		complete: a.completeMachines,
-		examples: []string{"lab console web", "Enter may be needed to see a prompt"},
+		examples: []string{"lab console web", "Enter may be needed to see a prompt",
+			"echo help | lab console web", "send a line, print the answer"},
 		run: func(ctx context.Context, r request) error {
 			names, err := machines(r.args)
 			if err != nil {
@@ -48,16 +56,17 @@ on. One user at a time. What the guest prints reaches your terminal as it is.`,
 					a.ui.Note("left the console of %s", names[0])
 				}()
 			}
-			return bridge(ctx, a.In, a.Out, con)
+			return bridge(ctx, a.In, a.Out, con, quietEnd)
 		},
 	}
 }
 
 // bridge connects the streams with the console until the escape key is read, the
-// console ends, or ctx does. The end of in alone does not end it: a script may
-// send something and wait for what the machine answers.
-func bridge(ctx context.Context, in io.Reader, out io.Writer, con io.ReadWriteCloser) error {
-	left := make(chan struct{})
+// console ends, or ctx does. The end of in ends it once the console has been
+// silent for quiet: a script may send something and wait for what the machine
+// answers.
+func bridge(ctx context.Context, in io.Reader, out io.Writer, con io.ReadWriteCloser, quiet time.Duration) error {
+	left, eof, printed := make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 	go func() {
 		buf := make([]byte, 4096)
 		for {
@@ -68,24 +77,50 @@ func bridge(ctx context.Context, in io.Reader, out io.Writer, con io.ReadWriteCl
 				return
 			}
 			if err != nil {
+				close(eof)
 				return
 			}
 		}
 	}()
 	ended := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(out, con)
+		_, err := io.Copy(&noticed{out, printed}, con)
 		ended <- err
 	}()
-	select {
-	case <-left:
-		return nil
-	case <-ctx.Done():
-		return exitCode(ExitInterrupted)
-	case err := <-ended:
-		if isClosed(err) {
+	var silence <-chan time.Time // nil until in has ended
+	for {
+		select {
+		case <-left:
 			return nil
+		case <-ctx.Done():
+			return exitCode(ExitInterrupted)
+		case err := <-ended:
+			if isClosed(err) {
+				return nil
+			}
+			return err
+		case <-silence:
+			return nil
+		case <-eof:
+			eof, silence = nil, time.After(quiet)
+		case <-printed:
+			if silence != nil {
+				silence = time.After(quiet)
+			}
 		}
-		return err
 	}
+}
+
+// noticed is a writer that tells when something was written.
+type noticed struct {
+	w       io.Writer
+	written chan<- struct{}
+}
+
+func (n *noticed) Write(b []byte) (int, error) {
+	select {
+	case n.written <- struct{}{}:
+	default: // it has not heard of the last time yet
+	}
+	return n.w.Write(b)
 }

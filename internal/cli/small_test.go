@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -74,7 +75,7 @@ func TestBridgeEndsAtTheEscapeKey(t *testing.T) {
 	typed, keys := io.Pipe()
 	var out bytes.Buffer
 	ended := make(chan error, 1)
-	go func() { ended <- bridge(context.Background(), typed, &out, ours) }()
+	go func() { ended <- bridge(context.Background(), typed, &out, ours, time.Minute) }()
 	go func() { _, _ = io.WriteString(keys, "ls\n\x1dnever sent") }()
 	got := make([]byte, 3)
 	if _, err := io.ReadFull(theirs, got); err != nil || string(got) != "ls\n" {
@@ -82,6 +83,31 @@ func TestBridgeEndsAtTheEscapeKey(t *testing.T) {
 	}
 	// What is behind the key is not sent; an empty write may stand for it.
 	go func() { _, _ = io.Copy(io.Discard, theirs) }()
+	if err := <-ended; err != nil {
+		t.Errorf("bridge returned %v", err)
+	}
+}
+
+// A script's console ends when the machine has answered.
+func TestBridgeEndsAfterTheAnswer(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	go func() {
+		got := make([]byte, 3)
+		if _, err := io.ReadFull(theirs, got); err == nil {
+			_, _ = io.WriteString(theirs, "answer to "+string(got))
+		}
+		_, _ = io.Copy(io.Discard, theirs)
+	}()
+	out, answer := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- bridge(t.Context(), strings.NewReader("ls\n"), answer, ours, time.Second)
+		answer.Close()
+	}()
+	if got, err := io.ReadAll(out); err != nil || string(got) != "answer to ls\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
 	if err := <-ended; err != nil {
 		t.Errorf("bridge returned %v", err)
 	}
