@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
@@ -116,7 +118,7 @@ func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, beg
 		return s.fail(ctx, g, StageBoot, err)
 	}
 	rec := s.machine(g.Machine)
-	bound, err := super.Plug(ctx, cable(g, m, rec.Create))
+	bound, err := plug(ctx, super, cable(g, m, rec.Create), rec.Ports)
 	if err != nil {
 		return s.fail(ctx, g, StageBoot, err)
 	}
@@ -247,9 +249,7 @@ func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, ste
 	if err != nil {
 		return err
 	}
-	mc := cable(g, m, rec.Create)
-	mc.Forwards = rebind(mc.Forwards, rec.Ports)
-	bound, err := super.Plug(ctx, mc)
+	bound, err := plug(ctx, super, cable(g, m, rec.Create), rec.Ports)
 	if err != nil {
 		return err
 	}
@@ -290,6 +290,20 @@ func cable(g lab.Generation, m lab.Machine, c ledger.Create) supervise.Machine {
 	return supervise.Machine{
 		Generation: g, Role: m.Role, Addr: c.Address, Agent: c.Agent, Forwards: m.Ports,
 	}
+}
+
+// plug plugs the machine in. Where any host port will do, it gets the one it had
+// before, if that is still free.
+func plug(ctx context.Context, super *supervise.Client, mc supervise.Machine, before []ledger.Port) ([]lab.Forward, error) {
+	asked := mc.Forwards
+	mc.Forwards = rebind(asked, before)
+	bound, err := super.Plug(ctx, mc)
+	var taken *network.PortError
+	if errors.As(err, &taken) && !slices.Equal(asked, mc.Forwards) {
+		mc.Forwards = asked
+		bound, err = super.Plug(ctx, mc)
+	}
+	return bound, err
 }
 
 func ports(bound []lab.Forward) []ledger.Port {

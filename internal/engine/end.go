@@ -50,7 +50,7 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 		if o.Grace > 0 && m.Create.Agent {
 			s.poweroff(ctx, m, o.Grace)
 		}
-		if err := s.provider.Stop(ctx, g, o.Grace); err != nil {
+		if err := s.provider.Stop(ctx, g, max(0, o.Grace-time.Since(began))); err != nil {
 			return err
 		}
 		if err := s.unplug(ctx, g); err != nil {

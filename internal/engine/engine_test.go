@@ -676,3 +676,87 @@ func TestPortsChangeHands(t *testing.T) {
 	}
 	b.expect(l, "web5@1 ready")
 }
+
+func TestInterruptedRebuildLosesNothing(t *testing.T) {
+	for _, stage := range []Stage{StageStop, StageCreate, StageBoot, StageCheck} {
+		t.Run(string(stage), func(t *testing.T) {
+			b := newBench(t)
+			l := b.open()
+			w := b.want(machine("db"))
+			b.up(l, w)
+			ctx, cancel := context.WithCancel(b.ctx)
+			defer cancel()
+			_, err := l.Rebuild(ctx, w, UpOptions{Options: Options{Events: func(e Event) {
+				if e.Stage == stage {
+					cancel()
+				}
+			}}})
+			if !errors.Is(err, context.Canceled) {
+				t.Fatalf("got error %v", err)
+			}
+			all, err := b.provider.List(b.ctx, l.ID())
+			if err != nil || len(all) != 1 || all[0].Number != 1 {
+				t.Fatalf("there are %v, %v", all, err)
+			}
+			if diff := cmp.Diff(1, len(b.up(l, w).Steps[0].Reasons)); stage != StageStop && diff != "" {
+				t.Error(diff)
+			}
+			b.expect(l, "db@1 ready")
+			if _, err := l.Rebuild(b.ctx, w, UpOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			want := "db@3 ready" // a number is never used twice
+			if stage == StageStop {
+				want = "db@2 ready"
+			}
+			b.expect(l, want)
+			if all, _ := b.provider.List(b.ctx, l.ID()); len(all) != 1 {
+				t.Errorf("there are %v", all)
+			}
+		})
+	}
+}
+
+func TestPickedPortsStay(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	m := machine("db")
+	m.Ports = []lab.Forward{{GuestPort: 80}}
+	w := b.want(m)
+	port := func() uint16 {
+		st, err := l.Status(b.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Machines[0].Ports[0].Host
+	}
+	b.up(l, w)
+	first := port()
+	if err := errors.Join(l.Stop(b.ctx, StopOptions{}), l.Start(b.ctx, Options{})); err != nil {
+		t.Fatal(err)
+	}
+	if port() != first {
+		t.Errorf("a restart moved port %d to %d", first, port())
+	}
+	if _, err := l.Rebuild(b.ctx, w, UpOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if port() != first {
+		t.Errorf("a rebuild moved port %d to %d", first, port())
+	}
+	// Somebody takes it while the machine is down: another one will do.
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if err := l.Start(b.ctx, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if port() == first {
+		t.Error("a taken port was given")
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 )
@@ -71,8 +72,13 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 			continue
 		}
 		mc := cable(lab.Generation{Lab: l.id, Machine: m.Name, Number: m.Generation}, m.Create.Spec.Machine(m.Name), m.Create)
-		mc.Forwards = rebind(mc.Forwards, m.Ports)
-		if _, err := c.Plug(ctx, mc); err != nil {
+		_, err := plug(ctx, c, mc, m.Ports)
+		var taken *network.PortError
+		if errors.As(err, &taken) { // the machine is plugged in all the same, and "lab up" tells
+			l.host.Log.Warn("a forwarded port was taken meanwhile", "machine", m.Name, "err", err)
+			continue
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("plugging %s in again: %w", m.Name, err))
 		}
 	}

@@ -165,7 +165,7 @@ func planState(s providers.State) plan.State {
 // recorded translates what the ledger says into the planner's words.
 func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 	r := plan.Recorded{
-		Spec: m.Create.Spec.Machine(m.Name), Generation: m.Generation, Image: m.Create.Image,
+		Spec: m.Create.Spec.Machine(m.Name), Generation: m.Generation, Last: m.Last, Image: m.Create.Image,
 		Trouble: exitText(m.Exited),
 	}
 	switch m.Phase {
@@ -239,7 +239,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		wg      sync.WaitGroup
 		mu      sync.Mutex
 		failed  UpError
-		born    []lab.Generation
+		born    []birth
 		results = map[lab.Name]*outcome{}
 		slots   = make(chan struct{}, s.parallel(len(p.Steps)))
 	)
@@ -281,12 +281,15 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 				return
 			}
 			m, _ := want.Machine(step.Machine)
-			err := s.step(ctx, step, m, images[m.Box], func(g lab.Generation) {
+			err := s.step(ctx, step, m, images[m.Box], func(b birth) {
 				mu.Lock()
-				born = append(born, g)
+				born = append(born, b)
 				mu.Unlock()
 			})
 			if err == nil {
+				mu.Lock() // what it took the place of is gone: there is no way back
+				born = slices.DeleteFunc(born, func(b birth) bool { return b.Machine == step.Machine && b.instead != nil })
+				mu.Unlock()
 				res.ok = true
 				return
 			}
@@ -324,16 +327,16 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 
 // incapable returns those of the generations that failed because the host lacks
 // something: there is nothing in them to look at. They are no longer kept.
-func (e *UpError) incapable(born []lab.Generation) []lab.Generation {
-	var gs []lab.Generation
+func (e *UpError) incapable(born []birth) []birth {
+	var gone []birth
 	for _, f := range e.Failed {
-		i := slices.IndexFunc(born, func(g lab.Generation) bool { return g.Machine == f.Machine && g.Number == f.Generation })
+		i := slices.IndexFunc(born, func(b birth) bool { return b.Machine == f.Machine && b.Number == f.Generation })
 		if i >= 0 && errors.Is(f.Err, providers.ErrIncapable) {
 			f.Kept = false
-			gs = append(gs, born[i])
+			gone = append(gone, born[i])
 		}
 	}
-	return gs
+	return gone
 }
 
 func compare(a, b lab.Name) int {
@@ -371,11 +374,12 @@ func (s *session) parallel(steps int) int {
 }
 
 // step carries one step out. born is told of every generation before it exists.
-func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img Image, born func(lab.Generation)) error {
-	for _, n := range step.Leftovers {
-		if err := s.remove(ctx, lab.Generation{Lab: s.id, Machine: step.Machine, Number: n}, step.Reasons); err != nil {
-			return err
-		}
+func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img Image, born func(birth)) error {
+	if step.Action == plan.Replace {
+		return s.replace(ctx, step, m, img, born)
+	}
+	if err := s.removeLeftovers(ctx, step, false); err != nil {
+		return err
 	}
 	g := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Generation}
 	switch step.Action {
@@ -383,9 +387,9 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 		return s.keep(ctx, g, m, step)
 	case plan.Start:
 		return s.start(ctx, g, m, step.Changes)
-	case plan.Create, plan.Replace:
+	case plan.Create:
 		g.Number = step.Next
-		return s.birth(ctx, g, m, img, step.Reasons, born)
+		return s.birth(ctx, g, m, img, step.Reasons, func(g lab.Generation) { born(birth{Generation: g}) })
 	case plan.Destroy:
 		if rec := s.machine(g.Machine); rec.Phase != "" && rec.Phase != ledger.PhaseGone {
 			return s.remove(ctx, g, step.Reasons)
@@ -406,24 +410,6 @@ func (s *session) open(want *lab.Lab) error {
 		return nil
 	}
 	return s.record(ledger.LabOpened, lab.Generation{}, opened)
-}
-
-// undo destroys what an operation gave birth to.
-func (s *session) undo(ctx context.Context, born []lab.Generation, why string) error {
-	ctx, cancel := cleanup(ctx)
-	defer cancel()
-	var errs []error
-	for _, g := range born {
-		if err := s.remove(ctx, g, []string{why}); err != nil {
-			errs = append(errs, fmt.Errorf("undoing %s: %w", g, err))
-			continue
-		}
-		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: why + ", destroyed again"})
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return s.closeIfEmpty(ctx)
 }
 
 // since returns the time from the machine's birth.

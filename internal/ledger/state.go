@@ -28,6 +28,7 @@ const (
 	MachineStopped   Type = "machine.stopped"   //
 	MachineStart     Type = "machine.start"     // intent
 	MachineExited    Type = "machine.exited"    // Exited: seen by the supervisor
+	MachineRestored  Type = "machine.restored"  // Restored: it was not replaced after all
 	MachineDestroy   Type = "machine.destroy"   // Destroy: intent
 	MachineDestroyed Type = "machine.destroyed" //
 )
@@ -65,6 +66,15 @@ type Failed struct {
 type Changed struct {
 	Spec  Spec   `json:"spec"`
 	Ports []Port `json:"ports,omitempty"`
+}
+
+// Restored is the data of MachineRestored: an earlier generation, which is stopped,
+// is the present one again, because the one that was to take its place is undone.
+type Restored struct {
+	Create Create    `json:"create"`
+	Born   time.Time `json:"born"`
+	Ready  time.Time `json:"ready"`
+	Ports  []Port    `json:"ports,omitempty"`
 }
 
 // Exited is the data of MachineExited.
@@ -166,6 +176,7 @@ const (
 type Machine struct {
 	Name       lab.Name
 	Generation int
+	Last       int // the highest number that a generation ever had
 	Phase      Phase
 	Create     Create    // with the spec that holds now
 	Born       time.Time // when its creation was intended
@@ -199,7 +210,7 @@ func (s *State) Apply(r Record) error {
 		return nil
 	}
 	m := s.Machines[r.Machine]
-	if r.Type != MachineCreate && r.Generation != m.Generation {
+	if r.Type != MachineCreate && r.Type != MachineRestored && r.Generation != m.Generation {
 		return nil // about a generation that has been replaced
 	}
 	if err := m.apply(r); err != nil {
@@ -213,8 +224,20 @@ func (m *Machine) apply(r Record) error {
 	var into any
 	switch r.Type {
 	case MachineCreate:
-		*m = Machine{Name: r.Machine, Generation: r.Generation, Phase: PhaseCreating, Born: r.Time}
+		*m = Machine{
+			Name: r.Machine, Generation: r.Generation, Last: max(m.Last, r.Generation), Phase: PhaseCreating, Born: r.Time,
+			Ports: m.Ports, // to be asked for again
+		}
 		into = &m.Create
+	case MachineRestored:
+		var d Restored
+		if err := json.Unmarshal(r.Data, &d); err != nil {
+			return err
+		}
+		*m = Machine{
+			Name: r.Machine, Generation: r.Generation, Last: max(m.Last, r.Generation), Phase: PhaseStopped,
+			Create: d.Create, Born: d.Born, Ready: d.Ready, Ports: d.Ports,
+		}
 	case MachineReady:
 		m.Phase = PhaseReady
 		m.Failed, m.Exited = Failed{}, Exited{}
@@ -317,6 +340,8 @@ func (r Record) Summary() string {
 		if get(&d) {
 			return because(fmt.Sprintf("%s: destroying", g), d.Why)
 		}
+	case MachineRestored:
+		return fmt.Sprintf("%s: kept after all, stopped", g)
 	case MachineDestroyed:
 		return fmt.Sprintf("%s: destroyed", g)
 	}

@@ -77,6 +77,7 @@ const (
 type Recorded struct {
 	Spec       lab.Machine
 	Generation int
+	Last       int    // the highest number that a generation ever had
 	Image      string // digest
 	Phase      Phase
 	Trouble    string // why it failed, or how it ended by itself; empty if neither
@@ -131,7 +132,7 @@ func (in Input) step(m lab.Machine) Step {
 	var (
 		seen    Observed
 		there   bool
-		highest = rec.Generation
+		highest = max(rec.Generation, rec.Last)
 	)
 	for _, o := range in.Observed[m.Name] {
 		highest = max(highest, o.Number)
