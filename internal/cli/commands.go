@@ -17,7 +17,11 @@ func (a *app) commands() *command {
 		short: "disposable virtual machines, declared in a Labfile",
 		long: `A Labfile says which machines there are; "lab up" makes it so. A machine is born
 from an immutable box and never repaired: "lab rebuild" gives you a new one.
-Nothing needs root, and nothing runs when nothing is up.`,
+Nothing needs root, and nothing runs when nothing is up.
+
+Exit codes: 0 done, 1 failed, 2 differences found, 3 bad usage, Labfile or lock
+file, 4 the lab is locked, 5 this host cannot do it, 130 interrupted. "exec" and
+"ssh" pass on that of the command.`,
 		examples: []string{
 			"lab init", "write a Labfile to start from",
 			"lab up", "boot its machines and wait until they are ready",

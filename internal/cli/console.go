@@ -29,8 +29,10 @@ on. One user at a time. What the guest prints reaches your terminal as it is.
 When stdin is a file or a pipe, it ends once that is sent and the machine has
 printed nothing for a second; "lab logs -f" follows without an end.`,
 		complete: a.completeMachines,
-		examples: []string{"lab console web", "Enter may be needed to see a prompt",
-			"echo help | lab console web", "send a line, print the answer"},
+		examples: []string{
+			"lab console web", "Enter may be needed to see a prompt",
+			"echo help | lab console web", "send a line, print the answer",
+		},
 		run: func(ctx context.Context, r request) error {
 			names, err := machines(r.args)
 			if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"slices"
 	"strings"
@@ -28,7 +29,7 @@ const (
 	ExitDone        = 0   // done
 	ExitFailed      = 1   // something went wrong
 	ExitDifferent   = 2   // differences were found
-	ExitUsage       = 3   // bad usage or a bad Labfile
+	ExitUsage       = 3   // bad usage, a bad Labfile, or with --locked a stale lock file
 	ExitLocked      = 4   // another lab command works on the lab
 	ExitIncapable   = 5   // the host can't do it
 	ExitInterrupted = 130 // SIGINT or SIGTERM
@@ -41,6 +42,20 @@ func (e *usageError) Error() string { return e.text }
 
 func usage(hint, format string, a ...any) error {
 	return &usageError{text: fmt.Sprintf(format, a...), hint: hint}
+}
+
+// labfileError says that the Labfile could not be reached or read. What is wrong
+// with its content is a *labfile.Problems instead.
+type labfileError struct{ error }
+
+func (e *labfileError) Unwrap() error { return e.error }
+
+// Hint implements hinter.
+func (e *labfileError) Hint() string {
+	if errors.Is(e.error, fs.ErrNotExist) {
+		return "\"lab init\" writes one; -f FILE names another; \"lab list\" shows the labs there are"
+	}
+	return "see that it is a file which you may read; -f FILE names another"
 }
 
 // hinter is an error that knows the next step itself.
@@ -164,6 +179,7 @@ func (a *app) table() []rule {
 			return e.Error(), "docs/labfile.md lists every key; \"lab schema\" lets editors complete them"
 		}),
 		is(labfile.ErrNotFound, ExitUsage, "\"lab init\" writes one; -f FILE names another; \"lab list\" shows the labs there are"),
+		as(ExitUsage, func(*labfileError) (string, string) { return "", "" }), // it has its hint itself
 		as(ExitLocked, func(e *engine.LockedError) (string, string) {
 			return "", "wait for it to end, or stop it; readers such as \"" + a.say("status") + "\" work meanwhile"
 		}),
@@ -172,7 +188,7 @@ func (a *app) table() []rule {
 		as(ExitFailed, func(e *ledger.CorruptError) (string, string) {
 			return "", "put the ledger back from a copy, or remove the lab: \"" + a.say("destroy") + "\" works without it"
 		}),
-		is(engine.ErrStaleLock, ExitFailed, "\""+a.say("lock")+"\" pins what is missing"),
+		is(engine.ErrStaleLock, ExitUsage, "\""+a.say("lock")+"\" pins what is missing"),
 		is(build.ErrIncapable, ExitIncapable, "a cloud image works instead: \"lab box add NAME URL --checksum sha256:...\"; \"lab doctor\" checks this host"),
 		is(providers.ErrIncapable, ExitIncapable, "\"lab doctor\" checks this host and names the cure for what it lacks"),
 		is(boxes.ErrDigest, ExitFailed, "if the new content is what you want, \""+a.say("lock --update")+"\" pins it; if not, do not trust its source"),

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 	"testing"
 
@@ -32,6 +33,20 @@ func TestExplain(t *testing.T) {
 		{"a silent code", exitCode(2), 2, "", nil},
 		{"a command's code", &guest.ExitError{Code: 42}, 42, "", nil},
 		{"a command's signal", &guest.ExitError{Signal: "TERM"}, 143, "", nil},
+		{
+			"a Labfile that is not there", &labfileError{fmt.Errorf("reading the Labfile: %w", fs.ErrNotExist)}, 3,
+			"reading the Labfile: file does not exist",
+			[]string{`"lab init" writes one; -f FILE names another; "lab list" shows the labs there are`},
+		},
+		{
+			"a Labfile of somebody else", &labfileError{fmt.Errorf("reading the Labfile: %w", fs.ErrPermission)}, 3,
+			"reading the Labfile: permission denied",
+			[]string{"see that it is a file which you may read; -f FILE names another"},
+		},
+		{
+			"a stale lock", fmt.Errorf("%w: web", engine.ErrStaleLock), 3, "the lock file is stale: web",
+			[]string{`"lab lock" pins what is missing`},
+		},
 		{"usage", usage("try this", "no %s", "way"), 3, "no way", []string{"try this"}},
 		{
 			"no Labfile", fmt.Errorf("%w in /tmp", labfile.ErrNotFound), 3, "no Labfile found in /tmp",

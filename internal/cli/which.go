@@ -33,15 +33,24 @@ func (a *app) labfilePath() (string, error) {
 	}
 	path := a.setting("file", "LAB_FILE")
 	if path == "" {
-		return labfile.Find(dir)
+		return findLabfile(dir)
 	}
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, path)
 	}
 	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
-		return labfile.Find(path)
+		return findLabfile(path)
 	}
 	return path, nil
+}
+
+// findLabfile is labfile.Find, with a *labfileError if a folder cannot be looked into.
+func findLabfile(dir string) (string, error) {
+	path, err := labfile.Find(dir)
+	if err != nil && !errors.Is(err, labfile.ErrNotFound) {
+		return "", &labfileError{err}
+	}
+	return path, err
 }
 
 // vars returns the variables that were set by --var.
@@ -70,6 +79,10 @@ func (a *app) load(path string) (*lab.Lab, error) {
 			return v, v != ""
 		},
 	})
+	var bad *labfile.Problems
+	if err != nil && !errors.As(err, &bad) {
+		return nil, &labfileError{err}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +145,11 @@ func (a *app) existing(ctx context.Context) (*engine.Lab, error) {
 		}
 		dir = filepath.Dir(path)
 	}
-	var bad *labfile.Problems
-	if !errors.As(err, &bad) && !errors.Is(err, labfile.ErrNotFound) && !errors.Is(err, os.ErrNotExist) {
+	var (
+		bad   *labfile.Problems
+		apart *labfileError
+	)
+	if !errors.As(err, &bad) && !errors.Is(err, labfile.ErrNotFound) && !errors.As(err, &apart) {
 		return nil, err
 	}
 	id, found := a.byDir(h, dir)
