@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
@@ -80,8 +82,11 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 	)
 	for _, p := range l.host.Providers {
 		all, err := p.List(ctx, l.id)
-		if err != nil {
+		if errors.Is(err, providers.ErrIncapable) {
 			continue // a provider that this host does not have
+		}
+		if err != nil {
+			return found, errors.Join(append(errs, err)...) // there may be machines
 		}
 		for _, m := range all {
 			if why := needless(state, m); why != "" {
@@ -120,16 +125,62 @@ func needless(state ledger.State, m providers.Machine) string {
 	return ""
 }
 
-// gcRuntime looks for runtime directories of labs that are no more.
+// gcRuntime looks for runtime directories of labs that are no more. A lab of
+// another data directory may have its sockets there, too: what somebody locks or
+// listens on is in use.
 func (h *Host) gcRuntime(dryRun bool) ([]Garbage, error) {
-	return sweep(h.Dirs.Run, dryRun, func(e fs.DirEntry) (kind, why string) {
-		id := lab.ID(e.Name())
-		_, err := os.Stat(h.Dirs.Lab(id))
-		if err == nil || !lab.ValidLabel(e.Name()) || h.Lab(id).locked() || supervise.Alive(h.Dirs, id) {
+	judge := func(e fs.DirEntry) (kind, why string) {
+		if !lab.ValidLabel(e.Name()) || h.Lab(lab.ID(e.Name())).locked() || h.inUse(lab.ID(e.Name())) {
 			return "", ""
 		}
 		return "runtime", "its lab is gone"
+	}
+	return sweep(h.Dirs.Run, dryRun, judge, func(path string) (bool, error) {
+		id := lab.ID(filepath.Base(path))
+		lk, err := h.Lab(id).acquire("lab gc")
+		var busy *LockedError
+		if errors.As(err, &busy) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		defer lk.release()
+		if h.inUse(id) { // by whoever had the lock until now
+			return false, nil
+		}
+		return true, os.RemoveAll(path)
 	})
+}
+
+// socketTimeout bounds how long a unix socket may take to accept a connection.
+const socketTimeout = 250 * time.Millisecond
+
+// inUse reports whether the runtime directory of a lab belongs to somebody: to a
+// lab of this data directory, to a supervisor, or to a process that listens on a
+// socket in it.
+func (h *Host) inUse(id lab.ID) bool {
+	if _, err := os.Stat(h.Dirs.Lab(id)); err == nil || supervise.Alive(h.Dirs, id) {
+		return true
+	}
+	entries, err := os.ReadDir(h.Dirs.RunLab(id))
+	if err != nil {
+		return false // a plain file, or gone
+	}
+	for _, e := range entries {
+		if e.Type()&fs.ModeSocket == 0 {
+			continue
+		}
+		conn, err := net.DialTimeout("unix", filepath.Join(h.Dirs.RunLab(id), e.Name()), socketTimeout)
+		if err == nil {
+			conn.Close()
+		}
+		// Whoever listens but has no time to answer listens all the same.
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
 }
 
 // gcDownloads looks for partial downloads that nobody came back for.
@@ -140,11 +191,14 @@ func (h *Host) gcDownloads(dryRun bool) ([]Garbage, error) {
 			return "", ""
 		}
 		return "download", "it was never finished"
-	})
+	}, func(path string) (bool, error) { return true, os.RemoveAll(path) })
 }
 
-// sweep removes the entries of dir for which judge gives a reason.
-func sweep(dir string, dryRun bool, judge func(fs.DirEntry) (kind, why string)) ([]Garbage, error) {
+// sweep removes the entries of dir for which judge gives a reason. remove reports
+// whether the entry was garbage still.
+func sweep(
+	dir string, dryRun bool, judge func(fs.DirEntry) (kind, why string), remove func(path string) (bool, error),
+) ([]Garbage, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -162,10 +216,15 @@ func sweep(dir string, dryRun bool, judge func(fs.DirEntry) (kind, why string)) 
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		found = append(found, Garbage{Kind: kind, Name: path, Bytes: size(path), Why: why})
+		garbage := Garbage{Kind: kind, Name: path, Bytes: size(path), Why: why}
 		if !dryRun {
-			errs = append(errs, os.RemoveAll(path))
+			ok, err := remove(path)
+			errs = append(errs, err)
+			if !ok {
+				continue
+			}
 		}
+		found = append(found, garbage)
 	}
 	return found, errors.Join(errs...)
 }
@@ -216,8 +275,11 @@ func (h *Host) BoxesInUse(ctx context.Context) ([]string, error) {
 	}
 	for _, p := range h.Providers {
 		all, err := p.List(ctx, "")
-		if err != nil {
+		if errors.Is(err, providers.ErrIncapable) {
 			continue // a provider that this host does not have
+		}
+		if err != nil {
+			return nil, err // a prune would take what it cannot see
 		}
 		for _, m := range all {
 			used = append(used, m.Image)
