@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,22 +90,37 @@ type verdict struct {
 	Kernel bool   `json:"kernel"` // a real kernel was run, not firmware alone
 	Usable bool   `json:"usable"`
 	Reason string `json:"reason"`
+
+	TimedOut bool      `json:"timed_out"` // KVM may work when the host is less busy
+	At       time.Time `json:"at"`
 }
 
-// settles reports whether the verdict answers a question. A kernel's word counts
-// for firmware too, and what firmware cannot do a kernel cannot.
-func (v verdict) settles(key string, kernel bool) bool {
+// timeoutTTL is how long a probe's timeout is believed.
+const timeoutTTL = 24 * time.Hour
+
+// settles reports whether the verdict answers a question at the time now. A
+// kernel's word counts for firmware too, and what firmware cannot do a kernel
+// cannot.
+func (v verdict) settles(key string, kernel bool, now time.Time) bool {
+	if age := now.Sub(v.At); v.TimedOut && (age < 0 || age > timeoutTTL) {
+		return false
+	}
 	return v.Key == key && (v.Kernel || !kernel || !v.Usable)
 }
 
-func (v verdict) accel() Accel {
+// accel is the decision that follows from the verdict, which is kept in file.
+func (v verdict) accel(file string) Accel {
 	if v.Usable {
 		return Accel{Name: accelKVM, Reason: v.Reason}
 	}
-	return Accel{
+	a := Accel{
 		Name: accelTCG, Reason: "KVM does not work here: " + v.Reason,
 		Cure: "use a host with working (nested) virtualization",
 	}
+	if v.TimedOut {
+		a.Cure += "; if the host was only busy, remove " + file + " to have KVM tried again, which happens after a day anyway"
+	}
+	return a
 }
 
 // probed returns the cached verdict, or makes one.
@@ -116,10 +132,10 @@ func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, er
 	file := filepath.Join(p.cfg.Dirs.Cache, "accel.json")
 	cached := func() (Accel, bool) {
 		var v verdict
-		if ok, err := readJSON(file, &v); err != nil || !ok || !v.settles(key, kernel != "") {
+		if ok, err := readJSON(file, &v); err != nil || !ok || !v.settles(key, kernel != "", time.Now()) {
 			return Accel{}, false
 		}
-		return v.accel(), true
+		return v.accel(file), true
 	}
 	if a, ok := cached(); ok {
 		return a, nil
@@ -140,14 +156,19 @@ func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, er
 	}
 	v := verdict{Key: key, Kernel: kernel != ""}
 	v.Usable, v.Reason, err = probe(ctx, binary, []string{"-accel", "kvm", "-cpu", "host"}, kernel, p.cfg.Dirs.Cache)
-	if err != nil {
+	var slow *slowError
+	switch {
+	case errors.As(err, &slow):
+		v.TimedOut, v.Reason = true, slow.Error()
+	case err != nil:
 		return Accel{}, fmt.Errorf("probing for KVM: %w", err)
 	}
+	v.At = time.Now().UTC()
 	p.log.Debug("probed KVM", "usable", v.Usable, "reason", v.Reason)
 	if err := writeJSON(file, v); err != nil {
 		return Accel{}, err
 	}
-	return v.accel(), nil
+	return v.accel(file), nil
 }
 
 // hostKey identifies everything that the verdict depends on: QEMU's program

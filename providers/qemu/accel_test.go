@@ -126,6 +126,7 @@ func TestAccelChoices(t *testing.T) {
 }
 
 func TestVerdictSettles(t *testing.T) {
+	now := time.Now()
 	for _, c := range []struct {
 		v      verdict
 		kernel bool
@@ -138,9 +139,24 @@ func TestVerdictSettles(t *testing.T) {
 		{verdict{Key: "k", Usable: true}, true, false}, // firmware ran, a kernel may still hang
 		{verdict{Key: "k"}, true, true},
 		{verdict{Key: "other", Kernel: true, Usable: true}, false, false},
+		{verdict{Key: "k", TimedOut: true, At: now.Add(-23 * time.Hour)}, true, true},
+		{verdict{Key: "k", TimedOut: true, At: now.Add(-25 * time.Hour)}, true, false}, // the host may have been busy
+		{verdict{Key: "k", TimedOut: true, At: now.Add(time.Hour)}, true, false},       // the clock was wrong
 	} {
-		if got := c.v.settles("k", c.kernel); got != c.want {
+		if got := c.v.settles("k", c.kernel, now); got != c.want {
 			t.Errorf("%+v settles kernel=%v: %v", c.v, c.kernel, got)
 		}
+	}
+}
+
+func TestTimedOutVerdictSaysHowToTryAgain(t *testing.T) {
+	got := verdict{TimedOut: true, Reason: (&slowError{kernelTimeout}).Error()}.accel("/c/accel.json")
+	want := Accel{
+		Name: "tcg", Reason: "KVM does not work here: guest code did not get through in 10s",
+		Cure: "use a host with working (nested) virtualization; if the host was only busy, remove /c/accel.json" +
+			" to have KVM tried again, which happens after a day anyway",
+	}
+	if got != want {
+		t.Errorf("\n got %+v\nwant %+v", got, want)
 	}
 }

@@ -33,8 +33,9 @@ const sectorWord = "lab probe"
 
 // probe runs guest code and reports whether it did its work in time; reason says
 // how that was seen, or what went wrong. kernel may be empty: then a boot sector
-// is run behind the firmware. It returns an error only if ctx ended or the host
-// could not even try, and never leaves a process behind.
+// is run behind the firmware. It returns an error only if ctx ended, the host
+// could not even try, or the guest took too long (a *slowError), and never leaves
+// a process behind.
 func probe(ctx context.Context, binary string, accel []string, kernel, tmp string) (usable bool, reason string, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, "", err
@@ -92,13 +93,21 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 	case ctx.Err() != nil:
 		return false, "", ctx.Err()
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		return false, fmt.Sprintf("guest code did not get through in %s", limit), nil
+		return false, "", &slowError{limit}
 	case len(bytes.TrimSpace(stderr.Bytes())) > 0:
 		return false, lastLine(stderr.String()), nil
 	case err != nil:
 		return false, err.Error(), nil
 	}
 	return false, "the guest ended without having run", nil
+}
+
+// slowError says that guest code did not show itself in time. The accelerator may
+// be of no use, or the host busy.
+type slowError struct{ limit time.Duration }
+
+func (e *slowError) Error() string {
+	return fmt.Sprintf("guest code did not get through in %s", e.limit)
 }
 
 func lastLine(s string) string {
