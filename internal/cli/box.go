@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -220,9 +219,7 @@ interrupted download goes on where it was.`,
 			if err != nil {
 				return err
 			}
-			if !strings.Contains(from, "://") && !filepath.IsAbs(from) && !strings.HasPrefix(from, "~/") {
-				from = "./" + from // here a bare word is a file, not the name of a box
-			}
+			from = fileOrURL(from)
 			show := a.show()
 			res, err := b.Resolver.Resolve(ctx, source.Request{
 				Ref: from, Name: name, Checksum: r.String("checksum"), BaseDir: dir, Progress: boxProgress(show, name),
@@ -237,6 +234,20 @@ interrupted download goes on where it was.`,
 			return a.printAdded(name, res.Box)
 		},
 	}
+}
+
+// fileOrURL returns from as a reference to a file or a URL: for "box add" a bare
+// word is a file, not the name of a box.
+func fileOrURL(from string) string {
+	if strings.Contains(from, "://") {
+		return from
+	}
+	for _, prefix := range []string{"/", "./", "../", "~/"} {
+		if strings.HasPrefix(from, prefix) {
+			return from
+		}
+	}
+	return "./" + from
 }
 
 // boxProgress shows the progress of one box.

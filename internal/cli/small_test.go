@@ -28,6 +28,17 @@ func TestPlaceOf(t *testing.T) {
 	}
 }
 
+func TestFileOrURL(t *testing.T) {
+	for in, want := range map[string]string{
+		"disk.raw": "./disk.raw", "a/disk.raw": "./a/disk.raw", ".hidden": "./.hidden", "./disk.raw": "./disk.raw",
+		"../disk.raw": "../disk.raw", "/disk.raw": "/disk.raw", "~/disk.raw": "~/disk.raw", "https://x/y": "https://x/y",
+	} {
+		if got := fileOrURL(in); got != want {
+			t.Errorf("fileOrURL(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestLabelFrom(t *testing.T) {
 	for in, want := range map[string]string{
 		"shop": "shop", "My Shop": "my-shop", "--": "lab", "": "lab", "/": "lab", "été": "t",
