@@ -58,6 +58,7 @@ func TestParse(t *testing.T) {
 		{"logs web -f", result{Path: "lab logs", Values: values{"follow": {"true"}}, Args: []string{"web"}}},
 		{"-f X logs web -f", result{Path: "lab logs", Values: values{"file": {"X"}, "follow": {"true"}}, Args: []string{"web"}}},
 		{"logs web --file X", result{Path: "lab logs", Values: values{"file": {"X"}}, Args: []string{"web"}}},
+		{"cp -r a web:/x", result{Path: "lab cp", Values: values{"recursive": {"true"}}, Args: []string{"a", "web:/x"}}},
 		{"cp - web:/x", result{Path: "lab cp", Args: []string{"-", "web:/x"}}},
 		{"stop --grace=5s", result{Path: "lab stop", Values: values{"grace": {"5s"}}}},
 	} {

@@ -41,7 +41,10 @@ func (a *app) cpCommand() *command {
 		long: `A path on a machine is written MACHINE:PATH; a relative one begins in the home of
 the user. Folders are copied whole, with modes, times and symbolic links. If the
 target is a folder, or ends in a slash, sources go into it.`,
-		flags:    []cli.Flag{userFlag()},
+		flags: []cli.Flag{
+			userFlag(),
+			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "copy folders whole, which is what it does anyway"},
+		},
 		complete: a.completeCopy,
 		examples: []string{
 			"lab cp site/ web:/srv/www", "a folder to a machine",
