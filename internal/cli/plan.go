@@ -17,8 +17,9 @@ func (a *app) planCommand() *command {
 		name: "plan", group: groupLook, args: "[MACHINE...]", max: -1, lab: true, reports: true,
 		short: "say what \"lab up\" would do, and why",
 		long: `Compares the Labfile with what was recorded and what is there. Exit code 0 if
-there is nothing to do, 2 if there is. Machines are not touched; boxes that are
-not pinned yet are fetched, because what they are is part of the answer.
+there is nothing to do, 2 if there is. Machines are not touched, but boxes that are
+not there yet are fetched or built first, which may take minutes: what they are is
+part of the answer.
 
   =  as wanted     +  create     >  start     -/+  replace     -  destroy
   ~  changed in place`,

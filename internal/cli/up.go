@@ -29,9 +29,12 @@ func (a *app) upCommand() *command {
 those that differ from the Labfile, and waits until all are ready. Machines that
 are as wanted are left alone, so it can be repeated at any time; after an
 interruption it goes on from there. With names, only those machines and what they
-depend on. On a terminal it asks before it replaces or destroys a machine.`,
+depend on. On a terminal it asks before it replaces or destroys a machine.
+
+With --dry-run it prints what it would do. Boxes that are not there yet are fetched
+or built first even then: what they are is part of the answer.`,
 		flags: []cli.Flag{
-			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and change nothing"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and leave all machines alone"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
 			yesFlag(),
 		},
