@@ -184,7 +184,7 @@ func (a *app) table() []rule {
 			return "", "wait for it to end, or stop it; readers such as \"" + a.say("status") + "\" work meanwhile"
 		}),
 		as(ExitUsage, a.noMachine),
-		is(engine.ErrNoLab, ExitFailed, "\""+a.say("up")+"\" brings it up; \"lab list\" shows the labs there are"),
+		is(engine.ErrNoLab, ExitFailed, a.noLab()),
 		as(ExitFailed, func(e *ledger.CorruptError) (string, string) {
 			return "", "put the ledger back from a copy, or remove the lab: \"" + a.say("destroy") + "\" works without it"
 		}),
@@ -199,6 +199,16 @@ func (a *app) table() []rule {
 		is(syscall.ENOSPC, ExitFailed, "make room on the disk; \"lab gc\" and \"lab box prune\" remove what nobody needs"),
 		is(exec.ErrNotFound, ExitIncapable, "\"lab doctor\" checks this host and names the cure for what it lacks"),
 	}
+}
+
+// noLab is the next step when there is no such lab. One that was addressed by its
+// ID cannot be brought up: which Labfile it had is not known.
+func (a *app) noLab() string {
+	const list = "\"lab list\" shows the labs there are"
+	if a.set.string("lab") != "" {
+		return list
+	}
+	return "\"" + a.say("up") + "\" brings it up; " + list
 }
 
 func (a *app) noMachine(e *engine.NoMachineError) (text, hint string) {
