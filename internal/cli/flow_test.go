@@ -249,6 +249,15 @@ web: ready: IP TIME
 		t.Errorf("destroy: %d, %s", code, errOut)
 	}
 	d.ok("destroy", "web", "--yes")
+
+	// What the Labfile has and the lab has not is not passed over.
+	code, out, errOut = d.run("status")
+	if want := "lab: not up: web (\"lab up\" creates what is missing)\n"; code != 0 || errOut != want || strings.Contains(out, "web") {
+		t.Errorf("status of a part: %d, %q, want 0, %q\n%s", code, errOut, want, out)
+	}
+	if got := d.ok("status", "--json"); !strings.Contains(got, "  \"absent\": [\n    \"web\"\n  ]\n") {
+		t.Errorf("status --json of a part says\n%s", got)
+	}
 	d.ok("destroy", "--yes")
 	if got := d.ok("list"); got != "no labs\n" {
 		t.Errorf("list says\n%s", got)

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/ui"
 )
 
@@ -21,7 +20,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, v := range []any{
-		engine.Status{},
+		statusJSON{},
 		listJSON{},
 		ui.PlanJSON{},
 		historyJSON{},

@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/ui"
 )
@@ -21,7 +22,7 @@ brings the lab's supervisor back if that died.`,
 			"lab status --json | jq '.machines[].address'", "for a script",
 		},
 		run: func(ctx context.Context, _ request) error {
-			l, err := a.existing(ctx)
+			want, l, err := a.existingAnd(ctx)
 			if err != nil {
 				return err
 			}
@@ -29,9 +30,44 @@ brings the lab's supervisor back if that died.`,
 			if err != nil {
 				return err
 			}
-			return a.printStatus(st)
+			missing := absent(want, st)
+			if a.asJSON {
+				return ui.JSON(a.Out, statusJSON{st, missing})
+			}
+			if err := a.printStatus(st); err != nil {
+				return err
+			}
+			if len(missing) > 0 {
+				a.ui.Note("not up: %s (%q creates what is missing)", ui.Names(missing), a.say("up"))
+			}
+			return nil
 		},
 	}
+}
+
+// statusJSON is the schema of "lab status --json".
+type statusJSON struct {
+	engine.Status
+	Absent []lab.Name `json:"absent,omitempty"` // the Labfile has them, the lab has not
+}
+
+// absent returns the machines of the Labfile that the lab does not have. want may
+// be nil.
+func absent(want *lab.Lab, st engine.Status) []lab.Name {
+	if want == nil {
+		return nil
+	}
+	there := map[lab.Name]bool{}
+	for _, m := range st.Machines {
+		there[m.Name] = true
+	}
+	var names []lab.Name
+	for _, m := range want.Machines {
+		if !there[m.Name] {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // listJSON is the schema of "lab list --json".

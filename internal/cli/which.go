@@ -129,19 +129,27 @@ func (a *app) wanted(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
 // was made in: a lab must be usable, and above all removable, without its
 // Labfile.
 func (a *app) existing(ctx context.Context) (*engine.Lab, error) {
+	_, l, err := a.existingAnd(ctx)
+	return l, err
+}
+
+// existingAnd is existing; it also returns what the Labfile says, or nil if the
+// lab was found without it.
+func (a *app) existingAnd(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
 	h, err := a.host()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if id := a.set.string("lab"); id != "" {
-		return a.byID(ctx, h, id)
+		l, err := a.byID(ctx, h, id)
+		return nil, l, err
 	}
 	path, err := a.labfilePath()
 	dir := ""
 	if err == nil {
 		var want *lab.Lab
 		if want, err = a.load(path); err == nil {
-			return h.Lab(lab.NewID(want.Name, want.File)), nil
+			return want, h.Lab(lab.NewID(want.Name, want.File)), nil
 		}
 		dir = filepath.Dir(path)
 	}
@@ -150,14 +158,14 @@ func (a *app) existing(ctx context.Context) (*engine.Lab, error) {
 		apart *labfileError
 	)
 	if !errors.As(err, &bad) && !errors.Is(err, labfile.ErrNotFound) && !errors.As(err, &apart) {
-		return nil, err
+		return nil, nil, err
 	}
 	id, found := a.byDir(h, dir)
 	if !found {
-		return nil, err
+		return nil, nil, err
 	}
 	a.ui.Note("the Labfile is missing or cannot be read: this is about lab %s, which was made from it", id)
-	return h.Lab(id), nil
+	return nil, h.Lab(id), nil
 }
 
 // byDir finds the one lab whose Labfile stood in dir or, if dir is empty, in the
