@@ -200,9 +200,9 @@ func BenchmarkSwitch(b *testing.B) {
 		const size = 64 << 20
 		rate := func(d time.Duration) float64 { return float64(size) * 8 / 1e6 / d.Seconds() }
 		listen := func() *process {
-			p := s.start("exec", "b", "--", "nc -l -p 80 | wc -c")
+			p := s.start("exec", "b", "--", "nc -l -p 5000 | wc -c")
 			s.wait("b listens", func() bool {
-				return strings.Contains(s.ok("exec", "b", "--", "netstat -ltn"), ":80 ")
+				return strings.Contains(s.ok("exec", "b", "--", "netstat -ltn"), ":5000 ")
 			})
 			return p
 		}
@@ -215,7 +215,7 @@ func BenchmarkSwitch(b *testing.B) {
 		between := median(rounds, func() time.Duration {
 			p := listen()
 			began := time.Now()
-			s.ok("exec", "a", "--", fmt.Sprintf("dd if=/dev/zero bs=65536 count=%d 2>/dev/null | nc b 80", size>>16))
+			s.ok("exec", "a", "--", fmt.Sprintf("dd if=/dev/zero bs=65536 count=%d 2>/dev/null | nc b 5000", size>>16))
 			counted(p)
 			return time.Since(began)
 		})
@@ -237,7 +237,7 @@ func BenchmarkSwitch(b *testing.B) {
 		b.ReportMetric(rate(between), "Mbit/s-guest-to-guest")
 		b.ReportMetric(rate(in), "Mbit/s-host-to-guest")
 		s.ok("destroy", "--yes")
-	}, "lab: bench\nmachines:\n  a: {box: builtin/tiny}\n  b: {box: builtin/tiny, ports: [\"0:80\"]}\n")
+	}, "lab: bench\nmachines:\n  a: {box: builtin/tiny}\n  b: {box: builtin/tiny, ports: [\"0:5000\"]}\n")
 }
 
 type zeros struct{}
