@@ -65,11 +65,12 @@ func (a *app) exec(ctx context.Context, r request) error {
 	if err != nil {
 		return err
 	}
-	names, err := machines(r.args)
+	names, err := several(r.args)
 	if err != nil {
 		return err
 	}
-	if r.Bool("all") {
+	all := len(names) == 0 // by the flag or by the word
+	if all {
 		names, err = running(ctx, l)
 	} else {
 		names, err = l.Expand(names)
@@ -77,7 +78,7 @@ func (a *app) exec(ctx context.Context, r request) error {
 	if err != nil {
 		return err
 	}
-	if len(names) == 1 && !r.Bool("all") {
+	if len(names) == 1 && !all {
 		return a.attach(ctx, r, string(names[0]), cmd, r.Bool("tty"))
 	}
 	if r.Bool("tty") {

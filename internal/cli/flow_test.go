@@ -333,6 +333,30 @@ func TestALabOutlivesItsLabfile(t *testing.T) {
 	}
 }
 
+// "all", which no machine can be called, stands for every machine.
+func TestAllMachines(t *testing.T) {
+	d := newDesk(t, shop)
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	d.ok("up", "all", "-q")
+	d.ok("stop", "all", "--grace", "1s")
+	code, _, errOut := d.run("exec", "all", "--", "true")
+	if want := "lab: error: no machine of the lab runs\nlab: hint: \"lab up\" starts them\n"; code != 1 || errOut != want {
+		t.Errorf("exec all: %d, %q, want 1, %q", code, errOut, want)
+	}
+	d.ok("start", "all")
+	if got := d.ok("rebuild", "all"); !strings.Contains(got, "db    2    ready") || !strings.Contains(got, "web   2    ready") {
+		t.Errorf("rebuild all says\n%s", got)
+	}
+	code, _, errOut = d.run("destroy", "all", "web", "--yes")
+	if want := "lab: error: \"all\" means every machine and stands alone\nlab: hint: leave out the other names\n"; code != 3 || errOut != want {
+		t.Errorf("destroy all web: %d, %q, want 3, %q", code, errOut, want)
+	}
+	d.ok("destroy", "all", "--yes")
+	if got := d.ok("list"); got != "no labs\n" {
+		t.Errorf("list says\n%s", got)
+	}
+}
+
 func TestFailuresAreExplained(t *testing.T) {
 	d := newDesk(t, strings.Replace(shop, "console: lab test disk, timeout: 1m", "console: never, timeout: 1s", 1))
 	defer func() { _, _, _ = d.run("destroy", "--yes") }()

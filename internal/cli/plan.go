@@ -41,7 +41,7 @@ part of the answer.
 
 // showPlan makes the plan and prints it.
 func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
-	names, err := machines(r.args)
+	names, err := several(r.args)
 	if err != nil {
 		return plan.Plan{}, err
 	}

@@ -39,7 +39,7 @@ opened: the connection goes through lab.`,
 			"rsync -e 'ssh -F ssh.conf' a web:/srv/", "or copy",
 		},
 		run: func(ctx context.Context, r request) error {
-			names, err := machines(r.args)
+			names, err := several(r.args)
 			if err != nil {
 				return err
 			}

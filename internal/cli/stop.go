@@ -59,7 +59,7 @@ It needs no Labfile and replaces nothing; "lab up" also takes up changes.`,
 
 // change carries out something that needs no Labfile.
 func (a *app) change(ctx context.Context, r request, do func(*engine.Lab, engine.Options) error) error {
-	names, err := machines(r.args)
+	names, err := several(r.args)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ keys, its network and its record too. Boxes stay. It asks on a terminal and want
 }
 
 func (a *app) destroy(ctx context.Context, r request) error {
-	names, err := machines(r.args)
+	names, err := several(r.args)
 	if err != nil {
 		return err
 	}

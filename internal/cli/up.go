@@ -78,7 +78,7 @@ by "lab up" besides.`,
 				return usage("usage: lab rebuild MACHINE... | --all", "say which machines to rebuild, or --all")
 			}
 			return a.bring(ctx, r, (*engine.Lab).Rebuild, func(m lab.Name) bool {
-				return r.Bool("all") || slices.Contains(r.args, string(m))
+				return r.Bool("all") || slices.Contains(r.args, everyMachine) || slices.Contains(r.args, string(m))
 			})
 		},
 	}
@@ -94,7 +94,7 @@ type raise func(*engine.Lab, context.Context, *lab.Lab, engine.UpOptions) (plan.
 // bring carries out Up or Rebuild and prints the lab's state. asked reports
 // whether it was the user's own word that the machine is to be replaced.
 func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Name) bool) error {
-	names, err := machines(r.args)
+	names, err := several(r.args)
 	if err != nil {
 		return err
 	}

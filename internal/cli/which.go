@@ -229,6 +229,22 @@ func (a *app) byID(ctx context.Context, h *engine.Host, id string) (*engine.Lab,
 	return nil, usage("\"lab list\" shows the labs there are", "%q is the beginning of several labs' IDs", id)
 }
 
+// several turns arguments into names of machines for a command that takes all
+// machines where none are named. The word "all", which no machine can be called,
+// names none.
+func several(args []string) ([]lab.Name, error) {
+	if !slices.Contains(args, everyMachine) {
+		return machines(args)
+	}
+	if len(args) > 1 {
+		return nil, usage("leave out the other names", "\"all\" means every machine and stands alone")
+	}
+	return nil, nil
+}
+
+// everyMachine may be written for all machines.
+const everyMachine = "all"
+
 // machines turns arguments into names of machines.
 func machines(args []string) ([]lab.Name, error) {
 	var names []lab.Name
