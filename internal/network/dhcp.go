@@ -73,7 +73,12 @@ func (l *leaseServer) serve() {
 		}
 		to := net.UDPAddr{IP: net.IPv4bcast, Port: dhcpClientPort}
 		if !ask.ClientIPAddr.IsUnspecified() && reply.MessageType() == dhcpv4.MessageTypeAck {
-			to.IP = reply.YourIPAddr // it has the address, and asks for more time
+			// It has an address and asks for more time, or for the rest. Which one
+			// it has is not the guest's to say; and the answer to the latter names
+			// none (RFC 2131, section 4.3.5).
+			if addr, ok := l.leaseOf(ask.ClientHWAddr); ok {
+				to.IP = addr.AsSlice()
+			}
 		}
 		_, _ = l.conn.WriteTo(reply.ToBytes(), &to)
 	}

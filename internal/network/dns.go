@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 	// maxQuestions bounds the questions to the outside that wait for an answer,
 	// for each guest.
 	maxQuestions = 64
+
+	// maxDNSConns bounds the TCP connections to the name server, for each guest.
+	maxDNSConns = 32
 
 	// resolveTimeout bounds the wait for one of the host's resolvers. Guests
 	// themselves wait for five seconds (resolv.conf(5)).
@@ -83,7 +87,7 @@ func newNameServer(g *gateway, resolvers func() []netip.AddrPort) (*nameServer, 
 	}
 	n.servers = []*dns.Server{
 		{PacketConn: pc, Handler: dns.HandlerFunc(n.serveUDP)},
-		{Listener: ln, Handler: dns.HandlerFunc(n.serveTCP)},
+		{Listener: newGuestListener(g.sw, ln, maxDNSConns), Handler: dns.HandlerFunc(n.serveTCP)},
 	}
 	for _, srv := range n.servers {
 		started := make(chan struct{})
@@ -96,6 +100,48 @@ func newNameServer(g *gateway, resolvers func() []netip.AddrPort) (*nameServer, 
 		<-started
 	}
 	return n, nil
+}
+
+// guestListener accepts a bounded number of connections of each guest at a time,
+// and closes the others.
+type guestListener struct {
+	net.Listener
+	sw   *Switch
+	open [256]flowLimit // by last byte of the guest's address
+}
+
+func newGuestListener(sw *Switch, ln net.Listener, most int32) *guestListener {
+	l := &guestListener{Listener: ln, sw: sw}
+	for i := range l.open {
+		l.open[i].max = most
+	}
+	return l
+}
+
+func (l *guestListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		host, ok := l.sw.hostOf(addrOf(c.RemoteAddr()))
+		if !ok || !l.open[host].take() {
+			c.Close()
+			continue
+		}
+		return &guestConn{Conn: c, give: sync.OnceFunc(l.open[host].give)}, nil
+	}
+}
+
+// guestConn is a connection that is counted.
+type guestConn struct {
+	net.Conn
+	give func()
+}
+
+func (c *guestConn) Close() error {
+	defer c.give()
+	return c.Conn.Close()
 }
 
 func (n *nameServer) close() {

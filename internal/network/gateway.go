@@ -24,6 +24,13 @@ import (
 // mtu is that of ordinary Ethernet: machines behave as they would elsewhere.
 const mtu = 1500
 
+// The sizes of a connection's send and receive buffers in bytes: at first, and
+// what the stack may let each grow to.
+const (
+	tcpBuffer    = 128 << 10
+	maxTCPBuffer = 512 << 10
+)
+
 // nic is the gateway's one interface, the segment.
 const nic tcpip.NICID = 1
 
@@ -87,6 +94,15 @@ func (g *gateway) configure() error {
 	sack := tcpip.TCPSACKEnabled(true)
 	if err := g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &sack); err != nil {
 		return fmt.Errorf("configuring the gateway's TCP: %v", err)
+	}
+	// A guest that lets its connections stall must not fill the host's memory. The
+	// way to a guest is short, so that small buffers do not slow it down.
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBuffer, Max: maxTCPBuffer}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBuffer, Max: maxTCPBuffer}
+	for _, option := range []tcpip.SettableTransportProtocolOption{&send, &receive} {
+		if err := g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+			return fmt.Errorf("configuring the gateway's TCP: %v", err)
+		}
 	}
 	forwarder := tcp.NewForwarder(g.stack, 0, maxTCPFlows*256, g.forwardTCP)
 	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)

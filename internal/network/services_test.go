@@ -75,6 +75,26 @@ func TestLeaseIsTheFixedOne(t *testing.T) {
 	}
 }
 
+// Whatever address a guest says it has, the answer goes to its own.
+func TestInformIsAnsweredAtTheLease(t *testing.T) {
+	s := newSwitch(t, Config{})
+	_, g := plugRaw(t, s, "db", 10)
+	ask, err := dhcpv4.NewInform(g.mac(), net.IPv4(192, 0, 2, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	g.send(udpFrame(g.mac(), all, netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), ask.ToBytes()))
+	ip := header.IPv4(g.next()[header.EthernetMinimumSize:])
+	if got, want := netAddr(ip.DestinationAddress()), testNet.Host(10); got != want {
+		t.Errorf("the answer goes to %s, want %s", got, want)
+	}
+	reply, err := dhcpv4.FromBytes(header.UDP(ip.Payload()).Payload())
+	if err != nil || reply.MessageType() != dhcpv4.MessageTypeAck || !reply.YourIPAddr.IsUnspecified() {
+		t.Errorf("the answer is %v, %v", reply, err)
+	}
+}
+
 // resolver starts a name server on the host's loopback that stands for those
 // of the world.
 func resolver(t *testing.T, h dns.HandlerFunc) func() []netip.AddrPort {
@@ -483,5 +503,74 @@ func TestFlowsAreBounded(t *testing.T) {
 	l.give()
 	if !l.take() {
 		t.Error("what was given back cannot be taken")
+	}
+}
+
+// callers is a listener whose connections come from where they say.
+type callers chan net.Conn
+
+func (l callers) Accept() (net.Conn, error) {
+	c, ok := <-l
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (l callers) Close() error   { return nil }
+func (l callers) Addr() net.Addr { return nil }
+
+type caller struct {
+	net.Conn
+	from netip.Addr
+}
+
+func (c caller) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.from, 40000))
+}
+
+func TestConnectionsToTheNameServerAreBounded(t *testing.T) {
+	s := newSwitch(t, Config{})
+	in := make(callers, 8)
+	call := func(host byte) net.Conn {
+		far, near := net.Pipe()
+		t.Cleanup(func() { far.Close() })
+		in <- caller{near, testNet.Host(host)}
+		return far
+	}
+	l := newGuestListener(s, in, 2)
+	var open []net.Conn
+	accept := func() {
+		t.Helper()
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		open = append(open, c)
+	}
+	call(10)
+	call(10)
+	extra := call(10)
+	call(11) // another guest's share is its own
+	accept()
+	accept()
+	accept()
+	if got := addrOf(open[2].RemoteAddr()); got != testNet.Host(11) {
+		t.Errorf("the third connection is of %s", got)
+	}
+	if _, err := extra.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("one too many: %v, want it closed", err)
+	}
+	open[0].Close()
+	open[0].Close() // is given back once
+	call(10)
+	accept()
+	extra = call(10)
+	close(in)
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v", err)
+	}
+	if _, err := extra.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("one too many again: %v, want it closed", err)
 	}
 }
