@@ -35,6 +35,8 @@ var (
 	ErrGuestRestarted = errors.New("the agent in the guest started anew")
 	// ErrOutOfStep says that bytes arrived which belong to no frame.
 	ErrOutOfStep = errors.New("the channel to the guest is out of step")
+	// ErrIntruding says that the agent opened a stream, which only the host does.
+	ErrIntruding = errors.New("the agent in the guest opened a stream of its own")
 	// ErrClosed says that the session was closed on this side.
 	ErrClosed = errors.New("the channel to the guest is closed")
 
@@ -97,7 +99,17 @@ func Client(ctx context.Context, conn io.ReadWriteCloser) (*Session, error) {
 		conn.Close()
 		return nil, fmt.Errorf("starting the session: %w", err)
 	}
+	go refuse(mux, hc)
 	return &Session{mux: mux, conn: hc}, nil
+}
+
+// refuse ends the session at the first stream that the guest opens: nobody would
+// read it, so its bytes would only fill the host's memory.
+func refuse(mux *yamux.Session, hc *hostConn) {
+	if _, err := mux.AcceptStream(); err == nil {
+		_ = hc.set(ErrIntruding)
+		mux.Close()
+	}
 }
 
 // handshake says hello until welcome arrives.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/yamux"
 	"go.uber.org/goleak"
 )
 
@@ -325,6 +326,32 @@ func TestGuestRestartsQuietly(t *testing.T) {
 	stop()
 	serveEcho(t, p.guest())
 	wantDone(t, s, ErrGuestRestarted)
+}
+
+func TestGuestMayNotOpenStreams(t *testing.T) {
+	p := newSerial()
+	guest := p.guest()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		l := newLink(guest)
+		if err := l.await(); err != nil {
+			t.Error(err)
+			return
+		}
+		mux, err := yamux.Server(&guestConn{link: l}, config())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := mux.OpenStream(); err != nil {
+			t.Error(err)
+		}
+		<-mux.CloseChan() // the host hung up
+	})
+	s := connect(t, p.host())
+	wantDone(t, s, ErrIntruding)
+	guest.Close()
+	wg.Wait()
 }
 
 func TestGarbageFirst(t *testing.T) {
