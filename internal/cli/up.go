@@ -17,6 +17,7 @@ import (
 
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/ui"
 )
@@ -102,6 +103,7 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	if err != nil {
 		return err
 	}
+	known := wasReady(l)
 	show := a.show()
 	opt := engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
 		Machines: names, Events: show.event, Command: a.typed,
@@ -116,7 +118,7 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	if err != nil {
 		return err
 	}
-	if done.Changes() {
+	if done.Changes() && !known {
 		a.tellEmulation(st)
 	}
 	if a.ui.Quiet && !a.asJSON {
@@ -125,7 +127,14 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	return a.printStatus(st)
 }
 
-// tellEmulation says once what emulation costs.
+// wasReady reports whether a machine of the lab ever became ready.
+func wasReady(l *engine.Lab) bool {
+	records, err := l.History()
+	return err == nil && slices.ContainsFunc(records, func(r ledger.Record) bool { return r.Type == ledger.MachineReady })
+}
+
+// tellEmulation says what emulation costs. It is for a lab that came up for the
+// first time: who goes on working with it knows.
 func (a *app) tellEmulation(st engine.Status) {
 	for _, m := range st.Machines {
 		if m.Accel == "tcg" {
