@@ -14,7 +14,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -206,6 +208,52 @@ ssh-ed25519 AAAA alice
 ` + key + " lab\n"
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("files differ for another identity:\n%s", d)
+	}
+}
+
+// A user cannot have root write, or read, elsewhere than in the user's own .ssh.
+func TestAuthorizeFollowsNoLinks(t *testing.T) {
+	for name, c := range map[string]struct {
+		plant func(home string) error
+		want  string
+	}{
+		"directory": {
+			func(home string) error {
+				return errors.Join(os.Mkdir(filepath.Join(home, "elsewhere"), 0o700), os.Symlink("elsewhere", filepath.Join(home, ".ssh")))
+			}, `authorizing keys for user "lab": /home/lab/.ssh is not a directory, and links are not followed`,
+		},
+		"file": {
+			func(home string) error {
+				return errors.Join(os.Mkdir(filepath.Join(home, ".ssh"), 0o700), os.Symlink("../secret", filepath.Join(home, ".ssh/authorized_keys")))
+			}, `authorizing keys for user "lab": authorized_keys is a link or no regular file, and is left alone`,
+		},
+		"hard link": {
+			func(home string) error {
+				return errors.Join(os.Mkdir(filepath.Join(home, ".ssh"), 0o700), os.Link(filepath.Join(home, "secret"), filepath.Join(home, ".ssh/authorized_keys")))
+			}, `authorizing keys for user "lab": authorized_keys is a link or no regular file, and is left alone`,
+		},
+		"pipe": {
+			func(home string) error {
+				return errors.Join(os.Mkdir(filepath.Join(home, ".ssh"), 0o700), syscall.Mkfifo(filepath.Join(home, ".ssh/authorized_keys"), 0o600))
+			}, `authorizing keys for user "lab": authorized_keys is a link or no regular file, and is left alone`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, dir := newAgent(t, map[string]string{"etc/passwd": passwd(), "home/lab/secret": "secret"}, refusing{})
+			home := filepath.Join(dir, "home/lab")
+			if err := c.plant(home); err != nil {
+				t.Fatal(err)
+			}
+			if h := identify(t, a, identity(t)); !slices.Contains(h.Warnings, c.want) {
+				t.Errorf("warnings: %q, want %s", h.Warnings, c.want)
+			}
+			if left, err := os.ReadDir(filepath.Join(home, "elsewhere")); len(left) > 0 {
+				t.Errorf("behind the link: %v, %v", left, err)
+			}
+			if text, err := os.ReadFile(filepath.Join(home, "secret")); string(text) != "secret" {
+				t.Errorf("the other file holds %q, %v", text, err)
+			}
+		})
 	}
 }
 

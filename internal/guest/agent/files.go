@@ -11,14 +11,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/guest/agentapi"
 )
@@ -132,33 +135,124 @@ func (a *Agent) authorize(user string, keys []string) error {
 		if err := errors.Join(err1, err2); err != nil || home == "" {
 			return err
 		}
-		dir, file := path.Join(home, ".ssh"), path.Join(home, ".ssh/authorized_keys")
-		if err := a.mkdir(dir, 0o700); err != nil {
+		if err := a.mkdir(home, 0o700); err != nil {
 			return err
 		}
-		old, err := a.Root.ReadFile(file)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		dir, err := a.sshDir(home, owner{uid, gid})
+		if err != nil {
 			return err
 		}
-		var b strings.Builder
-		for line := range strings.Lines(string(old)) {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, " "+keyComment) {
-				b.WriteString(line + "\n")
-			}
-		}
-		for _, k := range keys {
-			f := strings.Fields(k)
-			b.WriteString(strings.Join(f[:min(2, len(f))], " ") + " " + keyComment + "\n")
-		}
-		if err := a.write(file, []byte(b.String()), 0o600); err != nil {
-			return err
-		}
-		if os.Getuid() != 0 {
-			return nil
-		}
-		return errors.Join(a.Root.Lchown(dir, uid, gid), a.Root.Lchown(file, uid, gid))
+		defer dir.Close()
+		return addKeys(dir, keys, owner{uid, gid})
 	}
 	return nil
+}
+
+// owner is whom a file is given to.
+type owner struct{ uid, gid int }
+
+// give makes f its owner's. Only root can do that, so nobody else tries.
+func (o owner) give(f *os.File) error {
+	if os.Getuid() != 0 {
+		return nil
+	}
+	return f.Chown(o.uid, o.gid)
+}
+
+// sshDir opens the directory .ssh in home, which it makes if need be. The user may
+// have put anything there and may change it at any time, so a link is refused, and
+// what was looked at is what is opened.
+func (a *Agent) sshDir(home string, o owner) (*os.Root, error) {
+	const name = ".ssh"
+	full := "/" + path.Join(home, name)
+	in, err := a.Root.OpenRoot(home)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	if err := in.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("making %s: %w", full, err)
+	}
+	seen, err := in.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !seen.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory, and links are not followed", full)
+	}
+	dir, err := in.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	self, err := dir.Open(".")
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	defer self.Close()
+	opened, err := self.Stat()
+	if err == nil && !os.SameFile(seen, opened) {
+		err = fmt.Errorf("%s was replaced meanwhile", full)
+	}
+	if err == nil {
+		err = o.give(self)
+	}
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// addKeys replaces our keys in the file authorized_keys of dir.
+func addKeys(dir *os.Root, keys []string, o owner) error {
+	const file = "authorized_keys"
+	old, err := readOwn(dir, file)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	for line := range strings.Lines(string(old)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, " "+keyComment) {
+			b.WriteString(line + "\n")
+		}
+	}
+	for _, k := range keys {
+		f := strings.Fields(k)
+		b.WriteString(strings.Join(f[:min(2, len(f))], " ") + " " + keyComment + "\n")
+	}
+	if err := write(dir, file, []byte(b.String()), 0o600, o.give); err != nil {
+		return fmt.Errorf("writing %s: %w", file, err)
+	}
+	return nil
+}
+
+// readOwn reads a file that a user may have put there; no file is an empty one. It
+// refuses links of both kinds, by which a user could read what only root may, and
+// whatever root would wait at.
+func readOwn(dir *os.Root, name string) ([]byte, error) {
+	fi, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := dir.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer f.Close()
+		var opened fs.FileInfo
+		if opened, err = f.Stat(); err == nil {
+			st, ok := opened.Sys().(*syscall.Stat_t)
+			if fi.Mode().IsRegular() && os.SameFile(fi, opened) && ok && st.Nlink == 1 {
+				return io.ReadAll(f)
+			}
+		}
+	}
+	if err == nil || fi.Mode()&fs.ModeSymlink != 0 {
+		err = fmt.Errorf("%s is a link or no regular file, and is left alone", name)
+	}
+	return nil, err
 }
 
 // hostKey hands the host key to the guest's own ssh server: where OpenSSH and
@@ -214,30 +308,41 @@ func (a *Agent) mkdir(name string, mode fs.FileMode) error {
 	return nil
 }
 
+// write is the function write for a file of the guest.
+func (a *Agent) write(name string, data []byte, mode fs.FileMode) error {
+	if err := write(a.Root, name, data, mode, nil); err != nil {
+		return fmt.Errorf("writing /%s: %w", name, err)
+	}
+	return nil
+}
+
 // write replaces a file as a whole, unless it already is what it should be. It does
 // not wait for the disk, which is slow under emulation: what a crash takes away, the
-// host hands over again.
-func (a *Agent) write(name string, data []byte, mode fs.FileMode) error {
-	if fi, err := a.Root.Lstat(name); err == nil && fi.Mode() == mode {
-		if old, err := a.Root.ReadFile(name); err == nil && bytes.Equal(old, data) {
+// host hands over again. give, if not nil, is called with the file before others can
+// see it under its name.
+func write(root *os.Root, name string, data []byte, mode fs.FileMode, give func(*os.File) error) error {
+	if fi, err := root.Lstat(name); err == nil && fi.Mode() == mode {
+		if old, err := root.ReadFile(name); err == nil && bytes.Equal(old, data) {
 			return nil
 		}
 	}
 	tmp := name + ".lab-new"
-	err := a.Root.Remove(tmp)
+	err := root.Remove(tmp)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("writing /%s: %w", name, err)
+		return err
 	}
-	f, err := a.Root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err == nil {
-		_, err = f.Write(data)
+		if give != nil {
+			err = give(f)
+		}
+		if err == nil {
+			_, err = f.Write(data)
+		}
 		err = errors.Join(err, f.Chmod(mode), f.Close())
 	}
 	if err == nil {
-		err = a.Root.Rename(tmp, name)
+		err = root.Rename(tmp, name)
 	}
-	if err != nil {
-		return fmt.Errorf("writing /%s: %w", name, err)
-	}
-	return nil
+	return err
 }
