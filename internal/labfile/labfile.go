@@ -37,8 +37,12 @@ func fileNames() []string { return []string{"Labfile", "Labfile.yaml", "Labfile.
 
 // Find returns the absolute path of the Labfile that is in force in dir: the one
 // in dir itself, or else in the nearest directory above. It wraps ErrNotFound if
-// there is none.
-func Find(dir string) (string, error) {
+// there is none, and is a *ForeignError if that above is another user's: such a file
+// was not chosen by going to its directory, and a Labfile runs what it likes.
+func Find(dir string) (string, error) { return find(dir, os.Geteuid()) }
+
+// find is Find for the user uid.
+func find(dir string, uid int) (string, error) {
 	start, err := filepath.Abs(dir)
 	if err != nil {
 		return "", fmt.Errorf("looking for a Labfile: %w", err)
@@ -50,6 +54,12 @@ func Find(dir string) (string, error) {
 			// A directory may well be called Labfile; anything else is
 			// Load's to judge.
 			if err == nil && !fi.IsDir() {
+				if at == start {
+					return path, nil
+				}
+				if err := foreign(path, fi, uid); err != nil {
+					return "", err
+				}
 				return path, nil
 			}
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -60,6 +70,36 @@ func Find(dir string) (string, error) {
 			return "", fmt.Errorf("%w in %s or above", ErrNotFound, start)
 		}
 	}
+}
+
+// ForeignError says that the Labfile which is in force belongs to another user.
+type ForeignError struct {
+	Path string
+	UID  int // whom it belongs to
+}
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("the Labfile in force here, %s, belongs to another user (uid %d)", e.Path, e.UID)
+}
+
+// Hint says how to use it all the same.
+func (e *ForeignError) Hint() string {
+	return "if you trust that user, name it: -f " + e.Path
+}
+
+// foreign returns a *ForeignError if the file, or the link that leads to it, belongs
+// neither to the user uid nor to root.
+func foreign(path string, fi fs.FileInfo, uid int) error {
+	link, err := os.Lstat(path)
+	if err != nil {
+		return fmt.Errorf("looking for a Labfile: %w", err)
+	}
+	for _, fi := range []fs.FileInfo{link, fi} {
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != uid {
+			return &ForeignError{Path: path, UID: int(st.Uid)}
+		}
+	}
+	return nil
 }
 
 // Load reads the Labfile at path. What is wrong with its content, or with its being

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -278,6 +279,45 @@ func TestFind(t *testing.T) {
 	_, err := Find("/proc")
 	if !errors.Is(err, ErrNotFound) || message(err) != "no Labfile found in /proc or above" {
 		t.Errorf("got %v, want ErrNotFound", err)
+	}
+}
+
+// Another user's Labfile above, such as one in /tmp, is not used unasked.
+func TestFindRefusesAnotherUsersAbove(t *testing.T) {
+	root := t.TempDir()
+	path, below := filepath.Join(root, "Labfile"), filepath.Join(root, "a", "b")
+	if err := errors.Join(os.MkdirAll(below, 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	owner := os.Geteuid()
+	if owner == 0 { // what is root's is everybody's
+		if owner = 4242; os.Chown(path, owner, -1) != nil {
+			t.Fatal("root cannot give a file away")
+		}
+	}
+	for _, c := range []struct {
+		dir string
+		uid int
+		ok  bool
+	}{{below, owner, true}, {below, owner + 1, false}, {root, owner + 1, true}} {
+		got, err := find(c.dir, c.uid)
+		if c.ok {
+			if err != nil || got != path {
+				t.Errorf("in %s as %d: %q, %v", c.dir, c.uid, got, err)
+			}
+			continue
+		}
+		var foreign *ForeignError
+		if !errors.As(err, &foreign) || got != "" {
+			t.Fatalf("in %s as %d: %q, %v", c.dir, c.uid, got, err)
+		}
+		want := []string{
+			fmt.Sprintf("the Labfile in force here, %s, belongs to another user (uid %d)", path, owner),
+			"if you trust that user, name it: -f " + path,
+		}
+		if foreign.Error() != want[0] || foreign.Hint() != want[1] {
+			t.Errorf("got %q, %q\nwant %q", foreign.Error(), foreign.Hint(), want)
+		}
 	}
 }
 
