@@ -40,7 +40,7 @@ func Dial(ctx context.Context, d dirs.Dirs, id lab.ID) (*Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errGoing)
 	defer cancel()
 	for {
-		c, err := dialOnce(ctx, d, id)
+		c, err := dialOnce(ctx, d, id, helloTimeout)
 		if err == nil || !errors.Is(err, errGoing) {
 			return c, err
 		}
@@ -52,9 +52,55 @@ func Dial(ctx context.Context, d dirs.Dirs, id lab.ID) (*Client, error) {
 	}
 }
 
-func dialOnce(ctx context.Context, d dirs.Dirs, id lab.ID) (*Client, error) {
+// SilentError says that a lab's supervisor lives but does not answer.
+type SilentError struct {
+	PID    int // 0 if it is not known
+	Waited time.Duration
+	Halted bool // by a signal such as SIGSTOP, or by a debugger
+}
+
+func (e *SilentError) Error() string {
+	who := "the lab's supervisor"
+	if e.PID != 0 {
+		who += fmt.Sprintf(" (process %d)", e.PID)
+	}
+	if e.Halted {
+		return fmt.Sprintf("%s is stopped by a signal: it did not answer within %v", who, e.Waited)
+	}
+	return fmt.Sprintf("%s did not answer within %v", who, e.Waited)
+}
+
+// Hint says what to do about the process. Machines outlive their supervisor.
+func (e *SilentError) Hint() string {
+	const anew = "the machines run on, and the next command starts a new one"
+	switch {
+	case e.PID == 0:
+		return "end that process: " + anew
+	case e.Halted:
+		return fmt.Sprintf("\"kill -CONT %d\" lets it go on; or \"kill -KILL %[1]d\": %s", e.PID, anew)
+	}
+	return fmt.Sprintf("try again if the host is busy; or \"kill -KILL %d\": %s", e.PID, anew)
+}
+
+// listenerOf returns the process that listens on a unix socket, 0 if that cannot be
+// told.
+func listenerOf(socket string) int {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0
+	}
+	return peerOf(unixConn)
+}
+
+// dialOnce gives a supervisor limit to say hello.
+func dialOnce(ctx context.Context, d dirs.Dirs, id lab.ID, limit time.Duration) (*Client, error) {
 	c := &Client{socket: socketPath(d, id)}
-	hctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	hctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	conn, r, err := c.ask(hctx, request{Op: opHello})
 	switch {
@@ -64,7 +110,8 @@ func dialOnce(ctx context.Context, d dirs.Dirs, id lab.ID) (*Client, error) {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("reaching the lab's supervisor: %w", context.Cause(ctx))
 	case hctx.Err() != nil:
-		return nil, fmt.Errorf("the lab's supervisor did not answer within %v", helloTimeout)
+		pid := listenerOf(c.socket)
+		return nil, &SilentError{PID: pid, Waited: limit, Halted: halted(pid)}
 	case !gone(err):
 		return nil, err
 	case Alive(d, id):

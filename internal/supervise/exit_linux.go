@@ -3,7 +3,10 @@
 package supervise
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -35,4 +38,31 @@ func exitOf(pid int) func(context.Context) error {
 			}
 		}
 	}
+}
+
+// peerOf returns the process that listened when the connection was made, 0 if the
+// kernel does not tell.
+func peerOf(conn *net.UnixConn) int {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	_ = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	})
+	return pid
+}
+
+// halted reports whether a signal or a debugger has stopped the process.
+func halted(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// The state follows the command's name, which may hold anything, in parentheses.
+	state := bytes.TrimSpace(b[bytes.LastIndexByte(b, ')')+1:])
+	return len(state) > 0 && (state[0] == 'T' || state[0] == 't')
 }

@@ -578,6 +578,40 @@ func TestSuccessorOfAKilledSupervisor(t *testing.T) {
 	}
 }
 
+func TestStoppedSupervisorIsNamed(t *testing.T) {
+	d := testDirs(t)
+	start, _ := spawner(t, d)
+	ctx := testContext(t)
+	c, err := Ensure(ctx, d, labID, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil { // our own child, alive: it has just answered
+		t.Fatal(err)
+	}
+	defer syscall.Kill(c.pid, syscall.SIGCONT)
+	for !halted(c.pid) {
+		if ctx.Err() != nil {
+			t.Fatal("it does not stop")
+		}
+		time.Sleep(pause)
+	}
+	_, err = dialOnce(ctx, d, labID, 50*time.Millisecond)
+	var silent *SilentError
+	if !errors.As(err, &silent) {
+		t.Fatalf("dialing: %v", err)
+	}
+	got := []string{silent.Error(), silent.Hint()}
+	want := []string{
+		fmt.Sprintf("the lab's supervisor (process %d) is stopped by a signal: it did not answer within 50ms", c.pid),
+		fmt.Sprintf("\"kill -CONT %d\" lets it go on; or \"kill -KILL %[1]d\": the machines run on, and the next command starts a new one", c.pid),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestConcurrentEnsureStartsOne(t *testing.T) {
 	d := testDirs(t)
 	start, count := spawner(t, d)
