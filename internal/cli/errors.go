@@ -52,6 +52,10 @@ func (e *labfileError) Unwrap() error { return e.error }
 
 // Hint implements hinter.
 func (e *labfileError) Hint() string {
+	var own hinter
+	if errors.As(e.error, &own) {
+		return own.Hint()
+	}
 	if errors.Is(e.error, fs.ErrNotExist) {
 		return "\"lab init\" writes one; -f FILE names another; \"lab list\" shows the labs there are"
 	}
