@@ -5,6 +5,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -380,6 +381,49 @@ func TestStaleFiles(t *testing.T) {
 		t.Errorf("with stale files: %+v", m)
 	}
 	must(t, p.Start(ctx, webOne))
+}
+
+// A process that has the lock of a running machine but never becomes one is
+// named, and not waited for without end.
+func TestNeitherUpNorDown(t *testing.T) {
+	p, d := testProvider(t)
+	ctx := testContext(t)
+	must(t, p.Create(ctx, testSpec(t)))
+	path := filepath.Join(d.Generation(webOne), fileAlive)
+	held, ok, err := tryLock(path)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	defer held.Close()
+	patience := p.patience
+	p.patience = 20 * time.Millisecond
+	why := fmt.Sprintf("the machine has been neither up nor down for 20ms: %s is held by process %d (end it if it is a QEMU that hangs)", path, os.Getpid())
+	if err := p.Start(ctx, webOne); err == nil || err.Error() != fmt.Sprintf("starting machine %q: %s", webOne, why) {
+		t.Errorf("Start: %v", err)
+	}
+	if err := p.Stop(ctx, webOne, 0); err == nil || err.Error() != fmt.Sprintf("stopping machine %q: %s", webOne, why) {
+		t.Errorf("Stop: %v", err)
+	}
+	p.patience = patience
+}
+
+// A command that looks at the machine for a moment does not keep the sockets of a
+// dead QEMU from being removed.
+func TestStopWaitsForTheLock(t *testing.T) {
+	p, d := testProvider(t)
+	ctx := testContext(t)
+	must(t, p.Create(ctx, testSpec(t)), os.MkdirAll(d.RunLab(webOne.Lab), 0o700))
+	socket := d.Socket(webOne, socketMonitor)
+	must(t, os.WriteFile(socket, nil, 0o600))
+	held, ok, err := tryLock(filepath.Join(d.Generation(webOne), fileLock))
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { held.Close() })
+	must(t, p.Stop(ctx, webOne, 0))
+	if _, err := os.Stat(socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket: %v", err)
+	}
 }
 
 func TestFilesAreThePrivateKind(t *testing.T) {

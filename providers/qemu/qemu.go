@@ -44,6 +44,8 @@ type Provider struct {
 	cfg Config
 	log *slog.Logger
 
+	patience time.Duration // with a machine that is neither up nor down
+
 	probing sync.Mutex // one probe at a time within the process
 }
 
@@ -71,7 +73,7 @@ func New(cfg Config) *Provider {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Provider{cfg: cfg, log: log}
+	return &Provider{cfg: cfg, log: log, patience: startTimeout}
 }
 
 // Name returns "qemu".

@@ -105,8 +105,10 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 }
 
 // claim takes the lock that QEMU inherits. If it is taken, either the machine
-// runs, or a QEMU whose starter was killed is on its way up or down.
+// runs, or a QEMU whose starter was killed is on its way up or down: that may
+// take as long as a start.
 func (p *Provider) claim(ctx context.Context, dir string) (alive *os.File, running bool, err error) {
+	until := time.Now().Add(p.patience)
 	for {
 		f, ok, err := tryLock(filepath.Join(dir, fileAlive))
 		if err != nil || ok {
@@ -115,6 +117,9 @@ func (p *Provider) claim(ctx context.Context, dir string) (alive *os.File, runni
 		pid, err := lockHolder(filepath.Join(dir, filePID))
 		if err != nil || pid != 0 {
 			return nil, pid != 0, err
+		}
+		if time.Now().After(until) {
+			return nil, false, stuck(dir, p.patience)
 		}
 		if err := pause(ctx, lockRetry); err != nil {
 			return nil, false, err

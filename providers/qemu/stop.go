@@ -4,9 +4,12 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,10 +53,15 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 		}
 		p.settle(dir)
 	}
-	// The sockets of a killed QEMU stay behind. Whoever holds the lock now
-	// removes them as well.
-	held, ok, err := tryLock(filepath.Join(dir, fileLock))
-	if err != nil || !ok {
+	// The sockets of a killed QEMU stay behind. Whoever holds the lock for long
+	// starts or destroys the machine, and removes them as well.
+	limited, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	held, err := lock(limited, filepath.Join(dir, fileLock))
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil
+	}
+	if err != nil {
 		return ignoreGone(err)
 	}
 	defer held.Close()
@@ -114,8 +122,10 @@ func command(ctx context.Context, monitor, name string) error {
 }
 
 // find returns the generation's QEMU, nil if there is none. A QEMU that has just
-// been started has no pid file yet but is alive: it is waited for.
+// been started has no pid file yet but is alive: it is waited for, as long as a
+// start may take.
 func (p *Provider) find(ctx context.Context, dir string) (*process, error) {
+	until := time.Now().Add(p.patience)
 	for {
 		proc, err := findProcess(filepath.Join(dir, filePID))
 		if err != nil || proc != nil {
@@ -132,10 +142,47 @@ func (p *Provider) find(ctx context.Context, dir string) (*process, error) {
 			alive.Close()
 			return nil, nil
 		}
+		if time.Now().After(until) {
+			return nil, stuck(dir, p.patience)
+		}
 		if err := pause(ctx, lockRetry); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// stuck describes a machine that is neither up nor down: a process has the lock
+// that QEMU inherits, but no QEMU has written its pid.
+func stuck(dir string, waited time.Duration) error {
+	path := filepath.Join(dir, fileAlive)
+	who := "an unknown process"
+	if pids := openers(path); len(pids) > 0 {
+		who = fmt.Sprintf("process %s (end it if it is a QEMU that hangs)", strings.Join(pids, ", "))
+	}
+	return fmt.Errorf("the machine has been neither up nor down for %s: %s is held by %s", waited, path, who)
+}
+
+// openers lists the processes that have the file open, as far as /proc lets this
+// one see.
+func openers(path string) []string {
+	own, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return nil
+	}
+	var pids []string
+	for _, link := range links {
+		pid := strings.Split(link, "/")[2]
+		// By identity, for a path with symbolic links in it reads differently there.
+		opened, err := os.Stat(link)
+		if err == nil && os.SameFile(own, opened) && !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // kill ends the generation's QEMU by SIGKILL, if there is one.
