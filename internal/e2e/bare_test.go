@@ -77,7 +77,7 @@ func (m bare) boot(s *site) time.Duration {
 	if out, err := s.command(ctx, nil, "qemu-img", "create", "-q", "-f", "qcow2", "-F", m.format, "-b", m.disk, overlay).CombinedOutput(); err != nil {
 		s.Fatalf("qemu-img: %v\n%s", err, out)
 	}
-	qemu := s.command(ctx, nil, "qemu-system-x86_64", "-nodefaults", "-machine", "pc", "-accel", m.accel, "-cpu", "max",
+	qemu := s.command(ctx, nil, "qemu-system-x86_64", "-nodefaults", "-machine", "q35", "-accel", m.accel, "-cpu", "max",
 		"-smp", m.cpus, "-m", m.memory, "-display", "none", "-serial", "null",
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", m.append,
 		"-drive", "file="+overlay+",format=qcow2,if=virtio,cache=unsafe",

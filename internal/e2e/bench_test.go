@@ -200,7 +200,7 @@ func BenchmarkSwitch(b *testing.B) {
 		const size = 64 << 20
 		rate := func(d time.Duration) float64 { return float64(size) * 8 / 1e6 / d.Seconds() }
 		listen := func() *process {
-			p := s.start("exec", "b", "--", "nc -l -p 5000 | wc -c")
+			p := s.start("exec", "b", "--", "rm -f /tmp/open; mkfifo /tmp/open; nc -l -p 5000 <>/tmp/open | wc -c")
 			s.wait("b listens", func() bool {
 				return strings.Contains(s.ok("exec", "b", "--", "netstat -ltn"), ":5000 ")
 			})
