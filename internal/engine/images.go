@@ -30,8 +30,9 @@ type Image struct {
 	MinMemory lab.Bytes
 }
 
-// images resolves the boxes of the machines that o selects, as the lock file
-// pins them. What was not pinned yet is remembered for writeLock.
+// images resolves all boxes of the Labfile, as the lock file pins them, so that a
+// lock file is never half written. What was not pinned yet is remembered for
+// writeLock.
 func (s *session) images(ctx context.Context, want *lab.Lab, o UpOptions) (map[string]Image, error) {
 	path := labfile.LockPath(want.File)
 	old, err := labfile.ReadLock(path)
@@ -142,12 +143,11 @@ func (l *Lab) PinBoxes(ctx context.Context, want *lab.Lab, update bool, o Option
 	if err != nil {
 		return nil, err
 	}
-	lookup := want
 	s.pins = old.Clone()
 	if update {
 		s.pins.Boxes = map[string]labfile.LockedBox{}
-		for _, b := range lookup.Boxes {
-			_, entry, err := s.resolveFresh(ctx, want, b)
+		for _, b := range want.Boxes {
+			_, entry, err := s.resolve(ctx, want, b, labfile.LockedBox{})
 			if err != nil {
 				return nil, fmt.Errorf("box %q: %w", b.Name, err)
 			}
@@ -163,11 +163,7 @@ func (l *Lab) PinBoxes(ctx context.Context, want *lab.Lab, update bool, o Option
 	return s.pinned, labfile.WriteLock(path, s.pins)
 }
 
-// resolveFresh finds a box anew, whatever was pinned.
-func (s *session) resolveFresh(ctx context.Context, want *lab.Lab, b lab.Box) (Image, labfile.LockedBox, error) {
-	return s.resolve(ctx, want, b, labfile.LockedBox{})
-}
-
+// changes says how the lock file changed.
 func changes(old, now labfile.Lock) []LockChange {
 	var cs []LockChange
 	for name, b := range now.Boxes {
