@@ -34,11 +34,7 @@ printed nothing for a second; "lab logs -f" follows without an end.`,
 			"echo help | lab console web", "send a line, print the answer",
 		},
 		run: func(ctx context.Context, r request) error {
-			names, err := machines(r.args)
-			if err != nil {
-				return err
-			}
-			l, err := a.existing(ctx)
+			l, names, err := a.named(ctx, r)
 			if err != nil {
 				return err
 			}

@@ -137,11 +137,7 @@ func (a *app) sshProxyCommand() *command {
 		short: "connect stdin and stdout to a machine's ssh server",
 		long:  `For ssh's ProxyCommand: see "lab ssh-config".`,
 		run: func(ctx context.Context, r request) error {
-			names, err := machines(r.args)
-			if err != nil {
-				return err
-			}
-			l, err := a.existing(ctx)
+			l, names, err := a.named(ctx, r)
 			if err != nil {
 				return err
 			}

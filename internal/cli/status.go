@@ -120,11 +120,7 @@ func (a *app) historyCommand() *command {
 			"lab history web", "of one machine",
 		},
 		run: func(ctx context.Context, r request) error {
-			names, err := machines(r.args)
-			if err != nil {
-				return err
-			}
-			l, err := a.existing(ctx)
+			l, names, err := a.named(ctx, r)
 			if err != nil {
 				return err
 			}

@@ -245,6 +245,17 @@ func several(args []string) ([]lab.Name, error) {
 // everyMachine may be written for all machines.
 const everyMachine = "all"
 
+// named returns the lab that the command is about, which must exist, and the
+// machines that its arguments name.
+func (a *app) named(ctx context.Context, r request) (*engine.Lab, []lab.Name, error) {
+	names, err := machines(r.args)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := a.existing(ctx)
+	return l, names, err
+}
+
 // machines turns arguments into names of machines.
 func machines(args []string) ([]lab.Name, error) {
 	var names []lab.Name
