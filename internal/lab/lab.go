@@ -77,6 +77,8 @@ type Lab struct {
 	File     string    // absolute path of the Labfile it was read from
 	Boxes    []Box     // every box the machines use, sorted by name
 	Machines []Machine // in the order of the Labfile, replicas ascending
+
+	Expires time.Duration // the lab is destroyed so long after it was opened; 0 means never
 }
 
 // Machine returns the machine called name.
@@ -109,6 +111,14 @@ type Machine struct {
 	Ready     []Check
 	User      string // login name; empty means the box's own
 	UserData  string // cloud-init user data, merged with what lab needs; empty if none
+
+	Provision []Provision // baked into its image
+	Volumes   []Volume
+	Mounts    []Mount
+	Replace   Replace
+	OnShell   Shell
+	MaxAge    Expiry // since the generation's birth
+	Idle      Expiry // since it was last used
 }
 
 // Forward makes a guest port reachable on the host's loopback.
