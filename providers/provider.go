@@ -24,6 +24,8 @@ var (
 	// ErrIncapable says that this host cannot do what was asked; the error's
 	// text says what is missing.
 	ErrIncapable = errors.New("host not capable")
+	// ErrInUse says that a volume is attached to another machine that runs.
+	ErrInUse = errors.New("volume in use")
 )
 
 // Provider runs machines. Every method may be called by several goroutines and
@@ -110,20 +112,102 @@ type PortDialer interface {
 	DialPort(ctx context.Context, g lab.Generation, port uint16) (net.Conn, error)
 }
 
+// Freezer is implemented by providers that can freeze a machine's disk. What is
+// frozen is read-only for ever and has a fresh overlay above it; the machine may
+// run, and pauses for no longer than an instant. Whoever wants what the guest has
+// in its caches makes the guest sync first.
+type Freezer interface {
+	// Freeze makes what the machine wrote to its disk so far its birth. A
+	// generation that has its birth already is left as it is. A Freeze that was
+	// interrupted is done by the next one. ErrNotFound.
+	Freeze(ctx context.Context, g lab.Generation) (Frozen, error)
+
+	// Snapshot freezes what the machine wrote since the last Snapshot or Freeze,
+	// each time anew: a layer per step of a bake. It does not make a birth.
+	// ErrNotFound.
+	Snapshot(ctx context.Context, g lab.Generation) (Frozen, error)
+}
+
+// Frozen is a frozen part of a disk.
+type Frozen struct {
+	// Layers are absolute paths of qcow2 overlays as in Image.Layers: what was
+	// frozen, lowest first. It is one, or more if the disk had been opened or a
+	// freeze had been interrupted before. They stay where they are until the
+	// generation is destroyed (a hard link outlives that), and name nothing
+	// below them. They have been given to the host's page cache: whoever keeps
+	// them syncs them.
+	Layers []string
+	Size   lab.Bytes // virtual size of the disk
+}
+
+// DiskReader is implemented by providers whose machines' disks can be read from
+// outside.
+type DiskReader interface {
+	// OpenDisk returns the layers of the generation's disk as it is at this
+	// moment: nobody writes to them until Release. A machine that runs goes on,
+	// and pauses for no longer than an instant. One caller at a time has the disk
+	// open; others wait as long as ctx allows. A Release that never came because
+	// its process ended is made up for by the next OpenDisk. ErrNotFound.
+	OpenDisk(ctx context.Context, g lab.Generation) (Disk, error)
+}
+
+// Disk is a machine's disk, open for reading.
+type Disk struct {
+	Layers []Layer // from the box up
+	Birth  int     // so many of the layers are the birth, the rest is drift; 0 if it was never frozen
+	// Release lets go of the layers and merges them with what was written
+	// meanwhile, as far as the machine runs. It must be called, once; its ctx
+	// should outlive that of OpenDisk.
+	Release func(context.Context) error
+}
+
+// Layer is one file of a disk. Nothing in the file says what lies below it.
+type Layer struct {
+	Path   string // absolute
+	Format string // "qcow2" or "raw"
+}
+
 // Spec is everything a provider needs to make a generation.
 type Spec struct {
 	lab.Generation
-	Image  Image
-	CPUs   int
-	Memory lab.Bytes
-	Disk   lab.Bytes // virtual size of the overlay; 0 keeps the image's, less is an error
-	MAC    string    // lower case, colons; empty for a machine without a NIC
-	Seed   []byte    // a NoCloud volume to attach read-only; empty if none
-	Agent  bool      // give the machine the agent's virtio-serial port, AgentPort
+	Image   Image
+	CPUs    int
+	Memory  lab.Bytes
+	Disk    lab.Bytes // virtual size of the overlay; 0 keeps the image's, less is an error
+	MAC     string    // lower case, colons; empty for a machine without a NIC; another generation may run with the same
+	Seed    []byte    // a NoCloud volume to attach read-only; empty if none
+	Agent   bool      // give the machine the agent's virtio-serial port, AgentPort
+	Volumes []Volume  // at most MaxVolumes; the guest meets them in this order
+	Mounts  []Mount   // at most MaxMounts
+	Append  string    // goes behind the image's kernel command line; an error if the image has no kernel
 }
 
 // AgentPort is the name of the virtio-serial port that lab-agent opens.
 const AgentPort = "dev.labfile.agent.0"
+
+// How many volumes and mounts a machine can have.
+const (
+	MaxVolumes = 12
+	MaxMounts  = 10
+)
+
+// Volume is a disk that outlives the generation. The guest's flushes reach the
+// host's disk. Start returns ErrInUse if another machine has the volume and
+// either of the two may write to it.
+type Volume struct {
+	Name     string // the disk's serial number in the guest: 1 to 20 of A-Z a-z 0-9 . _ -
+	Path     string // absolute path of a qcow2 file without a backing file
+	ReadOnly bool
+}
+
+// Mount is a folder of the host that the guest can mount, by 9p. The guest sees
+// the owners and modes of the host; what its root writes belongs to the calling
+// user. Create returns ErrIncapable if the host cannot do that.
+type Mount struct {
+	Tag      string // the name to mount it by: 1 to 31 of A-Z a-z 0-9 . _ -
+	Path     string // absolute
+	Writable bool
+}
 
 // Image is what machines are born from, as files on the host that nothing will
 // ever change or move. They have been inspected: opening them is safe.
@@ -131,11 +215,14 @@ type Image struct {
 	Digest string // what the ledger and the provider's definition record
 	Arch   string // Go's name: "amd64"
 	Disk   string // absolute path
-	Format string // "qcow2" or "raw"
-	Size   lab.Bytes
-	Kernel string // absolute path; empty to boot from the disk
-	Initrd string // absolute path; empty if none
-	Append string // kernel command line
+	Format string // of Disk: "qcow2" or "raw"
+	// Layers are absolute paths of qcow2 overlays above Disk, lowest first: what
+	// was baked. They name no backing file.
+	Layers []string
+	Size   lab.Bytes // virtual size, of the topmost layer if there are any
+	Kernel string    // absolute path; empty to boot from the disk
+	Initrd string    // absolute path; empty if none
+	Append string    // kernel command line
 }
 
 // State says what a generation is doing, as the provider sees it.
@@ -152,14 +239,15 @@ const (
 // Machine is what a provider knows of a generation.
 type Machine struct {
 	lab.Generation
-	State  State
-	Image  string    // Image.Digest
-	PID    int       // of the hypervisor process on this host; 0 if none
-	Since  time.Time // when it was last started; zero if it does not run
-	Accel  string    // "kvm", "tcg", …; empty if it does not run
-	Disk   lab.Bytes // bytes that its overlay takes on the host
-	Exit   Exit      // how it last ended; zero if it runs or never ran
-	Reason string    // what is wrong, if State is StateBroken, or why it is paused; may be empty
+	State   State
+	Image   string    // Image.Digest
+	PID     int       // of the hypervisor process on this host; 0 if none
+	Since   time.Time // when it was last started; zero if it does not run
+	Accel   string    // "kvm", "tcg", …; empty if it does not run
+	Disk    lab.Bytes // bytes that its overlays take on the host
+	Written lab.Bytes // of those, what was written since its birth, about; 0 if it was never frozen
+	Exit    Exit      // how it last ended; zero if it runs or never ran
+	Reason  string    // what is wrong, if State is StateBroken, or why it is paused; may be empty
 }
 
 // Exit says how a machine's last run ended.
