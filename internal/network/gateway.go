@@ -19,6 +19,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // mtu is that of ordinary Ethernet: machines behave as they would elsewhere.
@@ -198,17 +199,62 @@ func (g *gateway) ethernet(b []byte, dst mac, protocol tcpip.NetworkProtocolNumb
 
 // dialTCP connects to a machine. The stack's own dial gives up on a silent guest
 // only after minutes, so ctx decides. A guest that refuses is ECONNREFUSED, as on
-// any network.
-func (g *gateway) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	c, err := gonet.DialContextTCP(ctx, g.stack, fullAddr(to), ipv4.ProtocolNumber)
-	var op *net.OpError
-	switch {
-	case err == nil:
-		return c, nil
-	case errors.As(err, &op) && op.Err.Error() == (&tcpip.ErrConnectionRefused{}).String():
+// any network. Where two machines share the address, the connection is made p's before
+// its first segment leaves.
+func (g *gateway) dialTCP(ctx context.Context, p *Port, to netip.AddrPort) (net.Conn, error) {
+	wq := newQueue()
+	ep, terr := g.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, wq)
+	if terr != nil {
+		return nil, errors.New(terr.String())
+	}
+	started, notify := waiter.NewChannelEntry(waiter.WritableEvents)
+	wq.EventRegister(&started)
+	defer wq.EventUnregister(&started)
+	if err := g.claim(ep, p, to); err != nil {
+		ep.Close()
+		return nil, err
+	}
+	terr = ep.Connect(fullAddr(to))
+	if _, ok := terr.(*tcpip.ErrConnectStarted); ok {
+		select {
+		case <-ctx.Done():
+			ep.Close()
+			return nil, ctx.Err()
+		case <-notify:
+		}
+		terr = ep.LastError()
+	}
+	if terr == nil {
+		return gonet.NewTCPConn(wq, ep), nil
+	}
+	ep.Close()
+	if _, ok := terr.(*tcpip.ErrConnectionRefused); ok {
 		return nil, syscall.ECONNREFUSED
 	}
-	return nil, err
+	return nil, errors.New(terr.String())
+}
+
+// claim makes the connection that an endpoint is about to make the port's.
+func (g *gateway) claim(ep tcpip.Endpoint, p *Port, to netip.AddrPort) error {
+	sh := g.sw.shared[p.host].Load()
+	if sh == nil {
+		if now := g.sw.ports[p.host].Load(); now != p {
+			return ErrReplaced
+		}
+		return nil
+	}
+	if err := ep.Bind(tcpip.FullAddress{NIC: nic, Addr: tcpAddr(g.sw.net.Gateway)}); err != nil {
+		return errors.New(err.String())
+	}
+	from, err := ep.GetLocalAddress()
+	if err != nil {
+		return errors.New(err.String())
+	}
+	key := flowKey{proto: protoTCP, peer: g.sw.net.Gateway.As4(), peerPort: from.Port, ownPort: to.Port()}
+	if !sh.claim(key, p.seat) {
+		return ErrReplaced
+	}
+	return nil
 }
 
 // forwardTCP carries one connection of a guest to the outside. The stack calls
@@ -216,8 +262,8 @@ func (g *gateway) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, err
 // that is not the gateway's.
 func (g *gateway) forwardTCP(r *tcp.ForwarderRequest) {
 	id := r.ID()
-	p := g.sw.portAt(netAddr(id.RemoteAddress))
 	to := netip.AddrPortFrom(netAddr(id.LocalAddress), id.LocalPort)
+	p := g.sw.ownerOf(protoTCP, netip.AddrPortFrom(netAddr(id.RemoteAddress), id.RemotePort), to)
 	if p == nil || g.sw.mayLeave(to.Addr()) != nil || !p.tcpFlows.take() {
 		r.Complete(true)
 		return
@@ -256,8 +302,8 @@ func (g *gateway) accept(r *tcp.ForwarderRequest) (net.Conn, error) {
 // a while. The stack calls it with the flow's first packet and waits for it.
 func (g *gateway) forwardUDP(r *udp.ForwarderRequest) {
 	id := r.ID()
-	p := g.sw.portAt(netAddr(id.RemoteAddress))
 	to := netip.AddrPortFrom(netAddr(id.LocalAddress), id.LocalPort)
+	p := g.sw.ownerOf(protoUDP, netip.AddrPortFrom(netAddr(id.RemoteAddress), id.RemotePort), to)
 	if p == nil || g.sw.mayLeave(to.Addr()) != nil || !p.udpFlows.take() {
 		return
 	}

@@ -22,6 +22,7 @@ const (
 	refusedMalformed
 	refusedAddress
 	refusedDHCP
+	refusedFlow
 )
 
 func (r refusal) String() string {
@@ -40,6 +41,8 @@ func (r refusal) String() string {
 		return "source address is not the machine's"
 	case refusedDHCP:
 		return "DHCP that only the gateway may send, or for another machine"
+	case refusedFlow:
+		return "connection of the other machine at the address"
 	}
 	return "accepted"
 }

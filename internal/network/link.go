@@ -3,6 +3,7 @@
 package network
 
 import (
+	"bytes"
 	"net/netip"
 	"sync/atomic"
 
@@ -43,10 +44,18 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 		parts = append(parts, pkt.AsSlices()...)
 		if to == header.IPv4Broadcast {
 			l.sw.gateway.ethernet(eth[:], mac{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, header.IPv4ProtocolNumber)
-			l.sw.flood(nil, parts...)
-		} else if p := l.sw.portAt(netAddr(to)); p != nil {
-			l.sw.gateway.ethernet(eth[:], l.sw.macs[p.host], header.IPv4ProtocolNumber)
-			p.send(parts...)
+			l.sw.floodDHCP(bytes.Join(parts[1:], nil), parts...)
+		} else if host, ok := l.sw.hostOf(netAddr(to)); ok {
+			l.sw.gateway.ethernet(eth[:], l.sw.macs[host], header.IPv4ProtocolNumber)
+			if l.sw.shared[host].Load() != nil {
+				l.sw.deliver(host, bytes.Join(parts[1:], nil), parts...)
+			} else if p := l.sw.ports[host].Load(); p != nil {
+				if to := header.UDP(pkt.TransportHeader().Slice()); pkt.TransportProtocolNumber != header.UDPProtocolNumber ||
+					len(to) < header.UDPMinimumSize || to.SourcePort() != dhcpServerPort {
+					p.touch()
+				}
+				p.send(parts...)
+			}
 		}
 	}
 	return pkts.Len(), nil

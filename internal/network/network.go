@@ -7,7 +7,8 @@
 //
 // The segment's forwarding table never changes: an address decides its hardware
 // address (lab.MACOf), so a frame's destination names its port, and a frame that
-// claims another sender than its own port is dropped.
+// claims another sender than its own port is dropped. Two generations of a machine
+// may share an address while one hands over to the other (PlugStandby, Promote).
 package network
 
 import (
@@ -20,6 +21,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/labfile/lab/internal/lab"
 )
@@ -50,15 +53,17 @@ type Config struct {
 type Switch struct {
 	net     lab.Network
 	log     *slog.Logger
-	macs    [256]mac // by last byte of the address
-	ports   [256]atomic.Pointer[Port]
+	macs    [256]mac                    // by last byte of the address
+	ports   [256]atomic.Pointer[Port]   // those that are present
+	shared  [256]atomic.Pointer[shared] // nil but for an address of two machines
 	gateway *gateway
 	names   atomic.Pointer[nameTable]
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // everything that Close waits for
-	mu     sync.Mutex     // orders Plug, Unplug, Forward and Close
+	mu     sync.Mutex     // orders Plug, Unplug, Promote, Forward and Close
+	seats  [256]*seat     // of the machines that are present; guarded by mu
 
 	dial dialFunc // how guests' connections leave the host
 }
@@ -112,8 +117,26 @@ func (s *Switch) Close() {
 // Plug connects the machine called name, which has the address addr, by its
 // network cable: a stream of Ethernet frames, each behind its length as 4 bytes,
 // big-endian. The switch owns conn from now on, also if Plug fails. A cable that
-// is already plugged in at the address is replaced. The end of ctx unplugs.
+// is already plugged in at the address is replaced; a standby is not. The end of ctx
+// unplugs.
 func (s *Switch) Plug(ctx context.Context, name lab.Name, addr netip.Addr, conn net.Conn) (*Port, error) {
+	return s.plug(ctx, name, addr, conn, func(p *Port) error {
+		p.seat = &seat{last: p}
+		p.seat.port.Store(p)
+		s.seats[p.host] = p.seat
+		if sh := s.shared[p.host].Load(); sh != nil {
+			sh.setPresent(p.seat)
+		}
+		if old := s.ports[p.host].Swap(p); old != nil {
+			old.fail(ErrReplaced)
+		}
+		return nil
+	})
+}
+
+// plug connects a cable to where take, which is called with the switch locked, puts
+// its port.
+func (s *Switch) plug(ctx context.Context, name lab.Name, addr netip.Addr, conn net.Conn, take func(*Port) error) (*Port, error) {
 	host, ok := s.hostOf(addr)
 	if !ok {
 		conn.Close()
@@ -123,12 +146,14 @@ func (s *Switch) Plug(ctx context.Context, name lab.Name, addr netip.Addr, conn 
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil {
-		conn.Close()
-		return nil, fmt.Errorf("plugging machine %q into the switch: %w", name, ErrClosed)
+	err := error(ErrClosed)
+	if s.ctx.Err() == nil {
+		err = take(p)
 	}
-	if old := s.ports[host].Swap(p); old != nil {
-		old.fail(ErrReplaced)
+	if err != nil {
+		p.cancel(err)
+		conn.Close()
+		return nil, fmt.Errorf("plugging machine %q into the switch: %w", name, err)
 	}
 	p.start(ctx)
 	return p, nil
@@ -155,21 +180,28 @@ func (s *Switch) portAt(addr netip.Addr) *Port {
 // gateway's. It returns when the guest answers or ctx ends, whatever the guest
 // does. The connection ends when the machine is unplugged.
 func (s *Switch) DialTCP(ctx context.Context, addr netip.Addr, port uint16) (net.Conn, error) {
-	target := netip.AddrPortFrom(addr, port)
 	p := s.portAt(addr)
 	if p == nil {
-		return nil, fmt.Errorf("dialing %v: %w", target, ErrUnplugged)
+		return nil, fmt.Errorf("dialing %v: %w", netip.AddrPortFrom(addr, port), ErrUnplugged)
 	}
+	return s.DialPort(ctx, p, port)
+}
+
+// DialPort is DialTCP to the machine that is plugged in at p, whether it is present,
+// a standby or draining.
+func (s *Switch) DialPort(ctx context.Context, p *Port, port uint16) (net.Conn, error) {
+	target := netip.AddrPortFrom(p.addr, port)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })()
-	c, err := s.gateway.dialTCP(ctx, target)
+	c, err := s.gateway.dialTCP(ctx, p, target)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		return nil, fmt.Errorf("dialing %v: %w", target, err)
 	}
+	p.touch()
 	return p.tie(c), nil
 }
 
@@ -177,25 +209,39 @@ func (s *Switch) DialTCP(ctx context.Context, addr netip.Addr, port uint16) (net
 // again afterwards.
 func (s *Switch) fromPort(p *Port, frame []byte) {
 	dst := mac(frame[:6])
+	var packet []byte // nil if it is ARP
+	if header.Ethernet(frame).Type() == header.IPv4ProtocolNumber {
+		packet = frame[header.EthernetMinimumSize:]
+		if sh := s.shared[p.host].Load(); sh != nil && !sh.outgoing(p.seat, packet) {
+			p.refuse(refusedFlow)
+			return
+		}
+	}
 	if dst[0]&1 == 1 { // broadcast or multicast
 		s.flood(p, frame)
 		s.gateway.receive(p, frame)
 		return
 	}
-	switch to := s.ports[dst[5]].Load(); {
+	if packet != nil && !isDHCP(packet) {
+		p.touch()
+	}
+	switch {
 	case dst != s.macs[dst[5]]: // nobody's: there is no port to learn it from
 	case dst == s.gateway.mac:
 		s.gateway.receive(p, frame)
-	case to != nil && to != p:
-		to.send(frame)
+	case dst[5] != p.host:
+		s.deliver(dst[5], packet, frame)
 	}
 }
 
-// flood sends the frame to every port but one, which may be nil.
-func (s *Switch) flood(except *Port, parts ...[]byte) {
+// flood sends a machine's frame to every other address.
+func (s *Switch) flood(from *Port, frame []byte) {
 	for i := range s.ports {
-		if p := s.ports[i].Load(); p != nil && p != except {
-			p.send(parts...)
+		if byte(i) == from.host {
+			continue
+		}
+		for _, p := range s.portsOf(byte(i)) {
+			p.send(frame)
 		}
 	}
 }

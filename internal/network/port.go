@@ -61,6 +61,7 @@ type Port struct {
 	addr netip.Addr
 	host byte // last byte of addr
 	conn net.Conn
+	seat *seat // set before the port starts
 
 	ctx    context.Context // ends when the cable is gone; its cause says why
 	cancel context.CancelCauseFunc
@@ -72,6 +73,7 @@ type Port struct {
 
 	framesIn, bytesIn, framesOut, bytesOut, dropped, refused atomic.Uint64
 	told                                                     atomic.Uint32 // refusals already logged, a bit each
+	active                                                   atomic.Int64  // see LastActive; nanoseconds since 1970
 
 	tcpFlows, udpFlows flowLimit
 }
@@ -102,8 +104,10 @@ func (p *Port) Done() <-chan struct{} { return p.done }
 // returned. It is nil while the machine is plugged in.
 func (p *Port) Err() error { return context.Cause(p.ctx) }
 
-// Unplug pulls the cable and waits until it is out. It may be called again.
+// Unplug pulls the cable, gives up the machine's place at its address, and waits
+// until the cable is out. It may be called again.
 func (p *Port) Unplug() {
+	p.vacate()
 	p.fail(ErrUnplugged)
 	<-p.done
 }
@@ -122,7 +126,10 @@ func (p *Port) fail(reason error) { p.cancel(reason) }
 
 // start runs the port until its cable is gone. Called with the switch locked.
 func (p *Port) start(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() { p.fail(ErrUnplugged) })
+	stop := context.AfterFunc(ctx, func() {
+		p.vacate()
+		p.fail(ErrUnplugged)
+	})
 	context.AfterFunc(p.ctx, func() { p.conn.Close() })
 	var pumps sync.WaitGroup
 	pumps.Go(func() { p.fail(p.readFrames()) })
@@ -131,6 +138,7 @@ func (p *Port) start(ctx context.Context) {
 		pumps.Wait()
 		stop()
 		p.sw.ports[p.host].CompareAndSwap(p, nil)
+		p.seat.port.CompareAndSwap(p, nil)
 		p.sw.log.Debug("cable out", "machine", p.name, "reason", p.Err())
 		close(p.done)
 	})
