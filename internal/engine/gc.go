@@ -253,8 +253,8 @@ func (h *Host) Doctor(ctx context.Context, provider string) ([]providers.Finding
 	return p.Check(ctx)
 }
 
-// BoxesInUse returns the digests of the images of every lab's machines: what a
-// prune must keep.
+// BoxesInUse returns the digests of the boxes and images of every lab's machines:
+// what a prune must keep.
 func (h *Host) BoxesInUse(ctx context.Context) ([]string, error) {
 	ids, err := h.ids(ctx)
 	if err != nil {
@@ -270,6 +270,9 @@ func (h *Host) BoxesInUse(ctx context.Context) ([]string, error) {
 		for _, m := range state.Machines {
 			if m.Phase != ledger.PhaseGone {
 				used = append(used, m.Create.Image)
+				if m.Create.Box != "" {
+					used = append(used, m.Create.Box)
+				}
 			}
 		}
 	}

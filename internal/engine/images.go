@@ -28,6 +28,10 @@ type Image struct {
 	CloudInit bool   // reads a seed
 	User      string // whom to log in as
 	MinMemory lab.Bytes
+
+	Box     string      // digest of the box
+	Layers  []lab.Layer // what is baked on top of the box
+	Missing int         // how many of the layers, the last ones, are not baked yet
 }
 
 // images resolves all boxes of the Labfile, as the lock file pins them, so that a
@@ -68,6 +72,18 @@ func (s *session) images(ctx context.Context, want *lab.Lab, o UpOptions) (map[s
 	return images, nil
 }
 
+// layered returns what each machine is to be born from, by machine, given the boxes
+// by name.
+func (s *session) layered(want *lab.Lab, boxes map[string]Image) (map[lab.Name]Image, error) {
+	images := map[lab.Name]Image{}
+	for _, m := range want.Machines {
+		if img, ok := boxes[m.Box]; ok {
+			images[m.Name] = img
+		}
+	}
+	return images, nil
+}
+
 func names(boxes []lab.Box) map[string]bool {
 	set := map[string]bool{}
 	for _, b := range boxes {
@@ -101,6 +117,7 @@ func (s *session) resolve(ctx context.Context, want *lab.Lab, b lab.Box, pinned 
 		Agent: c.Agent, CloudInit: c.CloudInit, User: c.User,
 		MinMemory: lab.Bytes(c.MinMemory),
 	}
+	img.Box = img.Digest
 	if img.Arch == "" {
 		img.Arch = runtime.GOARCH
 	}

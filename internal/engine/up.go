@@ -70,7 +70,7 @@ func (l *Lab) up(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.
 }
 
 // plan resolves the boxes and compares.
-func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (plan.Plan, map[string]Image, error) {
+func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (plan.Plan, map[lab.Name]Image, error) {
 	only, err := expand(o.Machines, want.Machines)
 	if err != nil {
 		return plan.Plan{}, nil, err
@@ -78,7 +78,11 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	if rebuild, err = expand(rebuild, want.Machines); err != nil {
 		return plan.Plan{}, nil, err
 	}
-	images, err := s.images(ctx, want, o)
+	boxes, err := s.images(ctx, want, o)
+	if err != nil {
+		return plan.Plan{}, nil, err
+	}
+	images, err := s.layered(want, boxes)
 	if err != nil {
 		return plan.Plan{}, nil, err
 	}
@@ -92,10 +96,10 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 
 // fits checks what can be known of machines only together with their boxes, before
 // anything is changed.
-func fits(want *lab.Lab, images map[string]Image) error {
+func fits(want *lab.Lab, images map[lab.Name]Image) error {
 	var errs []error
 	for _, m := range want.Machines {
-		img, ok := images[m.Box]
+		img, ok := images[m.Name]
 		switch {
 		case !ok:
 		case m.Disk != 0 && m.Disk < img.Size:
@@ -110,13 +114,13 @@ func fits(want *lab.Lab, images map[string]Image) error {
 }
 
 // input gathers what a plan is made from.
-func (s *session) input(want *lab.Lab, images map[string]Image) plan.Input {
+func (s *session) input(want *lab.Lab, images map[lab.Name]Image) plan.Input {
 	in := plan.Input{
-		Lab: s.id, Want: want, Images: map[string]string{},
+		Lab: s.id, Want: want, Images: map[lab.Name]plan.Image{},
 		Recorded: map[lab.Name]plan.Recorded{}, Observed: map[lab.Name][]plan.Observed{},
 	}
 	for name, img := range images {
-		in.Images[name] = img.Digest
+		in.Images[name] = plan.Image{Digest: img.Digest, Box: img.Box, Layers: img.Layers, Missing: img.Missing}
 	}
 	for name, m := range s.state.Machines {
 		in.Recorded[name] = recorded(m, s.observed[name])
@@ -165,7 +169,8 @@ func planState(s providers.State) plan.State {
 // recorded translates what the ledger says into the planner's words.
 func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 	r := plan.Recorded{
-		Spec: m.Create.Spec.Machine(m.Name), Generation: m.Generation, Last: m.Last, Image: m.Create.Image,
+		Spec: m.Create.Spec.Machine(m.Name), Generation: m.Generation, Last: m.Last,
+		Image: m.Create.Image, Box: m.Create.Box, Layers: m.Create.Layers,
 		Trouble: exitText(m.Exited),
 	}
 	switch m.Phase {
@@ -228,7 +233,7 @@ type outcome struct {
 
 // apply carries the plan out: every step in its own goroutine, behind those that
 // destroy and those that it depends on.
-func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images map[string]Image) error {
+func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) error {
 	if err := s.open(want); err != nil {
 		return err
 	}
@@ -281,7 +286,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 				return
 			}
 			m, _ := want.Machine(step.Machine)
-			err := s.step(ctx, step, m, images[m.Box], func(b birth) {
+			err := s.step(ctx, step, m, images[m.Name], func(b birth) {
 				mu.Lock()
 				born = append(born, b)
 				mu.Unlock()

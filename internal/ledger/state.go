@@ -44,10 +44,13 @@ type Opened struct {
 type Create struct {
 	Spec    Spec       `json:"spec"`
 	Address netip.Addr `json:"address"`
-	Image   string     `json:"image"` // digest
+	Image   string     `json:"image"` // digest: the key of the last layer, or the box's
 	Agent   bool       `json:"agent,omitempty"`
 	User    string     `json:"user,omitempty"` // whom the box logs in
 	Why     []string   `json:"why,omitempty"`
+
+	Box    string      `json:"box,omitempty"`    // digest of the box; older records lack it, and their image is the box
+	Layers []lab.Layer `json:"layers,omitempty"` // what was baked on top of the box
 }
 
 // Ready is the data of MachineReady.

@@ -40,6 +40,7 @@ type Step struct {
 	Generation int        `json:"generation,omitempty"` // the present one; 0 if there is none
 	Next       int        `json:"next,omitempty"`       // the one to make; 0 if none
 	Leftovers  []int      `json:"leftovers,omitempty"`  // generations to remove besides
+	Bake       []string   `json:"bake,omitempty"`       // provision steps to bake before the generation is made
 	DependsOn  []lab.Name `json:"dependsOn,omitempty"`
 }
 
@@ -77,8 +78,10 @@ const (
 type Recorded struct {
 	Spec       lab.Machine
 	Generation int
-	Last       int    // the highest number that a generation ever had
-	Image      string // digest
+	Last       int         // the highest number that a generation ever had
+	Image      string      // digest of what it was born from
+	Box        string      // digest of the box; empty in records older than provision steps
+	Layers     []lab.Layer // baked on top of the box
 	Phase      Phase
 	Trouble    string // why it failed, or how it ended by itself; empty if neither
 	Stopped    bool   // it was stopped on purpose
@@ -100,11 +103,19 @@ type Observed struct {
 	State  State
 }
 
+// Image is what a machine is to be born from: a box, with provision steps baked in.
+type Image struct {
+	Digest  string // the key of the last layer; the box's digest if there are none
+	Box     string // digest
+	Layers  []lab.Layer
+	Missing int // how many of the layers, the last ones, are not baked yet
+}
+
 // Input is everything a plan is made from.
 type Input struct {
 	Lab      lab.ID
 	Want     *lab.Lab
-	Images   map[string]string // digest by box name
+	Images   map[lab.Name]Image // what each machine is to be born from; a machine without one may keep what it has
 	Recorded map[lab.Name]Recorded
 	Observed map[lab.Name][]Observed
 	Only     []lab.Name // these and what they depend on; empty for all
@@ -144,6 +155,7 @@ func (in Input) step(m lab.Machine) Step {
 	}
 	renew := func(a Action, why ...string) Step {
 		s.Action, s.Reasons, s.Next = a, why, highest+1
+		s.Bake = in.Images[m.Name].bake()
 		if there {
 			s.Leftovers = append(s.Leftovers, rec.Generation)
 			slices.Sort(s.Leftovers)
@@ -179,7 +191,7 @@ func (in Input) step(m lab.Machine) Step {
 	if seen.State == Broken {
 		why = append(why, fmt.Sprintf("generation %d is half made", rec.Generation))
 	}
-	why = append(why, differences(rec, m, in.Images[m.Box])...)
+	why = append(why, differences(rec, m, in.Images[m.Name])...)
 	if len(why) > 0 {
 		return renew(Replace, why...)
 	}
@@ -197,7 +209,7 @@ func (in Input) step(m lab.Machine) Step {
 }
 
 // differences says what of a machine can only be changed by replacing it.
-func differences(rec Recorded, want lab.Machine, image string) []string {
+func differences(rec Recorded, want lab.Machine, img Image) []string {
 	have := rec.Spec
 	var why []string
 	field := func(name string, a, b any) {
@@ -208,8 +220,14 @@ func differences(rec Recorded, want lab.Machine, image string) []string {
 	switch {
 	case have.Box != want.Box:
 		field("box", have.Box, want.Box)
-	case image != "" && rec.Image != image:
-		why = append(why, fmt.Sprintf("box %s is pinned to another digest: %s -> %s", want.Box, short(rec.Image), short(image)))
+	case img.Digest != "" && rec.box() != img.Box:
+		why = append(why, fmt.Sprintf("box %s is pinned to another digest: %s -> %s", want.Box, short(rec.box()), short(img.Box)))
+	}
+	if img.Digest != "" {
+		why = append(why, provision(rec.Layers, img.Layers)...)
+		if len(why) == 0 && rec.Image != img.Digest {
+			why = append(why, fmt.Sprintf("image changed: %s -> %s", short(rec.Image), short(img.Digest)))
+		}
 	}
 	field("cpus", have.CPUs, want.CPUs)
 	field("memory", have.Memory, want.Memory)

@@ -111,7 +111,7 @@ func TestStep(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			in := Input{
-				Lab: "shop-1", Want: want(tt.want), Images: map[string]string{"base": "sha256:aaa"},
+				Lab: "shop-1", Want: want(tt.want), Images: map[lab.Name]Image{"db": {Digest: "sha256:aaa", Box: "sha256:aaa"}},
 				Recorded: map[lab.Name]Recorded{}, Observed: map[lab.Name][]Observed{"db": tt.observed},
 			}
 			if tt.recorded != nil {
