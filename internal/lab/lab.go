@@ -114,6 +114,7 @@ type Machine struct {
 
 	Provision []Provision // baked into its image
 	Volumes   []Volume
+	Tests     []Test // the Labfile's checks on it
 	Mounts    []Mount
 	Replace   Replace
 	OnShell   Shell
