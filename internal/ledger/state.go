@@ -109,6 +109,7 @@ type Spec struct {
 	Ready     []Check    `json:"ready,omitempty"`
 	User      string     `json:"user,omitempty"`
 	UserData  string     `json:"userData,omitempty"`
+	Tests     []lab.Test `json:"tests,omitempty"` // the Labfile's checks on it
 }
 
 // Check is a lab.Check as the ledger writes it.
@@ -129,6 +130,7 @@ func SpecOf(m lab.Machine) Spec {
 		Role: m.Role, Box: m.Box, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
 		DependsOn: m.DependsOn, User: m.User, UserData: m.UserData,
 	}
+	s.Tests = m.Tests
 	for _, f := range m.Ports {
 		s.Ports = append(s.Ports, Port{f.HostPort, f.GuestPort})
 	}
@@ -144,6 +146,7 @@ func (s Spec) Machine(name lab.Name) lab.Machine {
 		Name: name, Role: s.Role, Box: s.Box, CPUs: s.CPUs, Memory: s.Memory, Disk: s.Disk,
 		DependsOn: s.DependsOn, User: s.User, UserData: s.UserData,
 	}
+	m.Tests = s.Tests
 	for _, p := range s.Ports {
 		m.Ports = append(m.Ports, lab.Forward{HostPort: p.Host, GuestPort: p.Guest})
 	}

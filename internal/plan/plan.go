@@ -7,6 +7,7 @@ package plan
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 
 	"github.com/labfile/lab/internal/lab"
@@ -255,6 +256,9 @@ func inPlace(have, want lab.Machine) []string {
 	}
 	if !slices.Equal(have.Ready, want.Ready) {
 		changes = append(changes, "ready checks changed")
+	}
+	if !reflect.DeepEqual(have.Tests, want.Tests) {
+		changes = append(changes, "checks changed")
 	}
 	if have.User != want.User {
 		changes = append(changes, "user changed")
