@@ -67,6 +67,7 @@ func (s *session) birth(ctx context.Context, g lab.Generation, m lab.Machine, im
 	create := ledger.Create{
 		Spec: ledger.SpecOf(m), Address: s.addresses[g.Machine], Image: img.Digest,
 		Agent: img.Agent, User: img.User, Why: why, Box: img.Box, Layers: img.Layers,
+		From: img.From, Rollback: s.rollback,
 	}
 	born(g)
 	if err := s.record(ledger.MachineCreate, g, create); err != nil {

@@ -62,7 +62,8 @@ type Options struct {
 // UpOptions are the options of Plan, Up and Rebuild.
 type UpOptions struct {
 	Options
-	Locked bool // refuse to run with a stale lock file
+	Locked  bool     // refuse to run with a stale lock file
+	Exactly *Planned // carry this plan out, or nothing; Up alone looks at it
 }
 
 // Stage is a moment in the life of a machine that is worth telling.
@@ -116,6 +117,7 @@ type session struct {
 	pinned []LockChange // how that differs from the file
 
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
+	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 
 	mu        sync.Mutex // guards the events, the ledger and state
 	superOnce sync.Mutex // guards super

@@ -28,6 +28,7 @@ type Image struct {
 	CloudInit bool   // reads a seed
 	User      string // whom to log in as
 	MinMemory lab.Bytes
+	From      string // where the box came from, as the Labfile says it
 
 	Box     string      // digest of the box
 	Layers  []lab.Layer // what is baked on top of the box
@@ -107,6 +108,13 @@ func (s *session) resolve(ctx context.Context, want *lab.Lab, b lab.Box, pinned 
 	if err != nil {
 		return Image{}, labfile.LockedBox{}, err
 	}
+	img := imageFrom(res, b.From)
+	entry := labfile.LockedBox{From: b.From, Arch: img.Arch, Digest: img.Digest, Checksum: res.Checksum}
+	return img, entry, nil
+}
+
+// imageFrom returns what machines of a box are born from.
+func imageFrom(res source.Result, from string) Image {
 	c := res.Box.Config
 	img := Image{
 		Image: providers.Image{
@@ -115,14 +123,13 @@ func (s *session) resolve(ctx context.Context, want *lab.Lab, b lab.Box, pinned 
 			Kernel: res.Box.Kernel.Path, Initrd: res.Box.Initrd.Path, Append: c.Append,
 		},
 		Agent: c.Agent, CloudInit: c.CloudInit, User: c.User,
-		MinMemory: lab.Bytes(c.MinMemory),
+		MinMemory: lab.Bytes(c.MinMemory), From: from,
 	}
 	img.Box = img.Digest
 	if img.Arch == "" {
 		img.Arch = runtime.GOARCH
 	}
-	entry := labfile.LockedBox{From: b.From, Arch: img.Arch, Digest: img.Digest, Checksum: res.Checksum}
-	return img, entry, nil
+	return img
 }
 
 // writeLock writes the lock file if the boxes of this session are not pinned in

@@ -60,6 +60,11 @@ func (l *Lab) up(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.
 	if err != nil {
 		return p, err
 	}
+	if o.Exactly != nil {
+		if err := o.Exactly.holds(l.id, want, images, p); err != nil {
+			return p, err
+		}
+	}
 	if o.Confirm != nil {
 		if err := o.Confirm(p); err != nil {
 			return p, err
@@ -171,7 +176,7 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 	r := plan.Recorded{
 		Spec: m.Create.Spec.Machine(m.Name), Generation: m.Generation, Last: m.Last,
 		Image: m.Create.Image, Box: m.Create.Box, Layers: m.Create.Layers,
-		Trouble: exitText(m.Exited),
+		Trouble: exitText(m.Exited), Rollback: m.Create.Rollback,
 	}
 	switch m.Phase {
 	case ledger.PhaseCreating:

@@ -51,6 +51,9 @@ type Create struct {
 
 	Box    string      `json:"box,omitempty"`    // digest of the box; older records lack it, and their image is the box
 	Layers []lab.Layer `json:"layers,omitempty"` // what was baked on top of the box
+
+	From     string `json:"from,omitempty"`     // where the box came from, as the Labfile said it
+	Rollback int    `json:"rollback,omitempty"` // the generation whose image and spec these are
 }
 
 // Ready is the data of MachineReady.

@@ -6,6 +6,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -86,6 +87,7 @@ type Recorded struct {
 	Phase      Phase
 	Trouble    string // why it failed, or how it ended by itself; empty if neither
 	Stopped    bool   // it was stopped on purpose
+	Rollback   int    // the generation that it goes back to; 0 if it was not rolled back
 }
 
 // State is what was observed of a generation.
@@ -121,6 +123,7 @@ type Input struct {
 	Observed map[lab.Name][]Observed
 	Only     []lab.Name // these and what they depend on; empty for all
 	Rebuild  []lab.Name // replace these whatever their state
+	Why      string     // of Rebuild; empty if the user just asked for it
 }
 
 // Make makes the plan. Machines named in Only or Rebuild must be wanted.
@@ -181,7 +184,7 @@ func (in Input) step(m lab.Machine) Step {
 
 	var why []string
 	if slices.Contains(in.Rebuild, m.Name) {
-		why = append(why, "rebuild was asked for")
+		why = append(why, cmp.Or(in.Why, "replacing it was asked for"))
 	}
 	switch rec.Phase {
 	case PhaseUnfinished:
@@ -192,7 +195,11 @@ func (in Input) step(m lab.Machine) Step {
 	if seen.State == Broken {
 		why = append(why, fmt.Sprintf("generation %d is half made", rec.Generation))
 	}
-	why = append(why, differences(rec, m, in.Images[m.Name])...)
+	changed := differences(rec, m, in.Images[m.Name])
+	if rec.Rollback > 0 && len(changed) > 0 {
+		why = append(why, fmt.Sprintf("it was rolled back to generation %d, and the Labfile wants something else", rec.Rollback))
+	}
+	why = append(why, changed...)
 	if len(why) > 0 {
 		return renew(Replace, why...)
 	}

@@ -106,7 +106,7 @@ func TestStep(t *testing.T) {
 		{"an old generation is left over", db, as, []Observed{{2, Running}, {3, Running}}, false, Step{Action: Keep, Generation: 3, Leftovers: []int{2}}},
 		{
 			"rebuild", db, as, runs, true,
-			Step{Action: Replace, Reasons: []string{"rebuild was asked for"}, Generation: 3, Next: 4, Leftovers: []int{3}},
+			Step{Action: Replace, Reasons: []string{"replacing it was asked for"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
