@@ -93,11 +93,14 @@ func (f *Forward) Stop() {
 	f.wg.Wait()
 }
 
+// Retire stops listening. The connections go on until they end or the forward does.
+func (f *Forward) Retire() { _ = f.ln.Close() }
+
 func (f *Forward) accept(ctx context.Context, dial func(context.Context) (net.Conn, error)) {
 	for {
 		c, err := f.ln.Accept()
 		if err != nil {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
 			// Out of descriptors, or a client that went away: both pass.

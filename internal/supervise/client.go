@@ -204,9 +204,46 @@ func (c *Client) Close() error { return c.hello.Close() }
 // the order they were asked for. It may be repeated: forwards are changed to those
 // asked for, and a newer generation takes the place of an older one. If a forward
 // fails (*network.PortError), the machine is plugged in all the same.
+//
+// A standby gets its cable and its agent channel only, and no forwards are returned;
+// ErrBeside if another generation is a standby or draining. A standby that is present
+// already stays so. To plug in a standby's generation without Standby makes it the
+// present one, with nothing drained; a newer one ends it.
 func (c *Client) Plug(ctx context.Context, m Machine) ([]lab.Forward, error) {
-	r, err := c.call(ctx, request{Op: opPlug, Machine: &m})
+	q := request{Op: opPlug, Machine: &m}
+	if m.Standby {
+		q.Op = opStandby
+	}
+	r, err := c.call(ctx, q)
 	return r.Forwards, err
+}
+
+// Promote makes a standby the present machine: names, address and forwarded ports pass
+// over in one step, and no connection is refused or lost. The forwards become those that
+// are given; they are returned as by Plug. If one cannot be had (*network.PortError),
+// nothing has changed.
+//
+// The generation that was present is draining from then on: its connections go on until
+// it is unplugged, which the caller does when Drained returns. To promote what is
+// present changes its forwards, no more. ErrNotPlugged, or ErrStale if g is draining.
+func (c *Client) Promote(ctx context.Context, g lab.Generation, forwards []lab.Forward, drain time.Duration) ([]lab.Forward, error) {
+	r, err := c.call(ctx, request{Op: opPromote, Generation: &g, Forwards: forwards, Drain: drain})
+	return r.Forwards, err
+}
+
+// Drained returns when a draining generation has no connections any more, or when its
+// time to drain is over, or when it is gone.
+func (c *Client) Drained(ctx context.Context, g lab.Generation) error {
+	_, err := c.call(ctx, request{Op: opDrained, Generation: &g})
+	return err
+}
+
+// Withdraw takes a machine out of its role's name, so that no more is asked of it by
+// that name; its own name stays. Plugging the generation in again undoes it.
+// ErrNotPlugged if the generation is not present.
+func (c *Client) Withdraw(ctx context.Context, g lab.Generation) error {
+	_, err := c.call(ctx, request{Op: opWithdraw, Generation: &g})
+	return err
 }
 
 // Unplug takes the machine off the network. It succeeds if the generation is not
@@ -220,6 +257,18 @@ func (c *Client) Unplug(ctx context.Context, g lab.Generation) error {
 // no such machine, syscall.ECONNREFUSED if the guest refuses.
 func (c *Client) Dial(ctx context.Context, name lab.Name, port uint16) (net.Conn, error) {
 	conn, _, err := c.ask(ctx, request{Op: opDial, Name: name, Port: port})
+	return conn, err
+}
+
+// DialGeneration is Dial to one generation, whatever its phase.
+func (c *Client) DialGeneration(ctx context.Context, g lab.Generation, port uint16) (net.Conn, error) {
+	conn, _, err := c.ask(ctx, request{Op: opDial, Generation: &g, Port: port})
+	return conn, err
+}
+
+// AgentGeneration is Agent of one generation, whatever its phase.
+func (c *Client) AgentGeneration(ctx context.Context, g lab.Generation) (net.Conn, error) {
+	conn, _, err := c.ask(ctx, request{Op: opAgent, Generation: &g})
 	return conn, err
 }
 

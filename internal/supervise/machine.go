@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/labfile/lab/internal/guest/channel"
@@ -29,33 +29,32 @@ type machine struct {
 	ready  chan struct{} // closed when start has returned
 	err    error         // what start returned; valid once ready is closed
 
-	mu       sync.Mutex // of what is below; never held while waiting
-	port     *network.Port
-	cable    Link
-	agent    Link
-	session  *channel.Session
-	changed  chan struct{} // closed and replaced when session changes
-	forwards []forward
+	phase     Phase     // guarded by s.mu
+	withdrawn bool      // not to be found by its role's name; guarded by s.mu
+	drainedBy time.Time // when the time to drain is over; guarded by s.mu
 
-	converge sync.Mutex // one change of forwards at a time
-}
+	open   atomic.Int64 // connections, and those that are being made
+	active atomic.Int64 // nanoseconds since 1970; when it was last talked to through the supervisor
 
-// forward is a port of the host that leads to the machine.
-type forward struct {
-	want lab.Forward // as asked for: the host port may be 0
-	f    *network.Forward
-}
-
-func (f forward) bound() lab.Forward {
-	return lab.Forward{HostPort: f.f.HostPort(), GuestPort: f.want.GuestPort}
+	mu      sync.Mutex // of what is below; never held while waiting
+	port    *network.Port
+	cable   Link
+	agent   Link
+	session *channel.Session
+	changed chan struct{} // closed and replaced when session changes
+	gate    *gate         // the forwards of a machine that is present
 }
 
 func newMachine(s *supervisor, spec Machine) *machine {
 	m := &machine{
 		s: s, spec: spec, cable: LinkNone, agent: LinkNone,
-		ready: make(chan struct{}), changed: make(chan struct{}),
+		ready: make(chan struct{}), changed: make(chan struct{}), phase: PhasePresent,
 	}
 	m.ctx, m.cancel = context.WithCancel(s.ctx)
+	m.touch()
+	if !spec.Standby {
+		m.gate = newGate(s)
+	}
 	return m
 }
 
@@ -102,16 +101,25 @@ func (m *machine) trimLogs(trimmer providers.LogTrimmer) {
 // end takes everything off and returns when it is off. It may be called again.
 func (m *machine) end() {
 	m.cancel()
-	m.converge.Lock()
-	m.mu.Lock()
-	forwards := m.forwards
-	m.forwards = nil
-	m.mu.Unlock()
-	for _, f := range forwards {
-		f.f.Stop()
+	for g := m.gateNow(); g != nil && !g.stop(m); g = m.gateNow() {
 	}
-	m.converge.Unlock()
 	m.wg.Wait()
+	m.mu.Lock()
+	p := m.port
+	m.mu.Unlock()
+	if p != nil {
+		p.Unplug()
+	}
+}
+
+// started waits until the machine is plugged in.
+func (m *machine) started(ctx context.Context) error {
+	select {
+	case <-m.ready:
+		return m.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // watch waits for the machine's end, records it and takes it off the network.
@@ -153,7 +161,17 @@ func (m *machine) plugIn(ctx context.Context, cabled providers.Cabled) error {
 	if err != nil {
 		return err
 	}
-	p, err := m.s.sw.Plug(m.ctx, m.spec.Generation.Machine, m.spec.Addr, conn)
+	m.mu.Lock()
+	p := m.port
+	m.mu.Unlock()
+	switch {
+	case p != nil:
+		p, err = p.Replug(m.ctx, conn)
+	case m.spec.Standby:
+		p, err = m.s.sw.PlugStandby(m.ctx, m.spec.Generation.Machine, m.spec.Addr, conn)
+	default:
+		p, err = m.s.sw.Plug(m.ctx, m.spec.Generation.Machine, m.spec.Addr, conn)
+	}
 	if err != nil {
 		return err
 	}
@@ -277,7 +295,13 @@ func (m *machine) openAgent(ctx context.Context) (net.Conn, error) {
 // dial connects to a TCP port of the guest.
 func (m *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
 	if m.s.sw != nil {
-		return m.s.sw.DialTCP(ctx, m.spec.Addr, port)
+		m.mu.Lock()
+		p := m.port
+		m.mu.Unlock()
+		if p == nil {
+			return nil, fmt.Errorf("dialing %s: %w", m.spec.Generation, network.ErrUnplugged)
+		}
+		return m.s.sw.DialPort(ctx, p, port)
 	}
 	if d, ok := m.s.cfg.Provider.(providers.PortDialer); ok {
 		return d.DialPort(ctx, m.spec.Generation, port)
@@ -288,54 +312,27 @@ func (m *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
 // forward makes the machine's forwards those that are wanted, and returns them in
 // that order. Those that stay are not interrupted.
 func (m *machine) forward(want []lab.Forward) ([]lab.Forward, error) {
-	m.converge.Lock()
-	defer m.converge.Unlock()
-	m.mu.Lock()
-	old := slices.Clone(m.forwards)
-	m.mu.Unlock()
-	next := make([]forward, len(want))
-	for i, w := range want {
-		next[i].want = w
-		for j, f := range old {
-			if f.f != nil && w.GuestPort == f.want.GuestPort && (w.HostPort == 0 || w.HostPort == f.f.HostPort()) {
-				next[i].f, old[j].f = f.f, nil
-				break
-			}
-		}
+	g := m.gateNow()
+	if g == nil {
+		return nil, fmt.Errorf("forwarding to %s: %w", m.spec.Generation, ErrStale) // another one took over meanwhile
 	}
-	for _, f := range old { // first, so that a host port can change its guest port
-		if f.f != nil {
-			f.f.Stop()
-		}
+	g.converge.Lock()
+	defer g.converge.Unlock()
+	if m.gateNow() != g {
+		return nil, fmt.Errorf("forwarding to %s: %w", m.spec.Generation, ErrStale)
 	}
-	var errs []error
-	for i, f := range next {
-		if f.f != nil || m.ctx.Err() != nil {
-			continue
-		}
-		l, err := network.Listen(m.ctx, f.want.HostPort, func(ctx context.Context) (net.Conn, error) {
-			return m.dial(ctx, f.want.GuestPort)
-		})
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		next[i].f = l
+	next, _, gone, err := g.prepare(m, want)
+	g.adopt(m, next)
+	for _, f := range gone {
+		f.f.Stop()
 	}
-	next = slices.DeleteFunc(next, func(f forward) bool { return f.f == nil })
-	bound := make([]lab.Forward, len(next))
-	for i, f := range next {
-		bound[i] = f.bound()
-	}
-	m.mu.Lock()
-	m.forwards = next
-	m.mu.Unlock()
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("forwarding to machine %q: %w", m.spec.Generation.Machine, err)
 	}
-	return bound, nil
+	return g.bound(), nil
 }
 
+// status tells how the machine is doing. Called with s.mu held.
 func (m *machine) status() MachineStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -343,11 +340,17 @@ func (m *machine) status() MachineStatus {
 		Generation: m.spec.Generation, Role: m.spec.Role, Addr: m.spec.Addr,
 		Cable: m.cable, Agent: m.agent, Forwards: []lab.Forward{},
 	}
-	for _, f := range m.forwards {
-		st.Forwards = append(st.Forwards, f.bound())
+	if m.gate != nil {
+		st.Forwards = append(st.Forwards, m.gate.bound()...)
 	}
+	st.Phase, st.Withdrawn, st.Open = m.phase, m.withdrawn, int(m.open.Load())
+	st.LastActive = time.Unix(0, m.active.Load())
 	if m.port != nil {
 		st.Counters = m.port.Counters()
+		st.Open += m.port.Connections()
+		if t := m.port.LastActive(); t.After(st.LastActive) {
+			st.LastActive = t
+		}
 	}
 	return st
 }

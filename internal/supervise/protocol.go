@@ -31,6 +31,9 @@ var (
 	ErrNoAgent = errors.New("machine has no agent")
 	// ErrStale says that a newer generation of the machine is plugged in.
 	ErrStale = errors.New("a newer generation is plugged in")
+	// ErrBeside says that yet another generation of the machine is a standby, or
+	// draining: there can be two at a time.
+	ErrBeside = errors.New("another generation is plugged in beside it")
 )
 
 // Machine is what the supervisor has to know of a running machine.
@@ -39,8 +42,22 @@ type Machine struct {
 	Role       string         `json:"role"`
 	Addr       netip.Addr     `json:"addr"`
 	Agent      bool           `json:"agent"`
-	Forwards   []lab.Forward  `json:"forwards"`
+	Forwards   []lab.Forward  `json:"forwards"` // of a standby: not listened on before it is promoted
+
+	// Standby asks for the generation to be plugged in beside the present one, at the
+	// same address and known by no name, until it is promoted.
+	Standby bool `json:"standby,omitempty"`
 }
+
+// Phase says what a generation is to the machine's name.
+type Phase string
+
+// The phases, in their order.
+const (
+	PhaseStandby  Phase = "standby"  // may take over; reached only as a generation
+	PhasePresent  Phase = "present"  // has the name, the address and the forwards
+	PhaseDraining Phase = "draining" // gave way to the present one and keeps the connections that it has
+)
 
 // Link says how a machine's cable or agent channel is doing.
 type Link string
@@ -57,18 +74,30 @@ type Status struct {
 	Version  string          `json:"version"` // of the program that runs it
 	PID      int             `json:"pid"`
 	Since    time.Time       `json:"since"`
-	Machines []MachineStatus `json:"machines"` // sorted by name
+	Machines []MachineStatus `json:"machines"` // sorted by name, then by generation
 }
 
 // MachineStatus is what the supervisor knows of one machine.
 type MachineStatus struct {
 	Generation lab.Generation   `json:"generation"`
+	Phase      Phase            `json:"phase"`
+	Withdrawn  bool             `json:"withdrawn,omitempty"` // its role's name leads elsewhere
 	Role       string           `json:"role"`
 	Addr       netip.Addr       `json:"addr"`
 	Cable      Link             `json:"cable"`
 	Agent      Link             `json:"agent"`
 	Forwards   []lab.Forward    `json:"forwards"` // with the host ports that are listened on
 	Counters   network.Counters `json:"counters"` // of the present cable
+
+	// Open counts the connections through the supervisor: those of the host with the
+	// guest, those with its agent, and, while two generations share the address, those
+	// that other machines have with it.
+	Open int `json:"open"`
+
+	// LastActive is when the machine last sent or got a packet that was meant for one
+	// receiver (no ARP, no DHCP), was dialed, or its agent was talked to; at first when
+	// it was plugged in.
+	LastActive time.Time `json:"last_active"`
 }
 
 // op names a request.
@@ -77,6 +106,10 @@ type op string
 const (
 	opHello    op = "hello" // keeps the supervisor alive while the connection is open
 	opPlug     op = "plug"
+	opStandby  op = "standby" // plug of a standby: a supervisor that knows none must refuse
+	opPromote  op = "promote"
+	opDrained  op = "drained"
+	opWithdraw op = "withdraw"
 	opUnplug   op = "unplug"
 	opDial     op = "dial"  // bytes follow the reply
 	opAgent    op = "agent" // bytes follow the reply
@@ -87,10 +120,12 @@ const (
 // request is the one line that begins a connection.
 type request struct {
 	Op         op              `json:"op"`
-	Machine    *Machine        `json:"machine,omitempty"`    // plug
-	Generation *lab.Generation `json:"generation,omitempty"` // unplug
+	Machine    *Machine        `json:"machine,omitempty"`    // plug, standby
+	Generation *lab.Generation `json:"generation,omitempty"` // unplug, promote, drained, withdraw; dial and agent without a name
 	Name       lab.Name        `json:"name,omitempty"`       // dial, agent
 	Port       uint16          `json:"port,omitempty"`       // dial
+	Forwards   []lab.Forward   `json:"forwards,omitempty"`   // promote
+	Drain      time.Duration   `json:"drain,omitempty"`      // promote; nanoseconds
 }
 
 // reply is the one line that answers it.
@@ -98,7 +133,7 @@ type reply struct {
 	Error    *wireError    `json:"error,omitempty"`
 	Version  string        `json:"version,omitempty"`  // hello
 	PID      int           `json:"pid,omitempty"`      // hello
-	Forwards []lab.Forward `json:"forwards,omitempty"` // plug
+	Forwards []lab.Forward `json:"forwards,omitempty"` // plug, promote
 	Status   *Status       `json:"status,omitempty"`   // status
 }
 
@@ -124,6 +159,7 @@ var codes = []struct {
 	{"not-plugged", network.ErrUnplugged},
 	{"no-agent", ErrNoAgent},
 	{"stale", ErrStale},
+	{"beside", ErrBeside},
 	{"not-running", providers.ErrNotRunning},
 	{"not-found", providers.ErrNotFound},
 	{"refused", syscall.ECONNREFUSED},

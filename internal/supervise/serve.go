@@ -75,29 +75,31 @@ func (s *supervisor) do(ctx context.Context, q request) (r reply, stream net.Con
 	switch q.Op {
 	case opHello:
 		r.Version, r.PID = s.cfg.Version, os.Getpid()
-	case opPlug:
+	case opPlug, opStandby:
 		if q.Machine == nil {
-			return r, nil, errors.New("plug needs a machine")
+			return r, nil, fmt.Errorf("%s needs a machine", q.Op)
 		}
+		q.Machine.Standby = q.Op == opStandby
 		r.Forwards, err = s.plug(ctx, *q.Machine)
-	case opUnplug:
+	case opUnplug, opPromote, opDrained, opWithdraw:
 		if q.Generation == nil {
-			return r, nil, errors.New("unplug needs a generation")
+			return r, nil, fmt.Errorf("%s needs a generation", q.Op)
 		}
-		s.unplug(*q.Generation)
+		switch g := *q.Generation; q.Op {
+		case opUnplug:
+			s.unplug(g)
+		case opPromote:
+			r.Forwards, err = s.promote(ctx, g, q.Forwards, q.Drain)
+		case opDrained:
+			err = s.drained(ctx, g)
+		case opWithdraw:
+			err = s.withdraw(g)
+		}
 	case opDial:
-		m, err := s.find(ctx, q.Name)
-		if err != nil {
-			return r, nil, err
-		}
-		stream, err = m.dial(ctx, q.Port)
+		stream, err = s.reach(ctx, q, func(m *machine) (net.Conn, error) { return m.connect(ctx, q.Port, nil) })
 		return r, stream, err
 	case opAgent:
-		m, err := s.find(ctx, q.Name)
-		if err != nil {
-			return r, nil, err
-		}
-		stream, err = m.openAgent(ctx)
+		stream, err = s.reach(ctx, q, func(m *machine) (net.Conn, error) { return m.talk(ctx) })
 		return r, stream, err
 	case opStatus:
 		r.Status = s.status()

@@ -8,10 +8,12 @@
 package supervise
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -81,10 +83,11 @@ type supervisor struct {
 	wg     sync.WaitGroup
 
 	mu       sync.Mutex
-	machines map[lab.Name]*machine
-	clients  int           // connections that are open
-	met      bool          // there was a client
-	changed  chan struct{} // closed and replaced when machines changes
+	machines map[lab.Name]*machine // those that are present
+	beside   map[lab.Name]*machine // standbys, and those that are draining
+	clients  int                   // connections that are open
+	met      bool                  // there was a client
+	changed  chan struct{}         // closed and replaced when machines changes
 }
 
 // errIdle ends a supervisor that has no machines and no clients.
@@ -110,7 +113,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer l.Close()
 	s := &supervisor{
 		cfg: cfg, log: cfg.Log, since: time.Now(),
-		machines: make(map[lab.Name]*machine), changed: make(chan struct{}),
+		machines: make(map[lab.Name]*machine), beside: make(map[lab.Name]*machine), changed: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	defer s.cancel(nil)
@@ -175,10 +178,7 @@ func (s *supervisor) run(ln net.Listener) error {
 	}
 	ln.Close()
 	s.mu.Lock()
-	left := make([]*machine, 0, len(s.machines))
-	for _, m := range s.machines {
-		left = append(left, m)
-	}
+	left := s.sorted()
 	s.mu.Unlock()
 	for _, m := range left {
 		m.end()
@@ -190,7 +190,7 @@ func (s *supervisor) run(ln net.Listener) error {
 
 // endIfIdle ends the supervisor if nobody needs it. Called with s.mu held.
 func (s *supervisor) endIfIdle() {
-	if s.met && s.clients == 0 && len(s.machines) == 0 {
+	if s.met && s.clients == 0 && len(s.machines)+len(s.beside) == 0 {
 		s.cancel(errIdle)
 	}
 }
@@ -223,12 +223,15 @@ func (s *supervisor) update() {
 func (s *supervisor) names() map[string][]netip.Addr {
 	names := make(map[string][]netip.Addr)
 	for _, m := range s.sorted() {
-		if m.spec.Addr.Is4() {
+		if m.phase == PhasePresent && m.spec.Addr.Is4() {
 			names[string(m.spec.Generation.Machine)] = []netip.Addr{m.spec.Addr}
 		}
 	}
 	for _, m := range s.sorted() {
 		role := m.spec.Role
+		if m.phase != PhasePresent || m.withdrawn {
+			continue
+		}
 		if _, taken := s.machines[lab.Name(role)]; role != "" && !taken && m.spec.Addr.Is4() {
 			names[role] = append(names[role], m.spec.Addr)
 		}
@@ -236,25 +239,42 @@ func (s *supervisor) names() map[string][]netip.Addr {
 	return names
 }
 
-// sorted returns the machines by name. Called with s.mu held.
+// sorted returns the machines by name and generation. Called with s.mu held.
 func (s *supervisor) sorted() []*machine {
-	ms := make([]*machine, 0, len(s.machines))
-	for _, m := range s.machines {
-		ms = append(ms, m)
-	}
+	ms := slices.Concat(slices.Collect(maps.Values(s.machines)), slices.Collect(maps.Values(s.beside)))
 	slices.SortFunc(ms, func(a, b *machine) int {
-		return strings.Compare(string(a.spec.Generation.Machine), string(b.spec.Generation.Machine))
+		return cmp.Or(
+			strings.Compare(string(a.spec.Generation.Machine), string(b.spec.Generation.Machine)),
+			cmp.Compare(a.spec.Generation.Number, b.spec.Generation.Number))
 	})
 	return ms
 }
 
-// find returns a machine that is plugged in.
-func (s *supervisor) find(ctx context.Context, name lab.Name) (*machine, error) {
+// asked returns the machine that a request names: the present one, or a generation.
+func (s *supervisor) asked(ctx context.Context, q request) (*machine, error) {
+	if g := q.Generation; q.Name == "" && g != nil {
+		return s.find(ctx, g.String(), func() *machine { return s.generation(*g) })
+	}
+	return s.find(ctx, fmt.Sprintf("machine %q", q.Name), func() *machine { return s.machines[q.Name] })
+}
+
+// generation returns a generation that is plugged in, or nil. Called with s.mu held.
+func (s *supervisor) generation(g lab.Generation) *machine {
+	for _, m := range []*machine{s.machines[g.Machine], s.beside[g.Machine]} {
+		if m != nil && m.spec.Generation == g {
+			return m
+		}
+	}
+	return nil
+}
+
+// find returns a machine that is plugged in. It calls look with s.mu held.
+func (s *supervisor) find(ctx context.Context, what string, look func() *machine) (*machine, error) {
 	patience := time.NewTimer(time.Until(s.since.Add(startupWait)))
 	defer patience.Stop()
 	for {
 		s.mu.Lock()
-		m, changed := s.machines[name], s.changed
+		m, changed := look(), s.changed
 		s.mu.Unlock()
 		late := patience.C
 		if m != nil {
@@ -271,7 +291,7 @@ func (s *supervisor) find(ctx context.Context, name lab.Name) (*machine, error) 
 		select {
 		case <-changed:
 		case <-late:
-			return nil, fmt.Errorf("machine %q: %w", name, ErrNotPlugged)
+			return nil, fmt.Errorf("%s: %w", what, ErrNotPlugged)
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
@@ -289,28 +309,50 @@ func (s *supervisor) plug(ctx context.Context, spec Machine) ([]lab.Forward, err
 		s.mu.Unlock()
 		return nil, ErrNotRunning
 	}
-	old := s.machines[g.Machine]
+	old, beside := s.machines[g.Machine], s.beside[g.Machine]
 	if old != nil && old.spec.Generation.Number > g.Number {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("plugging in %s: %w: %s", g, ErrStale, old.spec.Generation)
 	}
 	if old != nil && old.same(spec) {
+		old.withdrawn = false
+		s.update()
 		s.mu.Unlock()
-		select {
-		case <-old.ready:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		if old.err != nil {
-			return nil, old.err
+		if err := old.started(ctx); err != nil {
+			return nil, err
 		}
 		return old.forward(spec.Forwards)
 	}
+	var ended []*machine
 	m := newMachine(s, spec)
-	s.machines[g.Machine] = m
+	switch {
+	case spec.Standby && beside != nil && beside.same(spec) && beside.phase == PhaseStandby:
+		s.mu.Unlock()
+		return nil, beside.started(ctx)
+	case spec.Standby && beside != nil:
+		s.mu.Unlock()
+		m.cancel()
+		return nil, fmt.Errorf("plugging in %s: %w: %s", g, ErrBeside, beside.spec.Generation)
+	case spec.Standby && old != nil && old.spec.Generation == g:
+		s.mu.Unlock()
+		m.cancel()
+		return nil, fmt.Errorf("plugging in %s: it is present already, and differs", g)
+	case spec.Standby:
+		m.phase = PhaseStandby
+		s.beside[g.Machine] = m
+	default:
+		if beside != nil && (beside.spec.Generation == g || beside.phase == PhaseStandby && beside.spec.Generation.Number < g.Number) {
+			delete(s.beside, g.Machine)
+			ended = append(ended, beside)
+		}
+		if old != nil {
+			ended = append(ended, old)
+		}
+		s.machines[g.Machine] = m
+	}
 	s.update()
 	s.mu.Unlock()
-	if old != nil {
+	for _, old := range ended {
 		old.end()
 	}
 	if m.err = m.start(ctx); m.err != nil {
@@ -319,16 +361,19 @@ func (s *supervisor) plug(ctx context.Context, spec Machine) ([]lab.Forward, err
 		return nil, m.err
 	}
 	close(m.ready)
-	s.log.Info("plugged in", "machine", g, "addr", spec.Addr)
+	s.log.Info("plugged in", "machine", g, "phase", m.phaseNow(), "addr", spec.Addr)
+	if spec.Standby {
+		return nil, nil
+	}
 	return m.forward(spec.Forwards)
 }
 
 // unplug takes a generation off the network, if it is there.
 func (s *supervisor) unplug(g lab.Generation) {
 	s.mu.Lock()
-	m := s.machines[g.Machine]
+	m := s.generation(g)
 	s.mu.Unlock()
-	if m != nil && m.spec.Generation == g {
+	if m != nil {
 		s.drop(m)
 	}
 }
@@ -339,10 +384,12 @@ func (s *supervisor) drop(m *machine) {
 	m.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.machines[m.spec.Generation.Machine] == m {
-		delete(s.machines, m.spec.Generation.Machine)
-		s.update()
-		s.log.Info("unplugged", "machine", m.spec.Generation)
+	for _, among := range []map[lab.Name]*machine{s.machines, s.beside} {
+		if among[m.spec.Generation.Machine] == m {
+			delete(among, m.spec.Generation.Machine)
+			s.update()
+			s.log.Info("unplugged", "machine", m.spec.Generation)
+		}
 	}
 }
 

@@ -111,9 +111,13 @@ func TestPlugDialAgentStatus(t *testing.T) {
 	if n.FramesIn == 0 || n.FramesOut == 0 || n.Refused != 0 || n.Dropped != 0 {
 		t.Errorf("counters: %+v", n)
 	}
+	if since := time.Since(st.Machines[0].LastActive); since < 0 || since > patience {
+		t.Errorf("last active %v ago", since)
+	}
 	st.Machines[0].Counters, st.Since = network.Counters{}, time.Time{}
+	st.Machines[0].Open, st.Machines[0].LastActive = 0, time.Time{} // the connections above are just ending
 	want := Status{Version: "v1.2.3", PID: os.Getpid(), Machines: []MachineStatus{{
-		Generation: v.g, Role: "db", Addr: v.addr, Cable: LinkConnected, Agent: LinkConnected, Forwards: bound,
+		Generation: v.g, Phase: PhasePresent, Role: "db", Addr: v.addr, Cable: LinkConnected, Agent: LinkConnected, Forwards: bound,
 	}}}
 	if diff := cmp.Diff(want, st, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)
