@@ -44,20 +44,29 @@ func convert(r *report, doc *document) *lab.Lab {
 	needs := c.dependencies()
 	c.hostPorts()
 
-	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value}
+	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, Expires: doc.Expires.value}
 	used := map[string]lab.Box{}
 	for _, role := range c.roles {
 		m := c.machine(role, used)
 		m.DependsOn = needs[role]
+		volumes := c.volumes(role)
+		c.mountPoints(role)
 		for _, name := range role.names {
 			m := m
 			m.Name = name
 			m.DependsOn = slices.Clone(m.DependsOn)
 			m.Ports = slices.Clone(m.Ports)
 			m.Ready = slices.Clone(m.Ready)
+			m.Provision = slices.Clone(m.Provision)
+			m.Mounts = slices.Clone(m.Mounts)
+			m.Volumes = nil
+			for _, v := range volumes {
+				m.Volumes = append(m.Volumes, c.volumeOf(role, v, name))
+			}
 			l.Machines = append(l.Machines, m)
 		}
 	}
+	c.sharedVolumes(l.Machines)
 	for _, b := range used {
 		l.Boxes = append(l.Boxes, b)
 	}
@@ -176,6 +185,8 @@ func (c *converter) machine(r *role, used map[string]lab.Box) lab.Machine {
 			m.Ready = append(m.Ready, check)
 		}
 	}
+	m.Provision, m.Mounts = c.provision(r), c.mounts(r)
+	c.life(r, &m)
 	return m
 }
 

@@ -21,6 +21,7 @@ import (
 //	need    the key is required; the text is an example of it
 //	range   the least and the greatest value, "1..100"
 //	short   a scalar in place of the mapping is the value of this key
+//	oneof   the words that a text can be
 //	also    words of other tools for the same thing, for suggestions
 //	default what holds without the key, for people
 //	doc     what the key means, for people
@@ -49,6 +50,10 @@ type bare interface {
 	// parseBare reports whether it knows the word.
 	parseBare(word string, at place) bool
 }
+
+// alternative is a struct of whose keys some exclude each other: a mapping has
+// exactly one of them.
+type alternative interface{ alternatives() []string }
 
 // value decodes n into the value that the pointer into points to. at is where a
 // problem with the value as a whole is reported: the key, or the list's item.

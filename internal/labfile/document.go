@@ -11,6 +11,7 @@ type document struct {
 	Provider text             `yaml:"provider" form:"label" default:"qemu" doc:"What runs the machines. --provider replaces it."`
 	Boxes    table[boxEntry]  `yaml:"boxes" example:"base: builtin/debian-12" also:"images" doc:"Images under names of your own, for machines to share."`
 	Machines table[roleEntry] `yaml:"machines" need:"{web: {box: builtin/tiny}}" example:"web: {box: builtin/tiny}" also:"vms services nodes hosts" doc:"The machines of the lab, by name."`
+	Expires  duration         `yaml:"expires" range:"1s..87600h" also:"ttl lifetime expiry" doc:"So long after its first lab up the lab is destroyed; its volumes are kept. Without it, never."`
 }
 
 // boxEntry is an entry of boxes.
@@ -33,6 +34,14 @@ type roleEntry struct {
 	Ready     list[check]   `yaml:"ready" example:"{port: 80}" also:"healthcheck health wait checks" doc:"What must hold before the machine counts as ready."`
 	User      text          `yaml:"user" form:"user" default:"the user of the box" also:"username login ssh_user" doc:"Whom to log in as."`
 	UserData  text          `yaml:"user_data" also:"userdata cloud_init cloudinit" doc:"User data for cloud-init, where the box has it: #cloud-config, a script that begins with #!, or any other of its formats. It is merged with what lab itself needs."`
+
+	Provision list[stepEntry]   `yaml:"provision" example:"{shell: apt-get install -y nginx}" also:"provisioners setup install" doc:"Steps that are baked into an image once, from which the machines are born."`
+	Volumes   list[volumeEntry] `yaml:"volumes" example:"{name: data, size: 1GiB, mount: /srv/data}" also:"disks data" doc:"Data that outlives the generations of the machine."`
+	Mounts    list[mountEntry]  `yaml:"mounts" example:"\"./src:/src\"" also:"mount shares synced_folder synced_folders folders" doc:"Folders of this host that the machine sees, read-only unless they are writable."`
+	Replace   replaceEntry      `yaml:"replace" also:"update strategy deploy" doc:"How a generation of the machine gives way to the next one."`
+	OnShell   text              `yaml:"on_shell" oneof:"allow warn taint forbid" default:"allow" also:"onshell shell_policy" doc:"What lab ssh, exec, cp and console do to the machine; each use is recorded. warn tells the user; taint makes the next lab up replace the machine; forbid refuses."`
+	MaxAge    ageEntry          `yaml:"max_age" also:"maxage ttl lifetime expires" doc:"How old a generation may become. It is replaced then, or what then says."`
+	Idle      idleEntry         `yaml:"idle" also:"idle_timeout autostop" doc:"How long the machine may go unused: no connection through a forwarded port, no command by hand. It is stopped then, or what then says."`
 }
 
 // check is an item of ready. It has one kind, and its timing.
@@ -44,6 +53,10 @@ type check struct {
 	Exec    execCheck    `yaml:"exec" also:"shell cmd command run" doc:"The command, run by the guest's shell, exits with 0."`
 	Console consoleCheck `yaml:"console" also:"log serial" doc:"What the console printed since the start matches the regular expression."`
 	timing
+}
+
+func (*check) alternatives() []string {
+	return []string{"ssh", "port", "http", "exec", "console"}
 }
 
 // parseBare lets ssh, which has nothing to set, stand alone.

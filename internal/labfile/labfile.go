@@ -115,11 +115,11 @@ func Load(path string, o Options) (*lab.Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the Labfile: %w", err)
 	}
-	l, err := Parse(display(path), data, o)
+	l, err := parse(display(path), data, o)
 	if err != nil {
 		return nil, err
 	}
-	l.File = file
+	locate(l, file)
 	return l, nil
 }
 
@@ -214,6 +214,20 @@ func unfit(path, message string) *Problems {
 // Parse reads a Labfile from data. file names it in messages and, made absolute,
 // in the result. Every error is a *Problems.
 func Parse(file string, data []byte, o Options) (*lab.Lab, error) {
+	l, err := parse(file, data, o)
+	if err != nil {
+		return nil, err
+	}
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		return nil, fmt.Errorf("naming the Labfile: %w", err)
+	}
+	locate(l, abs)
+	return l, nil
+}
+
+// parse is Parse without the place of the file.
+func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	r := &report{file: file}
 	if len(data) > maxFile {
 		r.add(place{}, "%s", tooLarge)
@@ -241,10 +255,5 @@ func Parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	if err := r.err(); err != nil {
 		return nil, err
 	}
-	abs, err := filepath.Abs(file)
-	if err != nil {
-		return nil, fmt.Errorf("naming the Labfile: %w", err)
-	}
-	l.File = abs
 	return l, nil
 }

@@ -34,7 +34,10 @@ func valueText(f field) string {
 	lo, hi, _ := strings.Cut(f.tag.Get("range"), "..")
 	switch reflect.New(f.typ).Interface().(type) {
 	case *text:
-		return map[string]string{"": "text", "label": "name", "user": "user name"}[f.tag.Get("form")]
+		if words := f.tag.Get("oneof"); words != "" {
+			return "`" + strings.Join(strings.Fields(words), "`, `") + "`"
+		}
+		return map[string]string{"": "text", "label": "name", "user": "user name", "path": "path of the guest", "owner": "owner", "mode": "mode"}[f.tag.Get("form")]
 	case *integer:
 		return fmt.Sprintf("number, %s to %s", lo, hi)
 	case *size:
@@ -47,6 +50,26 @@ func valueText(f field) string {
 		return "list of forwards"
 	case *list[check]:
 		return "list of checks"
+	case *anyText:
+		return "text"
+	case *boolean:
+		return "`true` or `false`"
+	case *list[anyText]:
+		return "list of texts"
+	case *list[stepEntry]:
+		return "list of steps"
+	case *list[volumeEntry]:
+		return "list of volumes"
+	case *list[mountEntry]:
+		return "list of mounts"
+	case *shellStep:
+		return "program or script, or a mapping"
+	case *fileStep:
+		return "mapping"
+	case *replaceEntry:
+		return "strategy, or a mapping"
+	case *ageEntry, *idleEntry:
+		return "duration, or a mapping"
 	case *table[boxEntry], *table[roleEntry]:
 		return "mapping of names"
 	case *sshCheck:
@@ -68,6 +91,13 @@ func TestReferenceHasEveryKey(t *testing.T) {
 		"box":      reflect.TypeFor[boxEntry](),
 		"check":    reflect.TypeFor[check](),
 		"http":     reflect.TypeFor[httpCheck](),
+		"step":     reflect.TypeFor[stepEntry](),
+		"shell":    reflect.TypeFor[shellStep](),
+		"file":     reflect.TypeFor[fileStep](),
+		"volume":   reflect.TypeFor[volumeEntry](),
+		"mount":    reflect.TypeFor[mountEntry](),
+		"replace":  reflect.TypeFor[replaceEntry](),
+		"age":      reflect.TypeFor[ageEntry](),
 	}
 	data := string(read(t, reference))
 	section := regexp.MustCompile(`(?s)(<!-- begin: (\w+) [^\n]*-->\n)(.*?)(<!-- end -->)`)

@@ -8,6 +8,7 @@ import (
 	"math/big"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +18,8 @@ import (
 
 // text is any scalar, taken as it is written: a machine called "on" is no
 // boolean, and neither is the command "true". The tag form names a stricter
-// form: "label" or "user".
+// form: "label", "user", "path" (absolute, of the guest), "owner" or "mode". The tag
+// oneof lists the words that it can be.
 type text struct {
 	place
 	value string
@@ -26,6 +28,9 @@ type text struct {
 var userName = regexp.MustCompile(`^[a-z_][a-z0-9_.-]{0,31}$`)
 
 func (t *text) parse(s string, tag reflect.StructTag) error {
+	if words := strings.Fields(tag.Get("oneof")); len(words) > 0 && s != "" && !slices.Contains(words, s) {
+		return fmt.Errorf("%q is not one of %s%s", shorten(s), strings.Join(words, ", "), didYouMean(s, words, ""))
+	}
 	switch form := tag.Get("form"); {
 	case s == "":
 		return errors.New("the value is empty")
@@ -33,8 +38,59 @@ func (t *text) parse(s string, tag reflect.StructTag) error {
 		return fmt.Errorf("%q is not a name; %s", shorten(s), labelRule)
 	case form == "user" && !userName.MatchString(s):
 		return fmt.Errorf("%q is not a user name", shorten(s))
+	case form == "path":
+		if err := guestPath(s); err != nil {
+			return err
+		}
+	case form == "owner" && !ownerForm.MatchString(s):
+		return fmt.Errorf("%q is not an owner; write user:group, user, or numbers", shorten(s))
+	case form == "mode":
+		if !modeForm.MatchString(s) {
+			return fmt.Errorf("%q is not a mode; write it in octal, such as 0644", shorten(s))
+		}
+		s = "0" + strings.TrimLeft(s, "0o")
+		for len(s) < 4 {
+			s = "0" + s
+		}
 	}
 	t.value = s
+	return nil
+}
+
+var (
+	ownerForm = regexp.MustCompile(`^([a-z_][a-z0-9_.-]{0,31}|[0-9]{1,10})(:([a-z_][a-z0-9_.-]{0,31}|[0-9]{1,10}))?$`)
+	modeForm  = regexp.MustCompile(`^(0o?)?[0-7]{3,4}$`)
+)
+
+// anyText is a text that may be empty.
+type anyText struct {
+	place
+	value string
+}
+
+func (t *anyText) parse(s string, _ reflect.StructTag) error {
+	t.value = s
+	return nil
+}
+
+// boolean is true or false.
+type boolean struct {
+	place
+	value bool
+}
+
+func (b *boolean) parse(s string, _ reflect.StructTag) error {
+	switch s {
+	case "true":
+		b.value = true
+	case "false":
+	case "yes", "on", "y":
+		return fmt.Errorf("%q is not true or false; write true", s)
+	case "no", "off", "n":
+		return fmt.Errorf("%q is not true or false; write false", s)
+	default:
+		return fmt.Errorf("%q is not true or false", shorten(s))
+	}
 	return nil
 }
 
@@ -142,6 +198,9 @@ func (t *duration) parse(s string, tag reflect.StructTag) error {
 	if err != nil {
 		if _, err := strconv.ParseFloat(s, 64); err == nil {
 			return fmt.Errorf("%s has no unit; write %ss", shorten(s), shorten(s))
+		}
+		if days, err := strconv.Atoi(strings.TrimSuffix(s, "d")); err == nil && days > 0 && days < 10000 {
+			return fmt.Errorf("days are written in hours; write %dh", 24*days)
 		}
 		return fmt.Errorf("%q is not a duration; write 30s, 2m or 1m30s", shorten(s))
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strings"
 )
 
 // schema is the part of JSON schema (draft 2020-12) that Labfiles need.
@@ -16,6 +17,7 @@ type schema struct {
 	Description   string     `json:"description,omitempty"`
 	Type          any        `json:"type,omitempty"` // a string or several
 	Const         string     `json:"const,omitempty"`
+	Enum          []string   `json:"enum,omitempty"`
 	Pattern       string     `json:"pattern,omitempty"`
 	MinLength     int        `json:"minLength,omitempty"`
 	Minimum       *int       `json:"minimum,omitempty"`
@@ -108,13 +110,12 @@ func schemaOf(t reflect.Type, tag reflect.StructTag) *schema {
 	if short != nil {
 		forms = append(forms, short)
 	}
-	if t == reflect.TypeFor[check]() {
-		// One kind, beside which the timing may stand; or ssh alone.
-		for _, p := range object.Properties {
-			if p.name != "timeout" && p.name != "interval" {
-				object.OneOf = append(object.OneOf, &schema{Required: []string{p.name}})
-			}
+	if a, ok := reflect.New(t).Interface().(alternative); ok {
+		for _, key := range a.alternatives() {
+			object.OneOf = append(object.OneOf, &schema{Required: []string{key}})
 		}
+	}
+	if t == reflect.TypeFor[check]() {
 		forms = append(forms, &schema{Const: "ssh"})
 	}
 	if tag.Get("empty") == "ok" {
@@ -144,13 +145,30 @@ func oneOf(patterns ...string) string {
 
 func (t *text) schema(tag reflect.StructTag) *schema {
 	s := &schema{Type: []string{"string", "number", "boolean"}, MinLength: 1}
+	if words := tag.Get("oneof"); words != "" {
+		return &schema{AnyOf: []*schema{{Enum: strings.Fields(words)}, {Type: "string", Pattern: variable}}}
+	}
 	switch tag.Get("form") {
+	case "path":
+		s.Pattern = oneOf(`^/`, variable)
+	case "owner":
+		s.Pattern = oneOf(ownerForm.String(), variable)
+	case "mode":
+		s.Pattern = oneOf(modeForm.String(), variable)
 	case "label":
 		s.Pattern = oneOf(labelPattern, variable)
 	case "user":
 		s.Pattern = oneOf(userName.String(), variable)
 	}
 	return s
+}
+
+func (t *anyText) schema(reflect.StructTag) *schema {
+	return &schema{Type: []string{"string", "number", "boolean"}}
+}
+
+func (b *boolean) schema(reflect.StructTag) *schema {
+	return &schema{Type: []string{"boolean", "string"}, Pattern: oneOf(`^(true|false)$`, variable)}
 }
 
 // labelPattern is lab.ValidLabel as a pattern.

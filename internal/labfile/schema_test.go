@@ -94,6 +94,10 @@ func TestSchemaRefuses(t *testing.T) {
 		"memroy: 1GiB", "memory: 512", "memory: 512MB", "cpus: 0", "cpus: many", "cpus: 1.5", "count: 101", "ports: 80",
 		`ports: ["0.0.0.0:80:80"]`, "ports: [70000]", "ready: [port]", "ready: [{port: 80, exec: a}]", "ready: [{timeout: 1s}]",
 		"ready: [{port: 80, timeout: 30}]", "ready: [{http: {path: /}}]", "depends_on: web", "user: Rob Ert", "ready: [{}]",
+		"provision: [true]", "provision: [{}]", "provision: [{run: a}]", "provision: [{shell: {}}]", "provision: [{shell: {run: a, script: b}}]",
+		"provision: [{file: {from: a}}]", "provision: [{file: {to: /a}}]", "provision: [{file: {from: a, to: b}}]", "provision: [{file: {from: a, to: /b, mode: u+x}}]",
+		"volumes: [data]", "volumes: [{name: a, mount: /a}]", "volumes: [{name: a, size: 1GiB, fs: ext3, mount: /a}]", "mounts: [{from: a}]", "mounts: [{from: a, to: b}]",
+		"replace: fast", "replace: {strategy: stop-first, keep: -1}", "on_shell: no", "max_age: 1d", "max_age: {then: stop}", "idle: {after: 1h, then: sleep}",
 	} {
 		data := []byte(head + line + "\n")
 		if err := s.Validate(instance(t, data)); err == nil {
