@@ -70,7 +70,8 @@ func (c *converter) shell(e *shellStep, p *lab.Provision) {
 	case e.Run.set() && e.Run.path == e.path: // the short form
 		p.Shell = e.Run.value
 		if words := scriptWords(e.Run.value); words != nil {
-			p.Shell, p.Script, p.Args = "", words[0], words[1:]
+			p.Shell, p.Script = "", words[0]
+			p.Args = append(p.Args, words[1:]...)
 		}
 	case e.Run.set():
 		p.Shell = e.Run.value

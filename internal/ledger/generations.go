@@ -24,6 +24,7 @@ type Generation struct {
 	SpecDigest string        `json:"specDigest"` // of Spec
 	Image      string        `json:"image"`      // digest of what it was born from
 	From       string        `json:"from,omitempty"`
+	Layers     []lab.Layer   `json:"layers,omitempty"`   // what was baked on top of the box
 	Rollback   int           `json:"rollback,omitempty"` // the generation that it goes back to
 	Address    string        `json:"address"`
 	Ports      []Port        `json:"ports"`
@@ -121,7 +122,7 @@ func (l *life) finish() Generation {
 	g, c := l.g, l.m.Create
 	g.create, g.Phase = c, l.m.Phase
 	g.Why, g.Spec, g.SpecDigest = orEmpty(c.Why), c.Spec, c.Spec.Digest()
-	g.Image, g.From, g.Rollback = c.Image, c.From, c.Rollback
+	g.Image, g.From, g.Layers, g.Rollback = c.Image, c.From, c.Layers, c.Rollback
 	if c.Address.IsValid() {
 		g.Address = c.Address.String()
 	}

@@ -200,6 +200,7 @@ func TestSpecKeepsEverythingOfAMachine(t *testing.T) {
 		DependsOn: []lab.Name{"db"}, Ports: []lab.Forward{{HostPort: 8080, GuestPort: 80}},
 		Ready: []lab.Check{{Kind: lab.CheckHTTP, Port: 80, Path: "/", Status: 200, Timeout: time.Minute, Interval: time.Second}},
 		User:  "lab", UserData: "#cloud-config\n",
+		Replace: lab.DefaultReplace, OnShell: lab.ShellAllow,
 	}
 	raw, err := json.Marshal(SpecOf(m))
 	if err != nil {

@@ -113,6 +113,7 @@ type Spec struct {
 	User      string     `json:"user,omitempty"`
 	UserData  string     `json:"userData,omitempty"`
 	Tests     []lab.Test `json:"tests,omitempty"` // the Labfile's checks on it
+	Life
 }
 
 // Check is a lab.Check as the ledger writes it.
@@ -134,6 +135,7 @@ func SpecOf(m lab.Machine) Spec {
 		DependsOn: m.DependsOn, User: m.User, UserData: m.UserData,
 	}
 	s.Tests = m.Tests
+	s.Life = lifeOf(m)
 	for _, f := range m.Ports {
 		s.Ports = append(s.Ports, Port{f.HostPort, f.GuestPort})
 	}
@@ -150,6 +152,7 @@ func (s Spec) Machine(name lab.Name) lab.Machine {
 		DependsOn: s.DependsOn, User: s.User, UserData: s.UserData,
 	}
 	m.Tests = s.Tests
+	s.fill(&m)
 	for _, p := range s.Ports {
 		m.Ports = append(m.Ports, lab.Forward{HostPort: p.Host, GuestPort: p.Guest})
 	}
