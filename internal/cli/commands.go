@@ -16,7 +16,7 @@ func (a *app) commands() *command {
 		name:  "lab",
 		short: "disposable virtual machines, declared in a Labfile",
 		long: `A Labfile says which machines there are; "lab up" makes it so. A machine is born
-from an immutable box and never repaired: "lab rebuild" gives you a new one.
+from an immutable box and never repaired: "lab replace" gives you a new one.
 Nothing needs root, and nothing runs when nothing is up.
 
 Exit codes: 0 done, 1 failed, 2 differences found, 3 bad usage, Labfile or lock
@@ -30,8 +30,8 @@ file, 4 the lab is locked, 5 this host cannot do it, 130 interrupted. "exec" and
 		},
 		subs: []*command{
 			a.initCommand(), a.upCommand(), a.statusCommand(), a.sshCommand(), a.execCommand(), a.cpCommand(),
-			a.logsCommand(), a.stopCommand(), a.startCommand(), a.rebuildCommand(), a.destroyCommand(),
-			a.planCommand(), a.validateCommand(), a.listCommand(), a.historyCommand(), a.consoleCommand(), a.doctorCommand(),
+			a.logsCommand(), a.stopCommand(), a.startCommand(), a.replaceCommand(), a.rollbackCommand(), a.destroyCommand(),
+			a.planCommand(), a.validateCommand(), a.listCommand(), a.historyCommand(), a.showCommand(), a.consoleCommand(), a.doctorCommand(),
 			a.boxCommand(), a.lockCommand(), a.gcCommand(),
 			a.sshConfigCommand(), a.schemaCommand(), a.completionCommand(), a.versionCommand(),
 			a.sshProxyCommand(), a.superviseCommand(), a.completeCommand(),

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/ui"
 )
 
@@ -49,12 +50,16 @@ func keys(t reflect.Type) []string {
 	default:
 		return nil
 	}
-	if t == reflect.TypeFor[time.Time]() {
+	switch t {
+	case reflect.TypeFor[time.Time](), reflect.TypeFor[ledger.Spec](): // a spec is the ledger's own
 		return nil
 	}
 	var all []string
 	for i := range t.NumField() {
 		f := t.Field(i)
+		if !f.IsExported() {
+			continue
+		}
 		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
 			all = append(all, name)
 		}

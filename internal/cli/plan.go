@@ -22,12 +22,18 @@ not there yet are fetched or built first, which may take minutes: what they are 
 part of the answer.
 
   =  as wanted     +  create     >  start     -/+  replace     -  destroy
-  ~  changed in place`,
-		flags:    []cli.Flag{&cli.BoolFlag{Name: "locked", Usage: "fail unless Labfile.lock pins every box"}},
+  ~  changed in place
+
+With --out the plan is written down; "lab up --plan" carries out exactly that.`,
+		flags: []cli.Flag{
+			&cli.BoolFlag{Name: "locked", Usage: "fail unless Labfile.lock pins every box"},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the plan to `FILE` too, for \"lab up --plan FILE\""},
+		},
 		complete: a.completeMachines,
 		examples: []string{
 			"lab plan", "the whole lab",
 			"lab plan --json", "for a program",
+			"lab plan --out next.plan", "write it down; \"lab up --plan next.plan\" carries it out",
 		},
 		run: func(ctx context.Context, r request) error {
 			p, err := a.showPlan(ctx, r)
@@ -50,13 +56,19 @@ func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
 		return plan.Plan{}, err
 	}
 	show := a.show()
-	p, err := l.Plan(ctx, want, engine.UpOptions{
+	planned, err := l.PlanFor(ctx, want, engine.UpOptions{
 		Locked:  r.Bool("locked"),
 		Options: engine.Options{Machines: names, Events: show.event, Command: a.typed},
 	})
 	show.close()
 	if err != nil {
-		return p, err
+		return plan.Plan{}, err
+	}
+	p := planned.Plan
+	if path := r.String("out"); path != "" {
+		if err := planned.Write(path); err != nil {
+			return p, err
+		}
 	}
 	if a.asJSON {
 		if p.Steps == nil {

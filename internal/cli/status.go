@@ -4,6 +4,8 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
@@ -106,14 +108,16 @@ func (a *app) listCommand() *command {
 
 // historyJSON is the schema of "lab history --json".
 type historyJSON struct {
-	Records []ledger.Record `json:"records"`
+	Records     []ledger.Record     `json:"records"`
+	Generations []ledger.Generation `json:"generations"`
 }
 
 func (a *app) historyCommand() *command {
 	return &command{
 		name: "history", group: groupLook, args: "[MACHINE]", max: 1, lab: true, reports: true,
-		short:    "show what happened to the lab",
-		long:     `Prints the lab's ledger, the record of everything that was done to it, oldest first.`,
+		short: "show what happened to the lab",
+		long: `Prints the lab's ledger, the record of everything that was done to it, oldest first;
+for one machine also its generations. "lab show MACHINE@N" shows one of those.`,
 		complete: a.completeMachines,
 		examples: []string{
 			"lab history", "of the whole lab",
@@ -134,8 +138,22 @@ func (a *app) historyCommand() *command {
 					records = append(records, rec)
 				}
 			}
+			name := lab.Name("")
+			if len(names) > 0 {
+				name = names[0]
+			}
+			generations, err := l.Generations(name)
+			if err != nil {
+				return err
+			}
 			if a.asJSON {
-				return ui.JSON(a.Out, historyJSON{records})
+				return ui.JSON(a.Out, historyJSON{records, generations})
+			}
+			if name != "" {
+				if err := ui.Generations(a.Out, generations, time.Now(), a.ui.ColorOut); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.Out)
 			}
 			return ui.History(a.Out, records, a.ui.ColorOut)
 		},

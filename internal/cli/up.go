@@ -32,11 +32,17 @@ are as wanted are left alone, so it can be repeated at any time; after an
 interruption it goes on from there. With names, only those machines and what they
 depend on. On a terminal it asks before it replaces or destroys a machine.
 
+It says what it is going to do before it does it. --plan carries out exactly a plan
+that "lab plan --out" wrote down, without asking, or refuses because something has
+changed since. A machine that is no longer in the Labfile is destroyed, after asking;
+where there is no terminal to ask on, only with --yes.
+
 With --dry-run it prints what it would do. Boxes that are not there yet are fetched
 or built first even then: what they are is part of the answer.`,
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and leave all machines alone"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
+			&cli.StringFlag{Name: "plan", Usage: "carry out the plan in `FILE`, or nothing"},
 			yesFlag(),
 		},
 		complete: a.completeMachines,
@@ -52,15 +58,18 @@ or built first even then: what they are is part of the answer.`,
 				_, err := a.showPlan(ctx, r)
 				return err
 			}
+			if path := r.String("plan"); path != "" {
+				return a.bringPlanned(ctx, r, path)
+			}
 			return a.bring(ctx, r, (*engine.Lab).Up, func(lab.Name) bool { return false })
 		},
 	}
 }
 
-func (a *app) rebuildCommand() *command {
+func (a *app) replaceCommand() *command {
 	return &command{
-		name: "rebuild", group: groupDaily, args: "MACHINE... | --all", max: -1, lab: true, reports: true,
-		short: "replace machines by new ones, born from their box",
+		name: "replace", aliases: []string{"rebuild"}, group: groupDaily, args: "MACHINE... | --all", max: -1, lab: true, reports: true,
+		short: "replace machines by new ones, born from their image",
 		long: `Gives each of the machines a new generation: a new disk, the same name and
 address. What was on the old disk is lost; it does not ask. The lab is brought up as
 by "lab up" besides.`,
@@ -71,12 +80,12 @@ by "lab up" besides.`,
 		},
 		complete: a.completeMachines,
 		examples: []string{
-			"lab rebuild web", "one machine",
-			"lab rebuild --all", "all of them",
+			"lab replace web", "one machine",
+			"lab replace --all", "all of them",
 		},
 		run: func(ctx context.Context, r request) error {
 			if r.Bool("all") == (len(r.args) > 0) {
-				return usage("usage: lab rebuild MACHINE... | --all", "say which machines to rebuild, or --all")
+				return usage("usage: lab replace MACHINE... | --all", "say which machines to replace, or --all")
 			}
 			return a.bring(ctx, r, (*engine.Lab).Rebuild, func(m lab.Name) bool {
 				return r.Bool("all") || slices.Contains(r.args, everyMachine) || slices.Contains(r.args, string(m))
@@ -103,13 +112,42 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	if err != nil {
 		return err
 	}
+	return a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
+		return do(l, ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
+			Machines: names, Events: show.event, Command: a.typed,
+			Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, asked, r.Bool("yes")) },
+		}})
+	})
+}
+
+// bringPlanned carries out the plan in a file. Whoever wrote it down has read it.
+func (a *app) bringPlanned(ctx context.Context, r request, path string) error {
+	if len(r.args) > 0 {
+		return usage("leave the names out", "the plan in the file says which machines it is about")
+	}
+	planned, err := engine.ReadPlanned(path)
+	if err != nil {
+		return &hinted{err, "\"" + a.say("plan --out FILE") + "\" writes one"}
+	}
+	want, l, err := a.wanted(ctx)
+	if err != nil {
+		return err
+	}
+	return a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
+		return l.Up(ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Exactly: &planned, Options: engine.Options{
+			Machines: planned.Machines, Events: show.event, Command: a.typed,
+			Confirm: func(p plan.Plan) error {
+				return a.confirmPlan(ctx, show, p, func(lab.Name) bool { return true }, true)
+			},
+		}})
+	})
+}
+
+// carryOut shows the progress of what changes a lab, and the lab's state after it.
+func (a *app) carryOut(ctx context.Context, l *engine.Lab, do func(*shown) (plan.Plan, error)) error {
 	known := wasReady(l)
 	show := a.show()
-	opt := engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
-		Machines: names, Events: show.event, Command: a.typed,
-		Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, asked, r.Bool("yes")) },
-	}}
-	done, err := do(l, ctx, want, opt)
+	done, err := do(show)
 	show.close()
 	if err != nil {
 		return err
@@ -144,12 +182,11 @@ func (a *app) tellEmulation(st engine.Status) {
 	}
 }
 
-// confirmPlan shows a plan that loses disks which nobody asked to lose and, on a
-// terminal, asks.
+// confirmPlan shows a plan that changes something. If that loses disks which nobody
+// asked to lose it asks, on a terminal; elsewhere a machine is replaced unasked, for
+// that is what a changed Labfile means, but not destroyed.
 func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
-	if !slices.ContainsFunc(p.Steps, func(s plan.Step) bool {
-		return s.Action == plan.Destroy || s.Action == plan.Replace && !asked(s.Machine)
-	}) {
+	if !p.Changes() {
 		return nil
 	}
 	show.pause()
@@ -158,7 +195,22 @@ func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked f
 			return err
 		}
 	}
-	if yes || !a.interactive() {
+	var gone []lab.Name
+	lost := false
+	for _, s := range p.Steps {
+		if s.Action == plan.Destroy {
+			gone = append(gone, s.Machine)
+		}
+		lost = lost || s.Action == plan.Destroy || s.Action == plan.Replace && !asked(s.Machine)
+	}
+	if yes || !lost {
+		return nil
+	}
+	if !a.interactive() {
+		if len(gone) > 0 {
+			return usage("add --yes, or put it back into the Labfile",
+				"there is no terminal to ask on whether to destroy what the Labfile no longer has: %s", ui.Names(gone))
+		}
 		return nil
 	}
 	return a.ask(ctx, "The disks of the machines that go are lost. Go on?")
