@@ -34,14 +34,14 @@ import (
 // process, and a folder with a Labfile and a disk.
 type bench struct {
 	*Host
-	t        *testing.T
+	t        testing.TB
 	provider *memory.Provider
 	folder   string
 	wg       sync.WaitGroup
 	ctx      context.Context
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	root, err := os.MkdirTemp("", "lab-e-") // short: sockets live below it
 	if err != nil {
