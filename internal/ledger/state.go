@@ -29,6 +29,8 @@ const (
 	MachineStart     Type = "machine.start"     // intent
 	MachineExited    Type = "machine.exited"    // Exited: seen by the supervisor
 	MachineRestored  Type = "machine.restored"  // Restored: it was not replaced after all
+	MachinePromoted  Type = "machine.promoted"  // a generation beside the present one is the present one from now on
+	MachineRetired   Type = "machine.retired"   // Retired: it gave way, or never took over, and is kept
 	MachineDestroy   Type = "machine.destroy"   // Destroy: intent
 	MachineDestroyed Type = "machine.destroyed" //
 )
@@ -54,6 +56,8 @@ type Create struct {
 
 	From     string `json:"from,omitempty"`     // where the box came from, as the Labfile said it
 	Rollback int    `json:"rollback,omitempty"` // the generation whose image and spec these are
+
+	Standby bool `json:"standby,omitempty"` // it stands by beside the present one until it is promoted
 }
 
 // Ready is the data of MachineReady.
@@ -81,6 +85,12 @@ type Restored struct {
 	Born   time.Time `json:"born"`
 	Ready  time.Time `json:"ready"`
 	Ports  []Port    `json:"ports,omitempty"`
+}
+
+// Retired is the data of MachineRetired: a generation that is not the present one is
+// kept on purpose, stopped, with its disk and its logs.
+type Retired struct {
+	Failed bool `json:"failed,omitempty"` // it never became ready
 }
 
 // Exited is the data of MachineExited.
@@ -180,11 +190,12 @@ const (
 	PhaseStopped    Phase = "stopped"    // stopped on purpose
 	PhaseExited     Phase = "exited"     // it ended by itself, or was killed
 	PhaseStarting   Phase = "starting"   // being started again
+	PhaseRetired    Phase = "retired"    // gave way to a later one, stopped, kept
 	PhaseDestroying Phase = "destroying" // to be destroyed; perhaps half done
 	PhaseGone       Phase = "gone"       // destroyed
 )
 
-// Machine is the state of one machine: that of its newest generation.
+// Machine is the state of one machine: that of its present generation.
 type Machine struct {
 	Name       lab.Name
 	Generation int
@@ -196,6 +207,27 @@ type Machine struct {
 	Ports      []Port    // as bound when it last became ready
 	Failed     Failed
 	Exited     Exited // how it last ended by itself
+
+	// The other generations that were not destroyed. Theirs have none themselves.
+	Standby *Machine  // may take over, and if nobody works on it is a leftover; nil if there is none
+	Past    []Machine // ascending; what is not retired is a leftover, too
+	Retired bool      // of one in Past: it is kept on purpose
+}
+
+// Of returns one of the machine's generations, as far as it was not destroyed.
+func (m Machine) Of(number int) (Machine, bool) {
+	if m.Generation == number && number != 0 {
+		return m, true
+	}
+	if m.Standby != nil && m.Standby.Generation == number {
+		return *m.Standby, true
+	}
+	for _, p := range m.Past {
+		if p.Generation == number {
+			return p, true
+		}
+	}
+	return Machine{}, false
 }
 
 // Fold adds the records up. Records of types it does not know are passed over:
@@ -222,24 +254,99 @@ func (s *State) Apply(r Record) error {
 		return nil
 	}
 	m := s.Machines[r.Machine]
-	if r.Type != MachineCreate && r.Type != MachineRestored && r.Generation != m.Generation {
-		return nil // about a generation that has been replaced
-	}
-	if err := m.apply(r); err != nil {
+	if err := m.fold(r); err != nil {
 		return fmt.Errorf("record %d: %w", r.Seq, err)
 	}
 	s.Machines[r.Machine] = m
 	return nil
 }
 
+// fold adds a record to the generation that it is about.
+func (m *Machine) fold(r Record) error {
+	switch r.Type {
+	case MachineCreate, MachineRestored, MachinePromoted:
+		return m.succeed(r)
+	}
+	switch i := m.past(r.Generation); {
+	case r.Generation == m.Generation:
+		return m.apply(r)
+	case m.Standby != nil && m.Standby.Generation == r.Generation:
+		next := *m.Standby
+		err := next.apply(r)
+		m.Standby = &next
+		if next.Phase == PhaseGone || r.Type == MachineRetired {
+			m.Standby = nil
+			m.lay(next)
+		}
+		return err
+	case i >= 0:
+		m.Past = slices.Clone(m.Past)
+		err := m.Past[i].apply(r)
+		if m.Past[i].Phase == PhaseGone {
+			m.Past = slices.Delete(m.Past, i, i+1)
+		}
+		return err
+	}
+	return nil // about a generation that is gone
+}
+
+// succeed adds a record that decides which generation is the present one.
+func (m *Machine) succeed(r Record) error {
+	next, known := m.Of(r.Generation)
+	if r.Type == MachinePromoted {
+		if !known || r.Generation == m.Generation {
+			return nil
+		}
+		if len(next.Ports) == 0 {
+			next.Ports = m.Ports // they pass over with the name
+		}
+		next.Retired = false
+	} else if err := next.apply(r); err != nil {
+		return err
+	}
+	next.Last, next.Standby, next.Past = max(m.Last, r.Generation), nil, nil
+	if r.Type == MachineCreate {
+		if next.Create.Standby && m.Generation != 0 && m.Phase != PhaseGone {
+			m.Last, m.Standby = next.Last, &next
+			return nil
+		}
+		next.Ports = m.Ports // to be asked for again
+	}
+	before := *m
+	*m = next
+	m.Standby, m.Past = before.Standby, before.Past
+	if m.Standby != nil && m.Standby.Generation == m.Generation {
+		m.Standby = nil
+	}
+	if i := m.past(m.Generation); i >= 0 {
+		m.Past = slices.Delete(slices.Clone(m.Past), i, i+1)
+	}
+	if before.Generation != m.Generation {
+		m.lay(before)
+	}
+	return nil
+}
+
+// past returns where in Past a generation is, or -1.
+func (m *Machine) past(number int) int {
+	return slices.IndexFunc(m.Past, func(p Machine) bool { return p.Generation == number })
+}
+
+// lay puts a generation among those of the past, unless it is gone.
+func (m *Machine) lay(old Machine) {
+	if old.Generation == 0 || old.Phase == PhaseGone {
+		return
+	}
+	old.Standby, old.Past = nil, nil
+	m.Past = append(slices.Clone(m.Past), old)
+	slices.SortFunc(m.Past, func(a, b Machine) int { return a.Generation - b.Generation })
+}
+
 func (m *Machine) apply(r Record) error {
 	var into any
 	switch r.Type {
 	case MachineCreate:
-		*m = Machine{
-			Name: r.Machine, Generation: r.Generation, Last: max(m.Last, r.Generation), Phase: PhaseCreating, Born: r.Time,
-			Ports: m.Ports, // to be asked for again
-		}
+		*m = Machine{Name: r.Machine, Generation: r.Generation, Phase: PhaseCreating, Born: r.Time}
 		into = &m.Create
 	case MachineRestored:
 		var d Restored
@@ -247,7 +354,7 @@ func (m *Machine) apply(r Record) error {
 			return err
 		}
 		*m = Machine{
-			Name: r.Machine, Generation: r.Generation, Last: max(m.Last, r.Generation), Phase: PhaseStopped,
+			Name: r.Machine, Generation: r.Generation, Phase: PhaseStopped,
 			Create: d.Create, Born: d.Born, Ready: d.Ready, Ports: d.Ports,
 		}
 	case MachineReady:
@@ -286,6 +393,14 @@ func (m *Machine) apply(r Record) error {
 			return nil
 		}
 		into = &m.Exited
+	case MachineRetired:
+		var d Retired
+		if err := json.Unmarshal(r.Data, &d); err != nil {
+			return err
+		}
+		if m.Retired = true; !d.Failed {
+			m.Phase = PhaseRetired
+		}
 	case MachineDestroy:
 		m.Phase = PhaseDestroying
 	case MachineDestroyed:
@@ -354,6 +469,14 @@ func (r Record) Summary() string {
 		}
 	case MachineRestored:
 		return fmt.Sprintf("%s: kept after all, stopped", g)
+	case MachinePromoted:
+		return fmt.Sprintf("%s: took over", g)
+	case MachineRetired:
+		var d Retired
+		if get(&d) && d.Failed {
+			return fmt.Sprintf("%s: kept for inspection, stopped", g)
+		}
+		return fmt.Sprintf("%s: retired, kept", g)
 	case MachineDestroyed:
 		return fmt.Sprintf("%s: destroyed", g)
 	}
