@@ -140,8 +140,13 @@ type guest struct {
 // plugGuest plugs in a guest that the test's end unplugs.
 func plugGuest(t testing.TB, s *Switch, name lab.Name, host byte) *guest {
 	t.Helper()
+	return plugGuestBy(t, s.Plug, name, host)
+}
+
+func plugGuestBy(t testing.TB, plug func(context.Context, lab.Name, netip.Addr, net.Conn) (*Port, error), name lab.Name, host byte) *guest {
+	t.Helper()
 	sw, conn := cable(t)
-	p, err := s.Plug(context.Background(), name, testNet.Host(host), sw)
+	p, err := plug(context.Background(), name, testNet.Host(host), sw)
 	if err != nil {
 		t.Fatal(err)
 	}
