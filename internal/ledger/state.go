@@ -40,6 +40,8 @@ type Opened struct {
 	Name     string `json:"name"`
 	File     string `json:"file"` // absolute path of the Labfile
 	Provider string `json:"provider"`
+
+	Expires time.Duration `json:"expires,omitempty"` // nanoseconds from State.Since until the lab is destroyed; 0 means never
 }
 
 // Create is the data of MachineCreate: all that shapes the generation.
@@ -175,6 +177,7 @@ func (s Spec) Machine(name lab.Name) lab.Machine {
 // State is what the records add up to.
 type State struct {
 	Opened   Opened
+	Since    time.Time // when the lab was first opened
 	Machines map[lab.Name]Machine
 }
 
@@ -207,6 +210,10 @@ type Machine struct {
 	Ports      []Port    // as bound when it last became ready
 	Failed     Failed
 	Exited     Exited // how it last ended by itself
+
+	Tainted     []string  // why it is known to be a snowflake; empty if it is not
+	Entered     int       // how often somebody went into this generation by hand
+	LastEntered time.Time // when, the last time
 
 	// The other generations that were not destroyed. Theirs have none themselves.
 	Standby *Machine  // may take over, and if nobody works on it is a leftover; nil if there is none
@@ -245,8 +252,12 @@ func Fold(records []Record) (State, error) {
 // Apply adds one record to the state.
 func (s *State) Apply(r Record) error {
 	if r.Type == LabOpened {
+		s.Opened = Opened{} // what a record leaves out does not hold on
 		if err := json.Unmarshal(r.Data, &s.Opened); err != nil {
 			return fmt.Errorf("record %d: %w", r.Seq, err)
+		}
+		if s.Since.IsZero() {
+			s.Since = r.Time
 		}
 		return nil
 	}
@@ -405,6 +416,8 @@ func (m *Machine) apply(r Record) error {
 		m.Phase = PhaseDestroying
 	case MachineDestroyed:
 		m.Phase = PhaseGone
+	case MachineEntered, MachineTainted, MachineUntainted:
+		return m.byHand(r)
 	}
 	if into == nil {
 		return nil
@@ -479,6 +492,8 @@ func (r Record) Summary() string {
 		return fmt.Sprintf("%s: retired, kept", g)
 	case MachineDestroyed:
 		return fmt.Sprintf("%s: destroyed", g)
+	case MachineEntered, MachineTainted, MachineUntainted:
+		return r.byHandSummary()
 	}
 	return string(r.Type)
 }
