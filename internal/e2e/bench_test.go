@@ -246,3 +246,51 @@ func (zeros) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
 }
+
+// BenchmarkReplace measures a replacement against a first "lab up" of the same
+// machine, and counts what is lost of the requests through its forwarded port.
+func BenchmarkReplace(b *testing.B) {
+	for _, way := range []struct {
+		name, keys string
+		count      int
+	}{
+		{"stop-first", "replace: stop-first", 1},
+		{"blue-green", "replace: {strategy: blue-green, drain: 1s}", 1},
+		{"rolling", "count: 2, replace: {strategy: rolling, drain: 1s}", 2},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			bench(b, func(s *site) {
+				s.ok("up")
+				var first, next []time.Duration
+				answered, failed := 0, 0
+				for range rounds {
+					s.ok("destroy", "--yes")
+					up := s.lab("up")
+					if up.code != 0 {
+						s.Fatal(up)
+					}
+					var ports []int
+					for _, m := range s.status().Machines {
+						ports = append(ports, m.Ports[0].Host)
+					}
+					load := newHammer("/", ports...)
+					r := s.lab("replace", "--all")
+					a, f, _ := load.stop()
+					if r.code != 0 {
+						s.Fatal(r)
+					}
+					answered, failed = answered+a, failed+f
+					first, next = append(first, up.took), append(next, r.took)
+				}
+				slices.Sort(first)
+				slices.Sort(next)
+				b.ReportMetric(first[rounds/2].Seconds(), "s/up")
+				b.ReportMetric(next[rounds/2].Seconds(), "s/replace")
+				b.ReportMetric(next[rounds/2].Seconds()/first[rounds/2].Seconds(), "replace/up")
+				b.ReportMetric(float64(answered), "answered")
+				b.ReportMetric(float64(failed), "failed")
+				s.ok("destroy", "--yes")
+			}, "lab: bench\nmachines: {m: {box: builtin/tiny, ports: [\"0:80\"], ready: [{port: 80}], "+way.keys+"}}\n")
+		})
+	}
+}
