@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 )
 
@@ -29,6 +30,8 @@ type Guest struct {
 	exit   providers.Exit
 	since  time.Time
 	paused bool // guarded by Provider.mu
+
+	wrote func(lab.Bytes) // notes what is written to the disk
 
 	button  chan struct{} // closed when the power button is pressed
 	press   func()
@@ -66,6 +69,10 @@ func (g *Guest) pressed() bool {
 		return false
 	}
 }
+
+// WriteDisk writes n bytes to the machine's disk, as far as Inspect tells: the
+// bytes are counted, not kept.
+func (g *Guest) WriteDisk(n lab.Bytes) { g.wrote(n) }
 
 // Write prints on the console and into its log.
 func (g *Guest) Write(b []byte) (int, error) { return g.console.Write(b) }

@@ -27,6 +27,9 @@ type Config struct {
 	Program func(providers.Spec) Program
 	// Findings are what Check returns.
 	Findings []providers.Finding
+	// Dir is where the overlays that Freeze and Snapshot make are; empty makes a
+	// temporary directory that goes with the last machine that was frozen.
+	Dir string
 }
 
 // Provider is a host with its machines. They end with the process.
@@ -35,6 +38,7 @@ type Provider struct {
 
 	mu       sync.Mutex
 	machines map[lab.Generation]*machine
+	temp     string // stands for Config.Dir; empty if there is none
 }
 
 var (
@@ -42,6 +46,7 @@ var (
 	_ providers.Cabled      = (*Provider)(nil)
 	_ providers.AgentDialer = (*Provider)(nil)
 	_ providers.PortDialer  = (*Provider)(nil)
+	_ providers.Freezer     = (*Provider)(nil)
 )
 
 // New returns a host without machines.
@@ -60,6 +65,7 @@ type machine struct {
 	exit    providers.Exit
 	console *log
 	busy    sync.Mutex // held by the console's user
+	disk    disk
 }
 
 // Name returns "memory".
@@ -104,8 +110,10 @@ func checkSpec(s providers.Spec) error {
 		return fmt.Errorf("%d is not a number of processors", s.CPUs)
 	case s.Memory < 1:
 		return fmt.Errorf("%s of memory are too little", s.Memory)
+	case s.Append != "" && s.Image.Kernel == "":
+		return fmt.Errorf("%q cannot go to the kernel's command line: the image boots by itself", s.Append)
 	}
-	return nil
+	return checkStorage(s)
 }
 
 // Break leaves of a stopped generation what an interrupted Create or Destroy
@@ -178,9 +186,17 @@ func (p *Provider) Start(ctx context.Context, g lab.Generation) error {
 	if m.running != nil {
 		return nil
 	}
+	if err := p.volumeInUse(m); err != nil {
+		return fmt.Errorf("starting machine %q: %w", g, err)
+	}
 	m.console = &log{}
 	m.exit = providers.Exit{}
 	guest := newGuest(m.spec, m.console)
+	guest.wrote = func(n lab.Bytes) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		m.disk.write(n)
+	}
 	m.running = guest
 	program := p.cfg.Program(m.spec)
 	go func() {
@@ -257,8 +273,12 @@ func (p *Provider) Destroy(ctx context.Context, g lab.Generation) error {
 	m := p.machines[g]
 	delete(p.machines, g)
 	p.mu.Unlock()
-	if m != nil {
-		p.force(m, providers.Exit{Reason: providers.ExitHost, Detail: "destroyed"})
+	if m == nil {
+		return nil
+	}
+	p.force(m, providers.Exit{Reason: providers.ExitHost, Detail: "destroyed"})
+	if err := p.removeDisk(m); err != nil {
+		return fmt.Errorf("destroying machine %q: %w", g, err)
 	}
 	return nil
 }
@@ -279,7 +299,8 @@ func (p *Provider) Inspect(ctx context.Context, g lab.Generation) (providers.Mac
 }
 
 func (m *machine) facts() providers.Machine {
-	f := providers.Machine{Generation: m.spec.Generation, State: providers.StateStopped, Image: m.spec.Image.Digest}
+	f := providers.Machine{Generation: m.spec.Generation, State: providers.StateStopped, Image: m.spec.Image.Digest,
+		Disk: m.disk.taken, Written: m.disk.written}
 	switch {
 	case m.broken != "":
 		f.State, f.Image, f.Reason = providers.StateBroken, "", m.broken

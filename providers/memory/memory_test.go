@@ -45,6 +45,9 @@ func TestConformance(t *testing.T) {
 				for _, m := range ms {
 					left = append(left, m.Generation.String())
 				}
+				if p.temp != "" {
+					left = append(left, p.temp)
+				}
 				return left
 			},
 		}

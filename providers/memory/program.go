@@ -13,13 +13,15 @@ const (
 	KeyOff   = 'q'
 	KeyPanic = 'p'
 	KeyReset = 'r'
+	KeyWrite = 'w'
 )
 
 // ErrPanic is the panic of Echo.
 var ErrPanic = errors.New("panic was typed at the console")
 
-// Echo is a guest that prints Banner, powers off, panics or resets itself when
-// one of the keys is typed, echoes any other, and obeys the power button.
+// Echo is a guest that prints Banner, powers off, panics, resets itself or writes
+// a sector to its disk when one of the keys is typed, echoes any other and the
+// last, and obeys the power button.
 func Echo(ctx context.Context, g *Guest) error { return echo(ctx, g, g.PowerButton()) }
 
 // Deaf is Echo, but ignores the power button.
@@ -60,6 +62,9 @@ func echo(ctx context.Context, g *Guest, button <-chan struct{}) error {
 				case k == KeyReset:
 					reset = true
 				default:
+					if k == KeyWrite {
+						g.WriteDisk(512)
+					}
 					g.Write([]byte{k})
 				}
 			}

@@ -36,6 +36,9 @@ type Host struct {
 	Halve func(t *testing.T, g lab.Generation)
 	// HalveDestroy leaves of it what a Destroy that was killed half-way would.
 	HalveDestroy func(t *testing.T, g lab.Generation)
+	// ReadDisk returns the disk that the layers make. It is needed if the provider
+	// is a providers.DiskReader, and works while machines run.
+	ReadDisk func(t *testing.T, layers []providers.Layer) []byte
 	// Leftovers names every process, file and socket that belongs to machines.
 	Leftovers func(t *testing.T) []string
 
@@ -65,6 +68,13 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 		{"Frozen", testFrozen},
 		{"Contexts", testContexts},
 		{"DestroyRunning", testDestroyRunning},
+		{"Standby", testStandby},
+		{"Volumes", testVolumes},
+		{"Mounts", testMounts},
+		{"Birth", testBirth},
+		{"Snapshots", testSnapshots},
+		{"OpenDisk", testOpenDisk},
+		{"OpenDiskOfStopped", testOpenDiskOfStopped},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)

@@ -135,6 +135,21 @@ func testRefused(b *bench) {
 		{"a lab outside the directory", func(s *providers.Spec) { s.Lab = "../../x" }, nil},
 		{"a machine outside the directory", func(s *providers.Spec) { s.Machine = ".." }, nil},
 		{"no number", func(s *providers.Spec) { s.Number = 0 }, nil},
+		{"a command line for no kernel", func(s *providers.Spec) { s.Image.Kernel, s.Append = "", "quiet" }, nil},
+		{"a volume with a long name", func(s *providers.Spec) {
+			s.Volumes = []providers.Volume{{Name: strings.Repeat("v", 21), Path: b.volume()}}
+		}, nil},
+		{"two volumes with one name", func(s *providers.Spec) {
+			s.Volumes = []providers.Volume{{Name: "v", Path: b.volume()}, {Name: "v", Path: b.volume()}}
+		}, nil},
+		{"a volume somewhere", func(s *providers.Spec) { s.Volumes = []providers.Volume{{Name: "v", Path: "v.qcow2"}} }, nil},
+		{"too many volumes", func(s *providers.Spec) {
+			for i := range providers.MaxVolumes + 1 {
+				s.Volumes = append(s.Volumes, providers.Volume{Name: fmt.Sprint("v", i), Path: b.volume()})
+			}
+		}, nil},
+		{"a mount without a tag", func(s *providers.Spec) { s.Mounts = []providers.Mount{{Path: b.TempDir()}} }, nil},
+		{"a mount of somewhere", func(s *providers.Spec) { s.Mounts = []providers.Mount{{Tag: "m", Path: "src"}} }, nil},
 		{"a foreign processor", func(s *providers.Spec) { s.Image.Arch = "vax" }, providers.ErrIncapable},
 	} {
 		spec := b.spec(gen("web", 1))

@@ -25,6 +25,9 @@ const (
 	slotSerial = 5
 	slotRNG    = 6
 	slotSeed   = 7
+
+	slotVolumes = 8  // and the following providers.MaxVolumes
+	slotMounts  = 20 // and the following providers.MaxMounts; q35 has its own from 0x1f
 )
 
 // Launch is everything that shapes the command line of a machine's QEMU. All
@@ -35,10 +38,13 @@ type Launch struct {
 	CPUs   int
 	Memory lab.Bytes
 
-	Overlay string // the machine's own disk, qcow2
-	Base    string // what lies under it
-	Format  string // of Base: "qcow2" or "raw"
-	Seed    string // a raw volume; empty for none
+	Base     string    // what the disk begins with
+	Format   string    // of Base: "qcow2" or "raw"
+	Layers   []string  // qcow2 overlays of the image above Base, lowest first
+	Overlays []Overlay // the machine's own above those, lowest first; it writes to the last
+	Seed     string    // a raw volume; empty for none
+	Volumes  []providers.Volume
+	Mounts   []providers.Mount
 
 	Kernel, Initrd, Append string // empty Kernel boots from the disk
 
@@ -50,6 +56,12 @@ type Launch struct {
 	ConsoleLog    string
 	PIDFile       string
 	Events        string // prefix of the event record: EVENTS.in and EVENTS.out
+}
+
+// Overlay is a qcow2 file of the machine's own disk.
+type Overlay struct {
+	Path string
+	Node string // the name by which the monitor knows it
 }
 
 // Argv returns the arguments of QEMU, without the program. It looks at nothing
@@ -92,7 +104,8 @@ func (l Launch) Argv() []string {
 		"-serial", "chardev:console",
 
 		"-blockdev", l.disk(),
-		"-device", fmt.Sprintf("virtio-blk-pci,id=disk,drive=disk,bootindex=1,addr=%#x", slotDisk),
+		"-device", fmt.Sprintf("virtio-blk-pci,id=%s,drive=%s,bootindex=1,addr=%#x",
+			deviceDisk, l.Overlays[len(l.Overlays)-1].Node, slotDisk),
 	)
 	if l.Seed != "" {
 		args = append(args,
@@ -102,6 +115,7 @@ func (l Launch) Argv() []string {
 			}),
 			"-device", fmt.Sprintf("virtio-blk-pci,id=seed,drive=seed,addr=%#x", slotSeed))
 	}
+	args = append(args, l.storage()...)
 	if l.MAC != "" {
 		args = append(args,
 			"-netdev", "stream,id=nic,server=on,addr.type=unix,addr.path="+comma(l.NICSocket),
@@ -138,22 +152,74 @@ func (l Launch) Argv() []string {
 // node is always the same text.
 type node map[string]any
 
+// deviceDisk is the id of the device that the machine's disk is attached to.
+const deviceDisk = "disk"
+
 // disk names the driver of every layer and says what lies under each, so that
 // QEMU neither probes a format nor believes a backing file named in a header.
-// Flushes are dropped: a machine that the host's crash may have damaged is
-// replaced, not repaired, and a guest's fsync costs nothing.
 func (l Launch) disk() string {
-	file := node{"driver": "file", "filename": l.Base, "read-only": true}
-	base := node{"driver": l.Format, "read-only": true, "file": file}
+	below := node{"driver": l.Format, "read-only": true, "file": node{"driver": "file", "filename": l.Base, "read-only": true}}
 	if l.Format == "qcow2" {
-		base["backing"] = nil
+		below["backing"] = nil
 	}
+	for _, path := range l.Layers {
+		below = node{
+			"driver": "qcow2", "read-only": true, "backing": below,
+			"file": node{"driver": "file", "filename": path, "read-only": true},
+		}
+	}
+	for i, o := range l.Overlays {
+		n := o.blockdev()
+		if i < len(l.Overlays)-1 {
+			// Only a merge writes to what lies below the topmost. It opens the
+			// file anew for that.
+			n["read-only"] = true
+			n["file"].(node)["auto-read-only"] = true
+		}
+		n["backing"] = below
+		below = n
+	}
+	return encode(below)
+}
+
+// blockdev is the overlay as a node with nothing below it. Flushes are dropped: a
+// machine that the host's crash may have damaged is replaced, not repaired, and a
+// guest's fsync costs nothing.
+func (o Overlay) blockdev() node {
 	noFlush := node{"no-flush": true}
-	return encode(node{
-		"driver": "qcow2", "node-name": "disk", "discard": "unmap", "cache": noFlush,
-		"file":    node{"driver": "file", "filename": l.Overlay, "discard": "unmap", "cache": noFlush},
-		"backing": base,
-	})
+	return node{
+		"driver": "qcow2", "node-name": o.Node, "discard": "unmap", "cache": noFlush, "backing": nil,
+		"file": node{"driver": "file", "filename": o.Path, "discard": "unmap", "cache": noFlush},
+	}
+}
+
+// storage attaches volumes and mounts. Volumes outlive the machine, so flushes
+// reach the host's disk.
+func (l Launch) storage() []string {
+	var args []string
+	for i, v := range l.Volumes {
+		file := node{"driver": "file", "filename": v.Path, "discard": "unmap"}
+		n := node{
+			"driver": "qcow2", "node-name": fmt.Sprintf("volume%d", i), "discard": "unmap",
+			"backing": nil, "file": file,
+		}
+		if v.ReadOnly {
+			n["read-only"], file["read-only"] = true, true
+		}
+		args = append(args, "-blockdev", encode(n),
+			"-device", fmt.Sprintf("virtio-blk-pci,id=volume%d,drive=volume%d,serial=%s,addr=%#x", i, i, v.Name, slotVolumes+i))
+	}
+	for i, m := range l.Mounts {
+		// Without a mapping the guest sees the host's owners and modes, and a
+		// change of owner, which QEMU has no right to make, is let pass.
+		fs := fmt.Sprintf("local,id=mount%d,path=%s,security_model=none,multidevs=remap", i, comma(m.Path))
+		if !m.Writable {
+			fs += ",readonly=on"
+		}
+		args = append(args, "-fsdev", fs,
+			"-device", fmt.Sprintf("virtio-9p-pci,id=mount%d,fsdev=mount%d,mount_tag=%s,addr=%#x", i, i, m.Tag, slotMounts+i))
+	}
+	return args
 }
 
 func encode(n node) string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -82,6 +83,32 @@ func leftovers(t *testing.T, d dirs.Dirs) []string {
 	return found
 }
 
+// readDisk has qemu-img put the layers together.
+func readDisk(t *testing.T, layers []providers.Layer) []byte {
+	t.Helper()
+	var below node
+	for _, l := range layers {
+		n := node{"driver": l.Format, "file": node{"driver": "file", "filename": l.Path}}
+		if l.Format == "qcow2" {
+			n["backing"] = nil
+			if below != nil {
+				n["backing"] = below
+			}
+		}
+		below = n
+	}
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	out, err := exec.Command("qemu-img", "convert", "-O", "raw", "json:"+encode(below), path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img convert: %v: %s", err, out)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 func TestConformance(t *testing.T) {
 	providertest.Run(t, func(t *testing.T) providertest.Host {
 		d := testDirs(t)
@@ -123,6 +150,7 @@ func TestConformance(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
+			ReadDisk:  readDisk,
 			Leftovers: func(t *testing.T) []string { return leftovers(t, d) },
 		}
 	})

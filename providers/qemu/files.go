@@ -21,7 +21,9 @@ import (
 // The files of a generation's directory.
 const (
 	fileDefinition = "machine.json" // what the generation is; written last, so a directory without it is half made
-	fileOverlay    = "disk.qcow2"   // what the machine wrote
+	fileOverlay    = "disk.qcow2"   // what the machine wrote; disk.1.qcow2 and so on lie above it
+	fileChain      = "disk.json"    // which of the overlays are frozen
+	fileReading    = "reading"      // held by whoever reads the disk or changes which overlays there are
 	fileSeed       = "seed.img"     // its NoCloud volume, if it has one
 	fileConsole    = "console.log"  // what the guest printed since its last start
 	fileConsoleOld = "console.log.1"
@@ -44,8 +46,13 @@ const (
 	socketConsole = "con"
 )
 
-// definitionVersion is raised when older programs would misread a definition.
-const definitionVersion = 1
+// The versions of a definition. A program reads all up to the newest that it
+// knows; a definition has the oldest that tells all of it, so that older programs
+// go on reading what they can understand.
+const (
+	definitionPlain  = 1
+	definitionStored = 2 // with layers, volumes or mounts
+)
 
 // definition is what machine.json holds.
 type definition struct {
@@ -61,6 +68,21 @@ type definition struct {
 	MAC        string    `json:"mac,omitempty"`
 	Seed       bool      `json:"seed,omitempty"`
 	Agent      bool      `json:"agent,omitempty"`
+	Volumes    []volume  `json:"volumes,omitempty"`
+	Mounts     []mount   `json:"mounts,omitempty"`
+	Append     string    `json:"append,omitempty"`
+}
+
+type volume struct {
+	Name     string `json:"name"`
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+}
+
+type mount struct {
+	Tag      string `json:"tag"`
+	Path     string `json:"path"`
+	Writable bool   `json:"writable,omitempty"`
 }
 
 type image struct {
@@ -68,6 +90,7 @@ type image struct {
 	Arch   string    `json:"arch"`
 	Disk   string    `json:"disk"`
 	Format string    `json:"format"`
+	Layers []string  `json:"layers,omitempty"`
 	Size   lab.Bytes `json:"size"`
 	Kernel string    `json:"kernel,omitempty"`
 	Initrd string    `json:"initrd,omitempty"`
@@ -159,9 +182,9 @@ func readDefinition(dir string, g lab.Generation) (d definition, ok bool, err er
 	if err != nil || !ok {
 		return d, false, err
 	}
-	if d.Version != definitionVersion {
+	if d.Version < definitionPlain || d.Version > definitionStored {
 		return d, false, fmt.Errorf("%s has version %d, this lab knows version %d",
-			filepath.Join(dir, fileDefinition), d.Version, definitionVersion)
+			filepath.Join(dir, fileDefinition), d.Version, definitionStored)
 	}
 	if d.generation() != g {
 		return d, false, fmt.Errorf("%s is of %s of lab %s", filepath.Join(dir, fileDefinition), d.generation(), d.Lab)

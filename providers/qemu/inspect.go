@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -54,10 +53,8 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 		}
 		return m, false, nil
 	}
-	if fi, err := os.Stat(filepath.Join(dir, fileOverlay)); err == nil {
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-			m.Disk = lab.Bytes(st.Blocks * 512) // stat(2): blocks of 512 bytes
-		}
+	if m.Disk, m.Written, err = usage(dir); err != nil {
+		return m, false, err
 	}
 	if m.PID, err = lockHolder(filepath.Join(dir, filePID)); err != nil {
 		return m, false, err

@@ -22,6 +22,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/providertest"
+	"github.com/labfile/lab/providers/qcow2"
 	"github.com/labfile/lab/providers/qemu/qmp"
 )
 
@@ -102,7 +103,7 @@ func TestStartReportsWhatQEMUSaid(t *testing.T) {
 		t.Errorf("the log: %q, %v", text, err)
 	}
 	// And it can be mended and started.
-	must(t, writeOverlay(overlay, lab.MiB), p.Start(ctx, webOne))
+	must(t, qcow2.Create(overlay, lab.MiB), p.Start(ctx, webOne))
 }
 
 func TestStartWithoutQEMU(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/qcow2"
 )
 
 // Config is what a Provider is made with. Only Dirs is needed.
@@ -53,6 +54,8 @@ var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.Cabled      = (*Provider)(nil)
 	_ providers.AgentDialer = (*Provider)(nil)
+	_ providers.Freezer     = (*Provider)(nil)
+	_ providers.DiskReader  = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing.
@@ -103,6 +106,11 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := checkSpec(spec); err != nil {
 		return err
 	}
+	if len(spec.Mounts) > 0 {
+		if err := p.canMount(ctx); err != nil {
+			return err
+		}
+	}
 	dir := p.cfg.Dirs.Generation(spec.Generation)
 	if _, ok, err := readDefinition(dir, spec.Generation); ok || err != nil {
 		return err
@@ -126,11 +134,8 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		return err
 	}
 
-	size := spec.Disk
-	if size == 0 {
-		size = spec.Image.Size
-	}
-	if err := writeOverlay(filepath.Join(dir, fileOverlay), size); err != nil {
+	def := define(spec)
+	if err := qcow2.Create(filepath.Join(dir, fileOverlay), def.Disk); err != nil {
 		return fmt.Errorf("making its disk: %w", err)
 	}
 	if len(spec.Seed) > 0 {
@@ -138,20 +143,38 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 			return fmt.Errorf("writing its seed: %w", err)
 		}
 	}
-	i := spec.Image
-	return writeJSON(filepath.Join(dir, fileDefinition), definition{
-		Version:    definitionVersion,
-		Lab:        spec.Lab,
-		Machine:    spec.Machine,
-		Generation: spec.Number,
+	return writeJSON(filepath.Join(dir, fileDefinition), def)
+}
+
+// define turns a specification into what is kept of it.
+func define(s providers.Spec) definition {
+	i := s.Image
+	d := definition{
+		Version:    definitionPlain,
+		Lab:        s.Lab,
+		Machine:    s.Machine,
+		Generation: s.Number,
 		Created:    time.Now().UTC(),
 		Image: image{
-			Digest: i.Digest, Arch: i.Arch, Disk: i.Disk, Format: i.Format, Size: i.Size,
+			Digest: i.Digest, Arch: i.Arch, Disk: i.Disk, Format: i.Format, Layers: i.Layers, Size: i.Size,
 			Kernel: i.Kernel, Initrd: i.Initrd, Append: i.Append,
 		},
-		CPUs: spec.CPUs, Memory: spec.Memory, Disk: size, MAC: spec.MAC,
-		Seed: len(spec.Seed) > 0, Agent: spec.Agent,
-	})
+		CPUs: s.CPUs, Memory: s.Memory, Disk: s.Disk, MAC: s.MAC,
+		Seed: len(s.Seed) > 0, Agent: s.Agent, Append: s.Append,
+	}
+	if d.Disk == 0 {
+		d.Disk = i.Size
+	}
+	for _, v := range s.Volumes {
+		d.Volumes = append(d.Volumes, volume(v))
+	}
+	for _, m := range s.Mounts {
+		d.Mounts = append(d.Mounts, mount(m))
+	}
+	if len(i.Layers) > 0 || len(d.Volumes) > 0 || len(d.Mounts) > 0 || d.Append != "" {
+		d.Version = definitionStored
+	}
+	return d
 }
 
 // checkGeneration refuses names that could leave the directories they stand in.
@@ -186,16 +209,22 @@ func checkSpec(s providers.Spec) error {
 	case s.Memory < lab.MiB || s.Memory%lab.KiB != 0:
 		return fmt.Errorf("memory of %s: must be at least 1MiB and whole KiB", s.Memory)
 	}
-	for _, path := range []string{i.Disk, i.Kernel, i.Initrd} {
-		if path == "" && path != i.Disk {
-			continue
+	paths := append([]string{i.Disk}, i.Layers...)
+	for _, path := range []string{i.Kernel, i.Initrd} {
+		if path != "" {
+			paths = append(paths, path)
 		}
-		if !filepath.IsAbs(path) {
-			return fmt.Errorf("%q is not an absolute path", path)
-		}
-		if _, err := os.Stat(path); err != nil {
+	}
+	for _, path := range paths {
+		if err := checkPath(path, false); err != nil {
 			return fmt.Errorf("opening the image: %w", err)
 		}
+	}
+	if s.Append != "" && i.Kernel == "" {
+		return fmt.Errorf("%q cannot go to the kernel's command line: the image boots by itself", s.Append)
+	}
+	if err := checkStorage(s); err != nil {
+		return err
 	}
 	if s.MAC != "" {
 		if m, err := net.ParseMAC(s.MAC); err != nil || len(m) != 6 || m.String() != s.MAC {

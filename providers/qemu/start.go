@@ -94,7 +94,11 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err := writeJSON(filepath.Join(dir, fileRun), r); err != nil {
 		return err
 	}
-	if err := p.launch(ctx, binary, p.launchOf(def, dir, accel.Name), dir, r.ID, alive); err != nil {
+	l, err := p.launchOf(def, dir, accel.Name)
+	if err == nil {
+		err = p.launch(ctx, binary, l, dir, r.ID, alive)
+	}
+	if err != nil {
 		// It never ran, so how it ended before is still how it last ended.
 		os.Remove(filepath.Join(dir, fileRun))
 		p.removeSockets(g)
@@ -153,16 +157,20 @@ func freshRecords(dir string) error {
 	return nil
 }
 
-func (p *Provider) launchOf(d definition, dir, accel string) Launch {
+func (p *Provider) launchOf(d definition, dir, accel string) (Launch, error) {
+	own, err := overlays(dir)
+	if err != nil {
+		return Launch{}, err
+	}
 	g := d.generation()
 	l := Launch{
 		Name:          string(g.Lab) + "/" + g.String(),
 		Accel:         accel,
 		CPUs:          d.CPUs,
 		Memory:        d.Memory,
-		Overlay:       filepath.Join(dir, fileOverlay),
 		Base:          d.Image.Disk,
 		Format:        d.Image.Format,
+		Layers:        d.Image.Layers,
 		Kernel:        d.Image.Kernel,
 		Initrd:        d.Image.Initrd,
 		Append:        d.Image.Append,
@@ -173,13 +181,25 @@ func (p *Provider) launchOf(d definition, dir, accel string) Launch {
 		PIDFile:       filepath.Join(dir, filePID),
 		Events:        filepath.Join(dir, fileEvents),
 	}
+	for _, n := range own {
+		l.Overlays = append(l.Overlays, overlay(dir, n))
+	}
+	if d.Append != "" {
+		l.Append = strings.TrimSpace(l.Append + " " + d.Append)
+	}
+	for _, v := range d.Volumes {
+		l.Volumes = append(l.Volumes, providers.Volume(v))
+	}
+	for _, m := range d.Mounts {
+		l.Mounts = append(l.Mounts, providers.Mount(m))
+	}
 	if d.Seed {
 		l.Seed = filepath.Join(dir, fileSeed)
 	}
 	if d.Agent {
 		l.AgentSocket = p.cfg.Dirs.Socket(g, socketAgent)
 	}
-	return l
+	return l, nil
 }
 
 // launch runs QEMU until it answers. QEMU's own -daemonize is of no use: it
@@ -255,7 +275,7 @@ func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir, run
 	}
 	cmd.Process.Kill()
 	<-ended
-	return p.launchError(binary, cmd.Args, dir, err)
+	return p.launchError(binary, cmd.Args, l, dir, err)
 }
 
 // awaitRunning returns once QEMU's main loop has answered.
@@ -269,13 +289,16 @@ func awaitRunning(ctx context.Context, path string) error {
 }
 
 // launchError puts what QEMU printed and how it was called into the error.
-func (p *Provider) launchError(binary string, argv []string, dir string, err error) error {
+func (p *Provider) launchError(binary string, argv []string, l Launch, dir string, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
 	said, readErr := os.ReadFile(filepath.Join(dir, fileLog))
 	if readErr != nil || len(bytes.TrimSpace(said)) == 0 {
 		said = []byte("(it printed nothing)")
+	}
+	if inUse := volumeInUse(l.Volumes, string(said)); inUse != nil {
+		return inUse
 	}
 	if !errors.Is(err, context.DeadlineExceeded) { // an old QEMU ends at once
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package qcow2
 
 import (
 	"bytes"
@@ -13,18 +13,18 @@ import (
 	"github.com/labfile/lab/internal/lab"
 )
 
-// qemu-img is the judge of the overlays that are written here.
-func TestOverlayIsSound(t *testing.T) {
+// qemu-img is the judge of the images that are written here.
+func TestImageIsSound(t *testing.T) {
 	for _, c := range []struct{ size, virtual lab.Bytes }{
 		{1, 512},
 		{lab.MiB, lab.MiB},
 		{512 * lab.MiB, 512 * lab.MiB},
 		{512*lab.MiB + 1, 512*lab.MiB + 512},
 		{10 * lab.GiB, 10 * lab.GiB},
-		{maxOverlay, maxOverlay},
+		{MaxSize, MaxSize},
 	} {
 		path := filepath.Join(t.TempDir(), "o.qcow2")
-		if err := writeOverlay(path, c.size); err != nil {
+		if err := Create(path, c.size); err != nil {
 			t.Fatal(err)
 		}
 		out, err := exec.Command("qemu-img", "check", "-f", "qcow2", path).CombinedOutput()
@@ -57,12 +57,12 @@ func TestOverlayIsSound(t *testing.T) {
 	}
 }
 
-func TestOverlayIsTheSameEachTime(t *testing.T) {
+func TestImageIsTheSameEachTime(t *testing.T) {
 	dir := t.TempDir()
 	var files [2][]byte
 	for i, name := range []string{"a", "b"} {
 		path := filepath.Join(dir, name)
-		if err := writeOverlay(path, lab.GiB); err != nil {
+		if err := Create(path, lab.GiB); err != nil {
 			t.Fatal(err)
 		}
 		var err error
@@ -71,18 +71,18 @@ func TestOverlayIsTheSameEachTime(t *testing.T) {
 		}
 	}
 	if !bytes.Equal(files[0], files[1]) {
-		t.Error("two overlays of one size differ")
+		t.Error("two images of one size differ")
 	}
 }
 
-func TestOverlayRefused(t *testing.T) {
+func TestSizesRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "o.qcow2")
 	for size, want := range map[lab.Bytes]string{
-		0:              "overlay of 0B: must be more than nothing and at most 4TiB",
-		-5:             "overlay of -5B: must be more than nothing and at most 4TiB",
-		maxOverlay + 1: "overlay of 4398046511105B: must be more than nothing and at most 4TiB",
+		0:           "disk of 0B: must be more than nothing and at most 4TiB",
+		-5:          "disk of -5B: must be more than nothing and at most 4TiB",
+		MaxSize + 1: "disk of 4398046511105B: must be more than nothing and at most 4TiB",
 	} {
-		if err := writeOverlay(path, size); err == nil || err.Error() != want {
+		if err := Create(path, size); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
