@@ -214,6 +214,26 @@ func (v *vm) network() *channel.Endpoint {
 	if err != nil {
 		v.t.Fatal(err)
 	}
+	v.accept(ln, func(c net.Conn) {
+		b, _ := io.ReadAll(c)
+		_, _ = c.Write(b)
+	})
+	if ln, err = gonet.ListenTCP(v.stack, tcpip.FullAddress{NIC: 1, Addr: addr, Port: 8080}, ipv4.ProtocolNumber); err != nil {
+		v.t.Fatal(err)
+	}
+	v.accept(ln, func(c net.Conn) { // which generation it is, for every line
+		for r := bufio.NewReader(c); ; {
+			if _, err := r.ReadString('\n'); err != nil {
+				return
+			}
+			_, _ = fmt.Fprintf(c, "%d\n", v.g.Number)
+		}
+	})
+	return ch
+}
+
+// accept serves a TCP port of the machine until it stops.
+func (v *vm) accept(ln *gonet.TCPListener, serve func(net.Conn)) {
 	context.AfterFunc(v.ctx, ln.Shutdown)
 	v.wg.Go(func() {
 		for {
@@ -223,12 +243,10 @@ func (v *vm) network() *channel.Endpoint {
 			}
 			go func() {
 				defer c.Close()
-				b, _ := io.ReadAll(c)
-				_, _ = c.Write(b)
+				serve(c)
 			}()
 		}
 	})
-	return ch
 }
 
 // cable carries frames until the other end of the cable is pulled.
