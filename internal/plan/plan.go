@@ -88,6 +88,9 @@ type Recorded struct {
 	Trouble    string // why it failed, or how it ended by itself; empty if neither
 	Stopped    bool   // it was stopped on purpose
 	Rollback   int    // the generation that it goes back to; 0 if it was not rolled back
+
+	Tainted []string // why it is known to be a snowflake; empty if it is not
+	Expired string   // why it is too old; empty if it is not
 }
 
 // State is what was observed of a generation.
@@ -200,6 +203,7 @@ func (in Input) step(m lab.Machine) Step {
 		why = append(why, fmt.Sprintf("it was rolled back to generation %d, and the Labfile wants something else", rec.Rollback))
 	}
 	why = append(why, changed...)
+	why = append(why, rec.policy()...)
 	if len(why) > 0 {
 		return renew(Replace, why...)
 	}
@@ -270,7 +274,7 @@ func inPlace(have, want lab.Machine) []string {
 	if have.User != want.User {
 		changes = append(changes, "user changed")
 	}
-	return changes
+	return append(changes, policies(have, want)...)
 }
 
 // unwanted returns the steps for machines that are no longer in the Labfile.
