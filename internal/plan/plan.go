@@ -44,6 +44,9 @@ type Step struct {
 	Leftovers  []int      `json:"leftovers,omitempty"`  // generations to remove besides
 	Bake       []string   `json:"bake,omitempty"`       // provision steps to bake before the generation is made
 	DependsOn  []lab.Name `json:"dependsOn,omitempty"`
+
+	Strategy    lab.Strategy `json:"strategy,omitempty"`    // of a replacement: how it is gone about
+	StrategyWhy string       `json:"strategyWhy,omitempty"` // why that is not what the Labfile says
 }
 
 // Changes reports whether carrying the plan out would change anything.
@@ -88,6 +91,8 @@ type Recorded struct {
 	Trouble    string // why it failed, or how it ended by itself; empty if neither
 	Stopped    bool   // it was stopped on purpose
 	Rollback   int    // the generation that it goes back to; 0 if it was not rolled back
+	Retired    []int  // generations that gave way and are kept; those that do not exist any more do not matter
+	Failed     []int  // generations that never took over and are kept until the next replacement
 
 	Tainted []string // why it is known to be a snowflake; empty if it is not
 	Expired string   // why it is too old; empty if it is not
@@ -160,12 +165,22 @@ func (in Input) step(m lab.Machine) Step {
 			s.Leftovers = append(s.Leftovers, o.Number)
 		}
 	}
+	others := s.Leftovers
+	s.Leftovers = rec.leftovers(others, 0, m.Replace.Keep)
 	renew := func(a Action, why ...string) Step {
 		s.Action, s.Reasons, s.Next = a, why, highest+1
 		s.Bake = in.Images[m.Name].bake()
+		present := 0
 		if there {
-			s.Leftovers = append(s.Leftovers, rec.Generation)
-			slices.Sort(s.Leftovers)
+			others, present = append(others, rec.Generation), rec.Generation
+		}
+		if rec.Phase != PhaseLived || seen.State == Broken {
+			present = 0 // nothing to keep
+		}
+		rec.Failed = nil
+		s.Leftovers = rec.leftovers(others, present, m.Replace.Keep)
+		if a == Replace {
+			s.Strategy, s.StrategyWhy = strategy(m, present != 0 && seen.State == Running)
 		}
 		return s
 	}

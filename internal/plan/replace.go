@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// NotRunning is why a machine that does not run is replaced by stop-first.
+const NotRunning = "there is nothing to hand over: it does not run"
+
+// strategy says how a machine is replaced, and why that is not what the Labfile says.
+func strategy(m lab.Machine, runs bool) (lab.Strategy, string) {
+	s := m.Replace.Strategy
+	if s != lab.BlueGreen && s != lab.Rolling {
+		return s, ""
+	}
+	if !runs {
+		return lab.StopFirst, NotRunning
+	}
+	for _, v := range m.Volumes {
+		if !v.ReadOnly {
+			return lab.StopFirst, fmt.Sprintf("volume %s is written by one generation at a time", v.Name)
+		}
+	}
+	return s, ""
+}
+
+// leftovers returns which of the generations that exist are to be removed: those
+// that nobody keeps, and those beyond the newest that the Labfile keeps. retiring
+// is one that is about to be kept; 0 if there is none.
+func (r Recorded) leftovers(exist []int, retiring, keep int) []int {
+	var kept []int
+	for _, n := range exist {
+		if n == retiring || slices.Contains(r.Retired, n) {
+			kept = append(kept, n)
+		}
+	}
+	slices.Sort(kept)
+	kept = kept[max(0, len(kept)-keep):]
+	var left []int
+	for _, n := range exist {
+		if !slices.Contains(kept, n) && !slices.Contains(r.Failed, n) {
+			left = append(left, n)
+		}
+	}
+	slices.Sort(left)
+	return left
+}
