@@ -103,6 +103,9 @@ func own(dir string) error {
 // Boxes is the box store, an OCI image layout.
 func (d Dirs) Boxes() string { return filepath.Join(d.Data, "boxes") }
 
+// Layers holds what was baked, one folder per layer.
+func (d Dirs) Layers() string { return filepath.Join(d.Data, "layers") }
+
 // Downloads holds what was fetched in part, so that it can be resumed.
 func (d Dirs) Downloads() string { return filepath.Join(d.Cache, "downloads") }
 

@@ -39,6 +39,7 @@ var rank = map[string]int{
 	"internal/ledger":    2,
 	"internal/labfile":   2,
 	"internal/guest":     2,
+	"internal/bake":      2,
 	"internal/verify":    2,
 	"internal/house":     2,
 	"internal/e2e":       2,

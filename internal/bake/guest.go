@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bake
+
+import (
+	"bytes"
+	"context"
+	_ "embed" // clean.sh
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+)
+
+// Guest is a login to the throw-away machine: *guest.Client.
+type Guest interface {
+	Run(ctx context.Context, cmd guest.Command) error
+}
+
+// Machine is a throw-away machine that steps are run in.
+type Machine struct {
+	Guest
+	Sudo     bool   // the login is not root's
+	Hostname string // of the machine
+	Key      string // the public key that opens it, as in authorized_keys(5)
+	Dir      string // the host's folder that files are relative to
+}
+
+// FailedError says that a step did not succeed.
+type FailedError struct {
+	Code   int      // exit code; 0 if it did not end by itself
+	Signal string   // that ended it, without SIG
+	Output []string // the last lines of what it printed
+	Err    error
+}
+
+// Error implements error. The output is left to whoever shows it.
+func (e *FailedError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *FailedError) Unwrap() error { return e.Err }
+
+// sh makes a command that runs a program of /bin/sh as root.
+func (m *Machine) sh(program string, args ...string) []string {
+	cmd := append([]string{"/bin/sh", "-c", program, "lab-bake"}, args...)
+	if m.Sudo {
+		return append([]string{"sudo", "-n", "--"}, cmd...)
+	}
+	return cmd
+}
+
+// Run runs a step. Each line that it prints is told to out, both of its streams in
+// one. Errors: *FailedError, ctx's cause.
+func (m *Machine) Run(ctx context.Context, p lab.Provision, l lab.Layer, out func(line string)) error {
+	lines := &lines{tell: out}
+	err := m.step(ctx, p, l, lines)
+	lines.end()
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	f := &FailedError{Output: lines.last, Err: err}
+	var exit *guest.ExitError
+	if errors.As(err, &exit) {
+		f.Code, f.Signal = exit.Code, exit.Signal
+	}
+	return f
+}
+
+func (m *Machine) step(ctx context.Context, p lab.Provision, l lab.Layer, out io.Writer) error {
+	switch p.Kind {
+	case lab.ProvisionShell:
+		return m.shell(ctx, p, l, out)
+	case lab.ProvisionFile:
+		return m.file(ctx, p, l, out)
+	}
+	return fmt.Errorf("lab knows no step of the kind %q", p.Kind)
+}
+
+// shellProgram reads the step from its input, so that the step's own input is empty.
+// $1 is its name, $2 its interpreter if it does not name one, the rest its arguments.
+const shellProgram = `d=$(mktemp -d /tmp/lab-bake.XXXXXX) || exit
+trap 'rm -rf "$d"' EXIT
+trap 'exit 143' TERM HUP INT
+f=$d/$1 by=$2
+shift 2
+cat >"$f" && chmod 700 "$f" || exit
+cd /root 2>/dev/null || cd /
+umask 022
+export DEBIAN_FRONTEND=noninteractive HOME=/root USER=root LOGNAME=root
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+if [ -n "$by" ]; then /bin/sh -e "$f" "$@"; else "$f" "$@"; fi </dev/null 2>&1`
+
+func (m *Machine) shell(ctx context.Context, p lab.Provision, l lab.Layer, out io.Writer) error {
+	name, program := "step", []byte(p.Shell)
+	if p.Script != "" {
+		if err := unchanged(m.Dir, p, l); err != nil {
+			return err
+		}
+		file := p.Script
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(m.Dir, file)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		name, program = path.Base(filepath.ToSlash(file)), b
+	}
+	by := "sh"
+	if bytes.HasPrefix(program, []byte("#!")) {
+		by = ""
+	}
+	return m.Guest.Run(ctx, guest.Command{
+		Args:  m.sh(shellProgram, append([]string{name, by}, p.Args...)...),
+		Stdin: bytes.NewReader(program), Stdout: out, Stderr: out,
+	})
+}
+
+// looks is what a file step has to know of the guest. Its input is a list of paths,
+// of which it prints those that are folders.
+const looks = `cat /etc/passwd && echo lab-bake-next && cat /etc/group && echo lab-bake-next || exit
+while IFS= read -r d; do
+	[ -d "$d" ] && printf '%s\n' "$d"
+done
+:`
+
+func (m *Machine) file(ctx context.Context, p lab.Provision, l lab.Layer, out io.Writer) error {
+	t, err := NewTree(m.Dir, p, l)
+	if err != nil {
+		return err
+	}
+	var found bytes.Buffer
+	ask := strings.Join(slices.Concat(t.Folders(), t.Paths()), "\n") + "\n"
+	if err := m.Guest.Run(ctx, guest.Command{Args: m.sh(looks), Stdin: strings.NewReader(ask), Stdout: &found, Stderr: out}); err != nil {
+		return err
+	}
+	parts := strings.SplitN(found.String(), "lab-bake-next\n", 3)
+	if len(parts) != 3 {
+		return errors.New("the guest did not say which accounts it has")
+	}
+	there := map[string]bool{}
+	for line := range strings.Lines(parts[2]) {
+		there[strings.TrimSuffix(line, "\n")] = true
+	}
+	for _, f := range t.Paths() {
+		if there[f] {
+			return fmt.Errorf("%s is a folder in the image: end it with a slash to put something into it", f)
+		}
+	}
+	r, w := io.Pipe()
+	written := make(chan error, 1)
+	go func() {
+		err := t.Write(w, Accounts{Passwd: parts[0], Group: parts[1]}, there)
+		w.CloseWithError(err)
+		written <- err
+	}()
+	err = m.Guest.Run(ctx, guest.Command{Args: m.sh("umask 0; exec tar -xpf - -C / 2>&1"), Stdin: r, Stdout: out, Stderr: out})
+	r.CloseWithError(io.ErrClosedPipe)
+	if werr := <-written; werr != nil && !errors.Is(werr, io.ErrClosedPipe) {
+		return werr // what the guest says then is that the archive is cut off
+	}
+	return err
+}
+
+//go:embed clean.sh
+var cleanProgram string
+
+// Clean removes what only this machine should have: identity, keys, leases, logs,
+// histories. With more to come, it puts aside what Restore brings back.
+func (m *Machine) Clean(ctx context.Context, more bool) error {
+	mode := "last"
+	if more {
+		mode = "keep"
+	}
+	return m.clean(ctx, mode, "removing the traces of the machine")
+}
+
+// Restore brings back what Clean put aside.
+func (m *Machine) Restore(ctx context.Context) error {
+	return m.clean(ctx, "restore", "going on after a step")
+}
+
+func (m *Machine) clean(ctx context.Context, mode, doing string) error {
+	var out bytes.Buffer
+	key := strings.Join(strings.Fields(m.Key)[:min(2, len(strings.Fields(m.Key)))], " ")
+	err := m.Guest.Run(ctx, guest.Command{Args: m.sh(cleanProgram, mode, key, m.Hostname), Stdout: &out, Stderr: &out})
+	if err != nil {
+		if text := strings.TrimSpace(out.String()); text != "" {
+			err = fmt.Errorf("%w: %s", err, text)
+		}
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
+}
+
+// What is kept of a step's output.
+const (
+	tailLines = 20
+	maxLine   = 4096
+)
+
+// lines tells a stream line by line and keeps the last ones. A carriage return ends
+// a line, too: progress bars draw with it.
+type lines struct {
+	tell func(string)
+	mu   sync.Mutex
+	part []byte
+	last []string
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range b {
+		switch {
+		case c == '\n' || c == '\r':
+			l.line()
+		case len(l.part) < maxLine:
+			l.part = append(l.part, c)
+		}
+	}
+	return len(b), nil
+}
+
+// line is called with mu held.
+func (l *lines) line() {
+	text := strings.TrimRight(string(l.part), " \t")
+	l.part = l.part[:0]
+	if text == "" {
+		return
+	}
+	l.last = append(l.last, text)
+	if len(l.last) > tailLines {
+		l.last = slices.Delete(l.last, 0, len(l.last)-tailLines)
+	}
+	l.tell(text)
+}
+
+func (l *lines) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.line()
+}
