@@ -40,6 +40,7 @@ type Status struct {
 	Provider   string          `json:"provider"`
 	Supervisor string          `json:"supervisor"`        // "running" or "none"
 	Problem    string          `json:"problem,omitempty"` // why the supervisor could not be brought back
+	Expires    *time.Time      `json:"expires,omitempty"` // when the lab is destroyed
 	Machines   []MachineStatus `json:"machines"`
 }
 
@@ -65,6 +66,10 @@ type MachineStatus struct {
 	Born       *time.Time    `json:"born,omitempty"`
 	Ready      *time.Time    `json:"ready,omitempty"`   // when it first became ready
 	Running    *time.Time    `json:"running,omitempty"` // since when
+
+	Tainted []string `json:"tainted,omitempty"` // why "lab up" replaces it
+	Expired string   `json:"expired,omitempty"` // likewise: it is older than its max_age
+	Entered int      `json:"entered,omitempty"` // how often somebody went into this generation by hand
 }
 
 // Status tells what there is. It takes no lock; if machines run without a
@@ -82,6 +87,9 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 		ID: l.id, Name: state.Opened.Name, Labfile: state.Opened.File,
 		Provider: orDefault(state.Opened.Provider), Supervisor: "none",
 		Machines: []MachineStatus{}, Problem: problem,
+	}
+	if state.Opened.Expires > 0 {
+		st.Expires = moment(state.Since.Add(state.Opened.Expires))
 	}
 	if supervise.Alive(l.host.Dirs, l.id) {
 		st.Supervisor = "running"
@@ -126,6 +134,8 @@ func machineStatus(name lab.Name, m ledger.Machine, seen []providers.Machine, bu
 		Image: m.Create.Image, Ports: m.Ports, User: user(m.Create), Agent: m.Create.Agent,
 		CPUs: m.Create.Spec.CPUs, Memory: m.Create.Spec.Memory,
 		Born: moment(m.Born), Ready: moment(m.Ready),
+		Tainted: m.Tainted, Entered: m.Entered,
+		Expired: overdue(m, m.Create.Spec.Machine(name).MaxAge, time.Now()),
 	}
 	if st.Ports == nil {
 		st.Ports = []ledger.Port{}

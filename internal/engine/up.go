@@ -129,6 +129,11 @@ func (s *session) input(want *lab.Lab, images map[lab.Name]Image) plan.Input {
 	}
 	for name, m := range s.state.Machines {
 		in.Recorded[name] = recorded(m, s.observed[name])
+		if w, ok := want.Machine(name); ok && images != nil { // who asks for no images wants what there is
+			rec := in.Recorded[name]
+			rec.Tainted, rec.Expired = m.Tainted, overdue(m, w.MaxAge, time.Now())
+			in.Recorded[name] = rec
+		}
 	}
 	for name, seen := range s.observed {
 		for _, g := range seen {
@@ -415,7 +420,7 @@ func (s *session) open(want *lab.Lab) error {
 	if err := s.makeDirs(); err != nil {
 		return err
 	}
-	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name()}
+	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires}
 	if s.state.Opened == opened {
 		return nil
 	}
