@@ -43,6 +43,7 @@ func convert(r *report, doc *document) *lab.Lab {
 	c.expand()
 	needs := c.dependencies()
 	c.hostPorts()
+	tests := c.tests()
 
 	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, Expires: doc.Expires.value}
 	used := map[string]lab.Box{}
@@ -59,6 +60,7 @@ func convert(r *report, doc *document) *lab.Lab {
 			m.Ready = slices.Clone(m.Ready)
 			m.Provision = slices.Clone(m.Provision)
 			m.Mounts = slices.Clone(m.Mounts)
+			m.Tests = tests[name]
 			m.Volumes = nil
 			for _, v := range volumes {
 				m.Volumes = append(m.Volumes, c.volumeOf(role, v, name))

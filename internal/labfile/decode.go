@@ -258,7 +258,7 @@ func needy(fields []field) bool {
 // wanted says what a mapping with these keys is like.
 func wanted(fields []field) string {
 	if !needy(fields) {
-		return "a mapping with one of the keys " + strings.Join(namesOf(fields), ", ")
+		return "a mapping with one of the keys " + listed(namesOf(fields))
 	}
 	var example []string
 	for _, f := range fields {
@@ -278,7 +278,18 @@ func suggestKey(key string, fields []field) string {
 			}
 		}
 	}
-	return didYouMean(key, namesOf(fields), "; known keys are "+strings.Join(namesOf(fields), ", "))
+	return didYouMean(key, namesOf(fields), "; known keys are "+listed(namesOf(fields)))
+}
+
+// maxListed is how many keys a message names.
+const maxListed = 24
+
+// listed joins names for a message.
+func listed(names []string) string {
+	if more := len(names) - maxListed; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxListed], ", "), more)
+	}
+	return strings.Join(names, ", ")
 }
 
 // list is a sequence of values.

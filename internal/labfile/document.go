@@ -12,6 +12,8 @@ type document struct {
 	Boxes    table[boxEntry]  `yaml:"boxes" example:"base: builtin/debian-12" also:"images" doc:"Images under names of your own, for machines to share."`
 	Machines table[roleEntry] `yaml:"machines" need:"{web: {box: builtin/tiny}}" example:"web: {box: builtin/tiny}" also:"vms services nodes hosts" doc:"The machines of the lab, by name."`
 	Expires  duration         `yaml:"expires" range:"1s..87600h" also:"ttl lifetime expiry" doc:"So long after its first lab up the lab is destroyed; its volumes are kept. Without it, never."`
+
+	Checks list[testEntry] `yaml:"checks" example:"{on: web, port: 80}" also:"tests test verify goss" doc:"What must hold of the machines, for lab verify and for every new generation."`
 }
 
 // boxEntry is an entry of boxes.

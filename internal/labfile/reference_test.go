@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,14 @@ func valueText(f field) string {
 		return "program or script, or a mapping"
 	case *fileStep:
 		return "mapping"
+	case *list[testEntry]:
+		return "list of checks"
+	case *names:
+		return "name, or list of names"
+	case *subject:
+		return map[string]string{"run": "command", "port": "port", "http": "URL", "file": "path of the guest"}[f.name] + map[bool]string{true: "name"}[!slices.Contains([]string{"run", "port", "http", "file"}, f.name)]
+	case *matcher:
+		return map[string]string{"bool": "`true` or `false`", "number": "number, or condition", "text": "text, or condition", "list": "elements, or condition", "lines": "patterns, or condition"}[f.tag.Get("fact")]
 	case *replaceEntry:
 		return "strategy, or a mapping"
 	case *ageEntry, *idleEntry:
@@ -97,6 +106,7 @@ func TestReferenceHasEveryKey(t *testing.T) {
 		"volume":   reflect.TypeFor[volumeEntry](),
 		"mount":    reflect.TypeFor[mountEntry](),
 		"replace":  reflect.TypeFor[replaceEntry](),
+		"test":     reflect.TypeFor[testEntry](),
 		"age":      reflect.TypeFor[ageEntry](),
 	}
 	data := string(read(t, reference))
