@@ -24,6 +24,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		statusJSON{},
 		listJSON{},
 		ui.PlanJSON{},
+		ui.VerifyJSON{},
 		historyJSON{},
 		validateJSON{},
 		doctorJSON{},

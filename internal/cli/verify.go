@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ui"
+	"github.com/labfile/lab/internal/verify"
+)
+
+// reportFormats are the forms of a report.
+var reportFormats = []string{"human", "json", "tap", "junit"}
+
+func (a *app) verifyCommand() *command {
+	return &command{
+		name: "verify", group: groupLook, args: "[MACHINE...]", max: -1, lab: true, reports: true,
+		short: "find out whether machines are as the Labfile's checks want them",
+		long: `Carries out the checks of the Labfile on the machines that they are for, over ssh;
+nothing is installed in a machine or changed. Exit code 0 if all of them passed, 2 if
+some did not, 1 if they could not be carried out. A machine that is not up passes
+none.
+
+With --output the report is written to a file, and what is printed is for people.`,
+		flags: []cli.Flag{
+			&cli.StringFlag{Name: "format", Usage: "print the report as `FORMAT`: human, json, tap (version 14) or junit"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write the report to `FILE`"},
+		},
+		complete: a.completeMachines,
+		examples: []string{
+			"lab verify", "every check on every machine",
+			"lab verify web", "those of one machine, or of all replicas",
+			"lab verify --format junit -o checks.xml", "for a CI server",
+		},
+		run: a.verify,
+	}
+}
+
+func (a *app) verify(ctx context.Context, r request) error {
+	format := r.String("format")
+	if format == "" {
+		format = "human"
+		if a.asJSON {
+			format = "json"
+		}
+	}
+	if !slices.Contains(reportFormats, format) {
+		return usage("the formats are "+strings.Join(reportFormats, ", "), "there is no format %q", ui.Clean(format))
+	}
+	if a.asJSON && format != "json" {
+		return usage("leave one of them out", "--json and --format %s exclude each other", format)
+	}
+	names, err := several(r.args)
+	if err != nil {
+		return err
+	}
+	want, l, err := a.existingAnd(ctx)
+	if err != nil {
+		return err
+	}
+	report, err := l.Verify(ctx, want, engine.VerifyOptions{Machines: names})
+	if err != nil {
+		return err
+	}
+	if err := a.writeReport(l.ID(), report, format, r.String("output")); err != nil {
+		return err
+	}
+	if len(report.Results) == 0 {
+		a.ui.Note("there is nothing to check: write checks into the Labfile (docs/labfile.md)")
+	}
+	if report.Count(verify.Failed) > 0 {
+		return exitCode(ExitDifferent)
+	}
+	return nil
+}
+
+// writeReport prints the report or, if file is not empty, writes it there and
+// prints it for people.
+func (a *app) writeReport(id lab.ID, report verify.Report, format, file string) error {
+	write := func(w io.Writer, format string, color bool) error {
+		switch format {
+		case "json":
+			return ui.JSON(w, ui.NewVerifyJSON(id, report))
+		case "tap":
+			return ui.TAP(w, report)
+		case "junit":
+			return ui.JUnit(w, id, report)
+		}
+		return ui.Verify(w, report, color)
+	}
+	if file == "" {
+		return write(a.Out, format, a.ui.ColorOut)
+	}
+	var b bytes.Buffer
+	if err := write(&b, format, false); err != nil {
+		return err
+	}
+	dir, err := a.Dir()
+	if err != nil {
+		return err
+	}
+	if !filepath.IsAbs(file) {
+		file = filepath.Join(dir, file)
+	}
+	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("writing the report: %w", err)
+	}
+	return write(a.Out, "human", a.ui.ColorOut)
+}
