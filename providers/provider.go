@@ -128,6 +128,14 @@ type Freezer interface {
 	Snapshot(ctx context.Context, g lab.Generation) (Frozen, error)
 }
 
+// VolumeChanger is implemented by providers whose generations can be given other
+// volumes than they were created with.
+type VolumeChanger interface {
+	// SetVolumes says which volumes the generation has from its next start on.
+	// ErrNotFound if it was never created.
+	SetVolumes(ctx context.Context, g lab.Generation, volumes []Volume) error
+}
+
 // Frozen is a frozen part of a disk.
 type Frozen struct {
 	// Layers are absolute paths of qcow2 overlays as in Image.Layers: what was
@@ -196,8 +204,9 @@ const (
 // either of the two may write to it.
 type Volume struct {
 	Name     string // the disk's serial number in the guest: 1 to 20 of A-Z a-z 0-9 . _ -
-	Path     string // absolute path of a qcow2 file without a backing file
+	Path     string // absolute path of a qcow2 file that names no backing file
 	ReadOnly bool
+	Layers   []string // absolute paths of what lies below Path, lowest first: qcow2 files that nobody writes to
 }
 
 // Mount is a folder of the host that the guest can mount, by 9p. The guest sees

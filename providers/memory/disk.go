@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -124,6 +125,21 @@ func (p *Provider) removeDisk(m *machine) error {
 	if p.temp != "" && os.Remove(p.temp) == nil {
 		p.temp = ""
 	}
+	return nil
+}
+
+// SetVolumes gives the generation other volumes from its next start on.
+func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
+	m, err := p.get(ctx, g)
+	if err == nil {
+		err = checkStorage(providers.Spec{Volumes: volumes})
+	}
+	if err != nil {
+		return fmt.Errorf("changing the volumes of machine %q: %w", g, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m.spec.Volumes = slices.Clone(volumes)
 	return nil
 }
 

@@ -203,6 +203,12 @@ func (l Launch) storage() []string {
 			"driver": "qcow2", "node-name": fmt.Sprintf("volume%d", i), "discard": "unmap",
 			"backing": nil, "file": file,
 		}
+		for _, path := range v.Layers {
+			n["backing"] = node{
+				"driver": "qcow2", "read-only": true, "backing": n["backing"],
+				"file": node{"driver": "file", "filename": path, "read-only": true},
+			}
+		}
 		if v.ReadOnly {
 			n["read-only"], file["read-only"] = true, true
 		}

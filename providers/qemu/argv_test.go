@@ -48,7 +48,7 @@ func TestArgvGolden(t *testing.T) {
 		stored.Overlays = append(stored.Overlays, Overlay{Path: path, Node: "disk-" + n})
 	}
 	stored.Volumes = []providers.Volume{
-		{Name: "pgdata", Path: "/home/ada/.local/share/lab/labs/shop-1f3a9c2b/volumes/pgdata.qcow2"},
+		{Name: "pgdata", Path: "/home/ada/.local/share/lab/labs/shop-1f3a9c2b/volumes/pgdata.qcow2", Layers: []string{"/data/pg@1.qcow2", "/data/pg@2.qcow2"}},
 		{Name: "old.data", Path: `/data/"a",b\c/old.qcow2`, ReadOnly: true},
 	}
 	stored.Mounts = []providers.Mount{{Tag: "m0", Path: "/home/ada/src,x"}, {Tag: "m1", Path: "/home/ada/out", Writable: true}}

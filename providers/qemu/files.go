@@ -77,6 +77,8 @@ type volume struct {
 	Name     string `json:"name"`
 	Path     string `json:"path"`
 	ReadOnly bool   `json:"readonly,omitempty"`
+
+	Layers []string `json:"layers,omitempty"`
 }
 
 type mount struct {

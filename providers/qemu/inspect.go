@@ -53,13 +53,15 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 		}
 		return m, false, nil
 	}
-	if m.Disk, m.Written, err = usage(dir); err != nil {
-		return m, false, err
-	}
+	var unread error
+	m.Disk, m.Written, unread = usage(dir)
 	if m.PID, err = lockHolder(filepath.Join(dir, filePID)); err != nil {
 		return m, false, err
 	}
 	def, defined, err := readDefinition(dir, g)
+	if err == nil {
+		err = unread
+	}
 	switch {
 	case err != nil:
 		m.State, m.Reason = providers.StateBroken, err.Error()

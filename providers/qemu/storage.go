@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/labfile/lab/providers"
@@ -60,8 +61,10 @@ func checkStorage(s providers.Spec) error {
 			return fmt.Errorf("two volumes are called %q", v.Name)
 		}
 		seen[v.Name] = true
-		if err := checkPath(v.Path, false); err != nil {
-			return fmt.Errorf("volume %q: %w", v.Name, err)
+		for _, path := range append([]string{v.Path}, v.Layers...) {
+			if err := checkPath(path, false); err != nil {
+				return fmt.Errorf("volume %q: %w", v.Name, err)
+			}
 		}
 	}
 	seen = map[string]bool{}
@@ -126,12 +129,12 @@ func volumeInUse(volumes []providers.Volume, said string) error {
 		return nil
 	}
 	for _, v := range volumes {
-		if v.Path == m[1] {
+		if v.Path == m[1] || slices.Contains(v.Layers, m[1]) {
 			who := "another process"
-			if pids := openers(v.Path); len(pids) > 0 {
+			if pids := openers(m[1]); len(pids) > 0 {
 				who = "process " + strings.Join(pids, ", ")
 			}
-			return fmt.Errorf("%w: volume %q (%s) is attached to %s; stop that machine first", providers.ErrInUse, v.Name, v.Path, who)
+			return fmt.Errorf("%w: volume %q (%s) is attached to %s; stop that machine first", providers.ErrInUse, v.Name, m[1], who)
 		}
 	}
 	return nil
