@@ -38,11 +38,17 @@ printed nothing for a second; "lab logs -f" follows without an end.`,
 			if err != nil {
 				return err
 			}
+			if err := l.Admit(names[0], "console"); err != nil {
+				return err
+			}
 			con, err := l.Console(ctx, names[0])
 			if err != nil {
 				return err
 			}
 			defer con.Close()
+			if err := a.entered(ctx, l, names[0], "console", nil); err != nil {
+				return err
+			}
 			if f, ok := a.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 				a.ui.Note("this is the console of %s; Ctrl-] leaves it", names[0])
 				old, err := term.MakeRaw(int(f.Fd()))

@@ -71,7 +71,7 @@ target is a folder, or ends in a slash, sources go into it.`,
 				return usage(how, "neither side of the copy is on a machine")
 			}
 			machine := from + target.machine
-			client, err := a.connect(ctx, string(machine), r.String("user"))
+			client, err := a.connect(ctx, string(machine), r.String("user"), "cp", r.args)
 			if err != nil {
 				return err
 			}

@@ -79,12 +79,17 @@ func (a *app) exec(ctx context.Context, r request) error {
 		return err
 	}
 	if len(names) == 1 && !all {
-		return a.attach(ctx, r, string(names[0]), cmd, r.Bool("tty"))
+		return a.attach(ctx, r, "exec", string(names[0]), cmd, r.Bool("tty"))
 	}
 	if r.Bool("tty") {
 		return usage("name one machine", "--tty is for one machine only")
 	}
-	return a.everywhere(ctx, l, names, r.String("user"), cmd)
+	for _, name := range names { // all or none
+		if err := l.Admit(name, "exec"); err != nil {
+			return err
+		}
+	}
+	return a.everywhere(ctx, l, names, r.String("user"), cmd, r.tail)
 }
 
 // running returns the machines that a command can run on.
@@ -106,7 +111,7 @@ func running(ctx context.Context, l *engine.Lab) ([]lab.Name, error) {
 }
 
 // everywhere runs cmd on several machines at once.
-func (a *app) everywhere(ctx context.Context, l *engine.Lab, names []lab.Name, user string, cmd guest.Command) error {
+func (a *app) everywhere(ctx context.Context, l *engine.Lab, names []lab.Name, user string, cmd guest.Command, typed []string) error {
 	words := make([]string, len(names))
 	for i, n := range names {
 		words[i] = string(n)
@@ -121,7 +126,7 @@ func (a *app) everywhere(ctx context.Context, l *engine.Lab, names []lab.Name, u
 			out, errOut := prefix.Writer(a.Out, words[i]), prefix.Writer(a.Err, words[i])
 			defer out.Close()
 			defer errOut.Close()
-			client, err := l.Connect(ctx, name, user)
+			client, err := a.enter(ctx, l, name, user, "exec", typed)
 			if err == nil {
 				defer client.Close()
 				one := cmd

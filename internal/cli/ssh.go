@@ -35,7 +35,7 @@ is the command's own. The machine's key is verified, from the first time on.`,
 		},
 		run: func(ctx context.Context, r request) error {
 			cmd := guest.Command{Shell: strings.Join(r.tail, " ")}
-			return a.attach(ctx, r, r.args[0], cmd, len(r.tail) == 0 || r.Bool("tty"))
+			return a.attach(ctx, r, "ssh", r.args[0], cmd, len(r.tail) == 0 || r.Bool("tty"))
 		},
 	}
 }
@@ -46,8 +46,8 @@ func userFlag() cli.Flag {
 
 // attach connects a command on a machine with our own streams. With tty, and if
 // In is a terminal, the command gets one, and ours is raw meanwhile.
-func (a *app) attach(ctx context.Context, r request, machine string, cmd guest.Command, tty bool) error {
-	client, err := a.connect(ctx, machine, r.String("user"))
+func (a *app) attach(ctx context.Context, r request, how, machine string, cmd guest.Command, tty bool) error {
+	client, err := a.connect(ctx, machine, r.String("user"), how, r.tail)
 	if err != nil {
 		return err
 	}
@@ -66,8 +66,8 @@ func (a *app) attach(ctx context.Context, r request, machine string, cmd guest.C
 	return client.Run(ctx, cmd)
 }
 
-// connect logs in to a machine of the lab that is meant.
-func (a *app) connect(ctx context.Context, machine, user string) (*guest.Client, error) {
+// connect logs in by hand to a machine of the lab that is meant.
+func (a *app) connect(ctx context.Context, machine, user, how string, command []string) (*guest.Client, error) {
 	names, err := machines([]string{machine})
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func (a *app) connect(ctx context.Context, machine, user string) (*guest.Client,
 	if err != nil {
 		return nil, err
 	}
-	return l.Connect(ctx, names[0], user)
+	return a.enter(ctx, l, names[0], user, how, command)
 }
 
 // rawTerminal is our terminal while it belongs to a guest.
@@ -141,11 +141,17 @@ func (a *app) sshProxyCommand() *command {
 			if err != nil {
 				return err
 			}
+			if err := l.Admit(names[0], "ssh"); err != nil {
+				return err
+			}
 			conn, err := l.DialSSH(ctx, names[0])
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
+			if err := a.entered(ctx, l, names[0], "ssh", nil); err != nil {
+				return err
+			}
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			go func() {

@@ -65,16 +65,35 @@ func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
 		return err
 	}
 	gap := "\n"
-	for _, m := range s.Machines {
-		if m.Reason == "" {
-			continue
+	say := func(what, text string) error {
+		if text == "" {
+			return nil
 		}
-		if _, err := fmt.Fprintf(w, "%s%s: %s\n", gap, m.Name, Clean(m.Reason)); err != nil {
-			return err
-		}
+		_, err := fmt.Fprintf(w, "%s%s: %s\n", gap, what, Clean(text))
 		gap = ""
+		return err
 	}
-	return nil
+	for _, m := range s.Machines {
+		notes := []string{m.Reason}
+		if len(m.Tainted) > 0 {
+			notes = append(notes, "tainted: "+strings.Join(m.Tainted, "; "))
+		}
+		if m.Expired != "" {
+			notes = append(notes, "expired: "+m.Expired)
+		}
+		for _, note := range notes {
+			if err := say(string(m.Name), note); err != nil {
+				return err
+			}
+		}
+	}
+	if s.Expires == nil {
+		return nil
+	}
+	if left := s.Expires.Sub(now); left > 0 {
+		return say("the lab", "it is destroyed in "+elapsed(left))
+	}
+	return say("the lab", "its time is over; its supervisor destroys it")
 }
 
 // Labs prints the labs of the user.

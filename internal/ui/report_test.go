@@ -44,6 +44,29 @@ web: not ready after 3m: \x1b[2Jport 80
 	}
 }
 
+func TestStatusTellsOfPolicies(t *testing.T) {
+	soon := noon.Add(90 * time.Minute)
+	s := engine.Status{ID: "a-1", Provider: "memory", Expires: &soon, Machines: []engine.MachineStatus{
+		{Name: "db", State: engine.StateExited, Reason: "the guest shut itself down", Tainted: []string{"ssh by ann: vi", "by\x1b ben"}},
+		{Name: "web", State: engine.StateReady, Expired: "it is 25h old, and max_age is 24h"},
+	}}
+	want := "db: the guest shut itself down\ndb: tainted: ssh by ann: vi; by\\x1b ben\nweb: expired: it is 25h old, and max_age is 24h\nthe lab: it is destroyed in 1h30m\n"
+	var b bytes.Buffer
+	if err := Status(&b, s, noon, false); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(b.String(), "\n\n"+want) {
+		t.Errorf("got\n%s\nwant it to end in\n%s", b.String(), want)
+	}
+	b.Reset()
+	if err := Status(&b, s, noon.Add(2*time.Hour), false); err != nil {
+		t.Fatal(err)
+	}
+	if want := "the lab: its time is over; its supervisor destroys it\n"; !strings.HasSuffix(b.String(), want) {
+		t.Errorf("got\n%s\nwant it to end in %q", b.String(), want)
+	}
+}
+
 func TestStatusOfAnEmptyLab(t *testing.T) {
 	var b bytes.Buffer
 	if err := Status(&b, engine.Status{ID: "a-1", Provider: "memory"}, noon, true); err != nil {
