@@ -5,6 +5,7 @@ package drift
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/diff"
@@ -27,12 +28,25 @@ func Diff(old, now *Root, c Change) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", c.Path, err)
 	}
+	if secret(c.Path, a) || secret(c.Path, b) {
+		return fmt.Sprintf("%q has secrets, which are not shown\n", c.Path), nil
+	}
 	for _, why := range []string{whyA, whyB} {
 		if why != "" {
 			return fmt.Sprintf("%q %s\n", c.Path, why), nil
 		}
 	}
 	return string(diff.Diff(name("a", c.Path, c.Old), a, name("b", c.Path, c.New), b)), nil
+}
+
+// secret reports whether a text is one that should not reach a terminal or a log.
+func secret(path string, text []byte) bool {
+	for _, prefix := range []string{"/etc/shadow", "/etc/gshadow", "/var/lib/lab-agent/"} {
+		if strings.HasPrefix(path, prefix) {
+			return true
+		}
+	}
+	return bytes.Contains(text, []byte("PRIVATE KEY-----"))
 }
 
 func name(side, path string, m *Meta) string {

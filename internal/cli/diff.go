@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/labfile/lab/internal/drift"
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ui"
+)
+
+func (a *app) diffCommand() *command {
+	return &command{
+		name: "diff", group: groupLook, args: "MACHINE[@N] [MACHINE[@N]]", min: 1, max: 2, lab: true, reports: true,
+		short: "say what changed on a machine's disk since its birth",
+		long: `Reads the disk from outside of the guest, which is not asked and not trusted.
+With two names it compares the disks of two machines or generations. What every
+running system touches (logs, leases, caches) is hidden; a file .labignore
+beside the Labfile hides more, one pattern a line as in .gitignore. Exit code 0 if nothing
+changed, 2 if something did.
+
+  A  added     M  modified     D  deleted     R  replaced by another kind`,
+		flags: []cli.Flag{
+			&cli.BoolFlag{Name: "content", Usage: "show how text files differ"},
+			&cli.BoolFlag{Name: "all", Usage: "show what is hidden too, and files with only a new time"},
+			&cli.StringSliceFlag{Name: "ignore", Usage: "hide paths that fit `PATTERN`; !PATTERN shows them"},
+		},
+		complete: a.completeMachines,
+		examples: []string{
+			"lab diff web", "what was changed by hand",
+			"lab diff web --content", "line by line",
+			"lab diff web@3 web@5", "two generations",
+		},
+		run: a.diff,
+	}
+}
+
+func (a *app) diff(ctx context.Context, r request) error {
+	subjects := make([]engine.Subject, len(r.args))
+	for i, arg := range r.args {
+		var err error
+		if subjects[i], err = subject(arg); err != nil {
+			return err
+		}
+	}
+	want, l, err := a.existingAnd(ctx)
+	if err != nil {
+		return err
+	}
+	o := engine.DiffOptions{New: subjects[len(subjects)-1], Content: r.Bool("content")}
+	if len(subjects) == 2 {
+		o.Old = &subjects[0]
+	}
+	file := ""
+	if want != nil {
+		file = want.File
+	} else if st, err := l.Status(ctx); err == nil {
+		file = st.Labfile
+	}
+	own, err := os.ReadFile(filepath.Join(filepath.Dir(file), ".labignore"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading the ignore list: %w", err)
+	}
+	o.All = r.Bool("all")
+	if o.Ignore, err = drift.ParseIgnore(drift.Defaults(), string(own), strings.Join(r.StringSlice("ignore"), "\n")); err != nil {
+		return usage("a pattern is written as in .gitignore", "%v", err)
+	}
+	d, err := l.Diff(ctx, o)
+	if err != nil {
+		return err
+	}
+	if a.asJSON {
+		err = ui.JSON(a.Out, d)
+	} else {
+		err = ui.Drift(a.Out, d)
+	}
+	if err == nil && len(d.Changes) > 0 {
+		return exitCode(ExitDifferent)
+	}
+	return err
+}
+
+// subject reads MACHINE or MACHINE@N.
+func subject(arg string) (engine.Subject, error) {
+	name, number, ok := strings.Cut(arg, "@")
+	s := engine.Subject{Machine: lab.Name(name)}
+	if !ok {
+		return s, nil
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 1 {
+		return s, usage("write it as web@3", "%q names no generation", arg)
+	}
+	s.Generation = n
+	return s, nil
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/labfile/lab/internal/drift"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/providers"
+)
+
+// Subject names a disk: that of a machine's generation, 0 for the present one.
+type Subject struct {
+	Machine    lab.Name
+	Generation int
+}
+
+// DiffOptions say what Diff compares.
+type DiffOptions struct {
+	Old     *Subject // nil compares New with its own birth
+	New     Subject
+	Content bool // tell the differences of text files too
+	drift.Options
+}
+
+// Drift is what Diff found. Its JSON is the schema of "lab diff --json".
+type Drift struct {
+	Old string `json:"old"` // "web@3", or "web@3 at birth"
+	New string `json:"new"`
+	drift.Report
+	Texts   []string `json:"texts,omitempty"` // unified diffs, with DiffOptions.Content
+	Written int64    `json:"written"`         // bytes of disk that New's generation has written since birth, at most
+}
+
+// Diff compares the disks of two generations, or one with its birth, from outside
+// of the guests. It takes no lock. A machine that runs is asked to write what it
+// holds, and goes on.
+func (l *Lab) Diff(ctx context.Context, o DiffOptions) (d Drift, err error) {
+	wanted := []Subject{o.New}
+	if o.Old != nil {
+		wanted = append(wanted, *o.Old)
+	}
+	disks, err := l.openDisks(ctx, wanted)
+	defer func() {
+		for _, disk := range disks {
+			err = errors.Join(err, disk.close(ctx))
+		}
+	}()
+	if err != nil {
+		return Drift{}, err
+	}
+	now := disks[0]
+	old, layers := now, now.disk.Birth
+	d.New, d.Old = now.g.String(), now.g.String()+" at birth"
+	if len(disks) == 2 {
+		old = disks[1]
+		layers, d.Old = len(old.disk.Layers), old.g.String()
+	} else if layers == 0 {
+		return Drift{}, fmt.Errorf("%s was never ready, so its birth was not kept and there is nothing to compare with", now.g)
+	}
+	a, err := old.root(layers)
+	if err != nil {
+		return Drift{}, err
+	}
+	b, err := now.root(len(now.disk.Layers))
+	if err != nil {
+		return Drift{}, err
+	}
+	if now.disk.Birth > 0 {
+		if d.Written, err = now.chain.Written(now.disk.Birth); err != nil {
+			return Drift{}, fmt.Errorf("reading the disk of %s: %w", now.g, err)
+		}
+	}
+	if d.Report, err = drift.Compare(ctx, a, b, o.Options); err != nil {
+		return Drift{}, fmt.Errorf("comparing %s with %s: %w", d.Old, d.New, err)
+	}
+	for _, c := range d.Changes {
+		if !o.Content {
+			break
+		}
+		text, err := drift.Diff(a, b, c)
+		if err != nil {
+			return Drift{}, err
+		}
+		if text != "" {
+			d.Texts = append(d.Texts, text)
+		}
+	}
+	return d, nil
+}
+
+// openDisk is a disk of a generation, held still.
+type openDisk struct {
+	g     lab.Generation
+	disk  providers.Disk
+	chain *drift.Chain
+}
+
+// openDisks opens the disks of one or two subjects, and returns those that it opened
+// even with an error. Two commands with the same disks take them in the same order.
+func (l *Lab) openDisks(ctx context.Context, all []Subject) ([]*openDisk, error) {
+	for i, s := range all {
+		m, _, err := l.known(s.Machine)
+		if err != nil {
+			return nil, err
+		}
+		if s.Generation == 0 {
+			all[i].Generation = m.Generation
+		}
+	}
+	order := []int{0}
+	if len(all) == 2 {
+		switch c := cmp.Or(cmp.Compare(all[0].Machine, all[1].Machine), cmp.Compare(all[0].Generation, all[1].Generation)); {
+		case c == 0:
+			return nil, fmt.Errorf("generation %d of machine %q was named twice: name one disk, or two", all[0].Generation, all[0].Machine)
+		case c < 0:
+			order = []int{0, 1}
+		default:
+			order = []int{1, 0}
+		}
+	}
+	var opened []*openDisk
+	for _, i := range order {
+		d, err := l.openDisk(ctx, all[i])
+		if err != nil {
+			return opened, err
+		}
+		opened = append(opened, d)
+	}
+	if order[0] == 1 {
+		slices.Reverse(opened)
+	}
+	return opened, nil
+}
+
+// openDisk opens the disk of a subject whose generation is set.
+func (l *Lab) openDisk(ctx context.Context, s Subject) (*openDisk, error) {
+	m, p, err := l.known(s.Machine)
+	if err != nil {
+		return nil, err
+	}
+	g := lab.Generation{Lab: l.id, Machine: s.Machine, Number: s.Generation}
+	reader, ok := p.(providers.DiskReader)
+	if !ok {
+		return nil, fmt.Errorf("the disk of %s can't be read: the provider %s does not show it", g, p.Name())
+	}
+	if g.Number == m.Generation && m.Create.Agent && m.Phase == ledger.PhaseReady {
+		(&session{Lab: l}).sync(ctx, m)
+	}
+	d := &openDisk{g: g}
+	if d.disk, err = reader.OpenDisk(ctx, g); err != nil {
+		if errors.Is(err, providers.ErrNotFound) {
+			return nil, l.noDisk(ctx, p, g, err)
+		}
+		return nil, fmt.Errorf("opening the disk of %s: %w", g, err)
+	}
+	var layers []drift.Layer
+	for _, y := range d.disk.Layers {
+		layers = append(layers, drift.Layer{Path: y.Path, Format: y.Format})
+	}
+	if d.chain, err = drift.OpenChain(layers); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the disk of %s: %w", g, err), d.close(ctx))
+	}
+	return d, nil
+}
+
+// noDisk says which generations of the machine still have a disk.
+func (l *Lab) noDisk(ctx context.Context, p providers.Provider, g lab.Generation, cause error) error {
+	all, err := p.List(ctx, l.id)
+	if err != nil {
+		return cause
+	}
+	var there []int
+	for _, m := range all {
+		if m.Machine == g.Machine && m.State != providers.StateBroken {
+			there = append(there, m.Number)
+		}
+	}
+	if len(there) == 0 {
+		return fmt.Errorf("no generation of machine %q has a disk: %w", g.Machine, cause)
+	}
+	slices.Sort(there)
+	return fmt.Errorf("generation %d of machine %q has no disk any more, only %v: %w", g.Number, g.Machine, there, cause)
+}
+
+func (d *openDisk) root(layers int) (*drift.Root, error) {
+	v, err := d.chain.View(layers)
+	if err == nil {
+		var r *drift.Root
+		if r, err = drift.OpenRoot(v); err == nil {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("reading the disk of %s: %w", d.g, err)
+}
+
+func (d *openDisk) close(ctx context.Context) error {
+	var errs []error
+	if d.chain != nil {
+		errs = append(errs, d.chain.Close())
+	}
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	if d.disk.Release != nil {
+		if err := d.disk.Release(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("letting go of the disk of %s: %w", d.g, err))
+		}
+	}
+	return errors.Join(errs...)
+}
