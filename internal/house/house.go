@@ -38,6 +38,7 @@ var rank = map[string]int{
 	"internal/plan":      2,
 	"internal/ledger":    2,
 	"internal/labfile":   2,
+	"internal/volume":    2,
 	"internal/guest":     2,
 	"internal/bake":      2,
 	"internal/verify":    2,

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers/qcow2"
+)
+
+// KeepAutomatic is how many of the snapshots that lab took by itself a volume keeps.
+const KeepAutomatic = 5
+
+// Create makes an empty volume, with its file system.
+func (s *Store) Create(ctx context.Context, want lab.Volume) (Volume, error) {
+	v, err := s.create(ctx, want)
+	if err != nil {
+		return v, fmt.Errorf("making volume %s: %w", want.Name, err)
+	}
+	return v, nil
+}
+
+func (s *Store) create(ctx context.Context, want lab.Volume) (Volume, error) {
+	v, err := s.begin(want.Name)
+	if err != nil {
+		return v, err
+	}
+	v.Size, v.FS = want.Size, want.FS
+	file := v.newLayer()
+	switch v.FS {
+	case "ext4":
+		err = s.makeExt4(ctx, v, s.Path(file))
+	case "none":
+		err = qcow2.Create(s.Path(file), v.Size)
+	default:
+		err = fmt.Errorf("there is no file system %q; write ext4 or none", v.FS)
+	}
+	if err != nil {
+		return v, err
+	}
+	return s.finish(v, file)
+}
+
+// begin is the description of a volume that is to be made.
+func (s *Store) begin(name string) (Volume, error) {
+	v := Volume{Version: version, Name: name, Made: time.Now().UTC().Round(0)}
+	if _, err := s.Get(name); err == nil {
+		return v, ErrExists
+	} else if !errors.Is(err, ErrNotFound) {
+		return v, err
+	}
+	return v, os.MkdirAll(s.dir, 0o700)
+}
+
+// finish makes a volume of its first file.
+func (s *Store) finish(v Volume, file string) (Volume, error) {
+	v.Layers = []string{file}
+	if err := syncFile(s.Path(file)); err != nil {
+		return v, err
+	}
+	return v, s.save(v)
+}
+
+// grown puts an empty file above the chain.
+func (s *Store) grown(v *Volume) error {
+	file := v.newLayer()
+	if err := qcow2.Create(s.Path(file), v.Size); err != nil {
+		return err
+	}
+	if err := syncFile(s.Path(file)); err != nil {
+		return err
+	}
+	v.Layers = append(slices.Clone(v.Layers), file)
+	return nil
+}
+
+// Snapshot freezes what the volume holds now. It copies nothing.
+func (s *Store) Snapshot(name, why string, automatic bool) (Snapshot, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	snap, err := s.snapshot(&v, why, automatic)
+	if err == nil {
+		err = s.save(v)
+	}
+	if err != nil {
+		return snap, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
+	}
+	return snap, nil
+}
+
+func (s *Store) snapshot(v *Volume, why string, automatic bool) (Snapshot, error) {
+	v.Last++
+	snap := Snapshot{
+		Number: v.Last, Taken: time.Now().UTC().Round(0), Why: why, Automatic: automatic,
+		Size: v.Size, Layers: v.Layers,
+	}
+	if err := syncFile(s.Path(v.Layers[len(v.Layers)-1])); err != nil {
+		return snap, err
+	}
+	v.Snapshots = append(v.Snapshots, snap)
+	return snap, s.grown(v)
+}
+
+// Attach notes that a generation has the volume for writing from now on. If it is
+// another one than before, what that left is kept as a snapshot first, which is
+// returned; of those the newest KeepAutomatic are kept.
+func (s *Store) Attach(ctx context.Context, name string, to Attachment) (*Snapshot, error) {
+	v, err := s.Get(name)
+	if err != nil || v.Attached == to {
+		return nil, err
+	}
+	var taken *Snapshot
+	if v.Attached.Generation > 0 && s.Written(v) {
+		snap, err := s.snapshot(&v, fmt.Sprintf("before %s@%d", to.Machine, to.Generation), true)
+		if err != nil {
+			return nil, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
+		}
+		taken = &snap
+	}
+	v.Attached = to
+	if err := s.save(v); err != nil {
+		return nil, fmt.Errorf("attaching volume %s: %w", name, err)
+	}
+	if taken == nil {
+		return nil, nil
+	}
+	return taken, s.Thin(ctx, name)
+}
+
+// Prepared notes the owner and mode that the root folder was given.
+func (s *Store) Prepared(name, owner, mode string) error {
+	v, err := s.Get(name)
+	if err != nil || v.Owner == owner && v.Mode == mode {
+		return err
+	}
+	v.Owner, v.Mode = owner, mode
+	return s.save(v)
+}
+
+// Restore makes the volume what it was when the snapshot was taken. What it holds
+// now becomes a snapshot itself, unless it is one already; its number is
+// returned, or 0.
+func (s *Store) Restore(name string, number int) (int, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return 0, err
+	}
+	to, err := v.Snapshot(number)
+	if err != nil {
+		return 0, err
+	}
+	kept := 0
+	if s.Written(v) {
+		snap, err := s.snapshot(&v, fmt.Sprintf("before %s@%d was restored", name, number), true)
+		if err != nil {
+			return 0, fmt.Errorf("restoring volume %s: %w", name, err)
+		}
+		kept = snap.Number
+	}
+	v.Layers, v.Size = to.Layers, to.Size
+	if err := s.grown(&v); err != nil {
+		return 0, fmt.Errorf("restoring volume %s: %w", name, err)
+	}
+	if err := s.save(v); err != nil {
+		return 0, fmt.Errorf("restoring volume %s: %w", name, err)
+	}
+	return kept, nil
+}
+
+// Remove removes a volume with its snapshots. Removing what is absent succeeds.
+func (s *Store) Remove(name string) error {
+	if !lab.ValidLabel(name) {
+		return fmt.Errorf("%q is not the name of a volume", name)
+	}
+	err := os.Remove(s.Path(name + description))
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		err = s.sweep(name, nil)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing volume %s: %w", name, err)
+	}
+	_ = os.Remove(s.dir) // when it was the last one
+	return nil
+}
+
+// Forget removes one snapshot. What only it needed goes.
+func (s *Store) Forget(ctx context.Context, name string, number int) error {
+	v, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	if _, err := v.Snapshot(number); err != nil {
+		return err
+	}
+	v.Snapshots = slices.DeleteFunc(v.Snapshots, func(snap Snapshot) bool { return snap.Number == number })
+	if err := s.save(v); err != nil {
+		return fmt.Errorf("removing %s@%d: %w", name, number, err)
+	}
+	return s.merge(ctx, name)
+}
+
+// Thin removes all but the newest KeepAutomatic of the snapshots that lab took by
+// itself.
+func (s *Store) Thin(ctx context.Context, name string) error {
+	v, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	surplus := -KeepAutomatic
+	for _, snap := range v.Snapshots {
+		if snap.Automatic {
+			surplus++
+		}
+	}
+	if surplus <= 0 {
+		return nil
+	}
+	v.Snapshots = slices.DeleteFunc(v.Snapshots, func(snap Snapshot) bool {
+		if snap.Automatic && surplus > 0 {
+			surplus--
+			return true
+		}
+		return false
+	})
+	if err := s.save(v); err != nil {
+		return fmt.Errorf("removing old snapshots of volume %s: %w", name, err)
+	}
+	return s.merge(ctx, name)
+}
+
+// merge joins files of which no snapshot needs the lower one alone. A file that
+// stands in several chains stays as it is unless all of them go on the same way.
+func (s *Store) merge(ctx context.Context, name string) error {
+	for {
+		v, err := s.Get(name)
+		if err != nil {
+			return err
+		}
+		lower, upper, ok := v.mergeable()
+		if !ok {
+			return nil
+		}
+		// Whoever is interrupted here does it again: what the lower file says
+		// where the upper one says something, too, nobody sees.
+		if err := s.commit(ctx, s.Path(lower), s.Path(upper)); err != nil {
+			return fmt.Errorf("joining files of volume %s: %w", name, err)
+		}
+		v.without(upper)
+		if err := s.save(v); err != nil {
+			return fmt.Errorf("joining files of volume %s: %w", name, err)
+		}
+	}
+}
+
+// chains returns what the volume and its snapshots lie on.
+func (v Volume) chains() [][]string {
+	all := [][]string{v.Layers}
+	for _, snap := range v.Snapshots {
+		all = append(all, snap.Layers)
+	}
+	return all
+}
+
+// mergeable returns two files, one on the other, that are nowhere one without the
+// other. The file that is written to stays on its own.
+func (v Volume) mergeable() (lower, upper string, ok bool) {
+	for i := 0; i+2 < len(v.Layers); i++ {
+		lower, upper = v.Layers[i], v.Layers[i+1]
+		pair := true
+		for _, chain := range v.chains() {
+			if at := slices.Index(chain, lower); at >= 0 && (at+1 == len(chain) || chain[at+1] != upper) {
+				pair = false
+			}
+		}
+		if pair {
+			return lower, upper, true
+		}
+	}
+	return "", "", false
+}
+
+// without takes a file out of all chains.
+func (v *Volume) without(file string) {
+	cut := func(chain []string) []string {
+		return slices.DeleteFunc(slices.Clone(chain), func(f string) bool { return f == file })
+	}
+	v.Layers = cut(v.Layers)
+	for i := range v.Snapshots {
+		v.Snapshots[i].Layers = cut(v.Snapshots[i].Layers)
+	}
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/labfile/lab/boxes/disk"
+	"github.com/labfile/lab/internal/lab"
+)
+
+// MissingError says that the host lacks a program.
+type MissingError struct{ Program, Package string }
+
+// Error implements error.
+func (e *MissingError) Error() string { return e.Program + " not found" }
+
+// Hint is the next step.
+func (e *MissingError) Hint() string {
+	return "install it from your distribution, on Debian: apt install " + e.Package
+}
+
+// tool runs a program of the host that may stand where only root's PATH leads. A
+// code among passing is none to complain about.
+func tool(ctx context.Context, pkg, name string, passing []int, args ...string) ([]byte, error) {
+	path, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if err != nil {
+			path, err = exec.LookPath(filepath.Join(dir, name))
+		}
+	}
+	if err != nil {
+		return nil, &MissingError{name, pkg}
+	}
+	var out, said strings.Builder
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Stdout, cmd.Stderr = &out, &said
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		for _, code := range passing {
+			if exit.ExitCode() == code {
+				return []byte(out.String()), nil
+			}
+		}
+		return nil, fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(said.String()+out.String()))
+	}
+	return []byte(out.String()), err
+}
+
+func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
+	return tool(ctx, "qemu-utils", "qemu-img", nil, args...)
+}
+
+// makeExt4 makes an empty file system of the volume's size in the qcow2 file.
+func (s *Store) makeExt4(ctx context.Context, v Volume, file string) error {
+	raw, err := s.scratch(v.Name)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(raw)
+	if err := os.Truncate(raw, int64(v.Size)); err != nil {
+		return err
+	}
+	// Label: 16 bytes at most (ext4's superblock, s_volume_name). Nothing is
+	// reserved for root: a volume is for data.
+	_, err = tool(ctx, "e2fsprogs", "mke2fs", nil, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0",
+		"-L", v.Name[:min(len(v.Name), 16)],
+		"-E", "root_owner=0:0,nodiscard,lazy_itable_init=1,lazy_journal_init=1", raw)
+	if err != nil {
+		return err
+	}
+	_, err = qemuImg(ctx, "convert", "-f", "raw", "-O", "qcow2", raw, file)
+	return err
+}
+
+// scratch makes an empty file beside the volume, which the next change of the volume
+// removes if its maker did not.
+func (s *Store) scratch(name string) (string, error) {
+	f, err := os.CreateTemp(s.dir, "."+name+"-*")
+	if err != nil {
+		return "", err
+	}
+	return f.Name(), f.Close()
+}
+
+// chainSpec names a chain of qcow2 files to QEMU's tools, each format and backing
+// file said outright.
+func chainSpec(paths []string) string {
+	var below any
+	for _, p := range paths {
+		below = map[string]any{
+			"driver": "qcow2", "backing": below,
+			"file": map[string]any{"driver": "file", "filename": p},
+		}
+	}
+	text, err := json.Marshal(below)
+	if err != nil {
+		panic("strings only: " + err.Error())
+	}
+	return "json:" + string(text)
+}
+
+// flatten writes what a chain adds up to into one file.
+func flatten(ctx context.Context, chain []string, format, to string) error {
+	_, err := qemuImg(ctx, "convert", "-O", format, chainSpec(chain), to)
+	return err
+}
+
+// commit writes what the upper file says into the lower one.
+func (s *Store) commit(ctx context.Context, lower, upper string) error {
+	if _, err := qemuImg(ctx, "commit", "-q", "-d", chainSpec([]string{lower, upper})); err != nil {
+		return err
+	}
+	return syncFile(lower)
+}
+
+// Clone makes a volume of its own of what another one holds, or held when the
+// snapshot with the number was taken; 0 means now.
+func (s *Store) Clone(ctx context.Context, name string, number int, as string) (Volume, error) {
+	v, chain, size, err := s.at(name, number)
+	if err != nil {
+		return Volume{}, err
+	}
+	clone, err := s.begin(as)
+	if err != nil {
+		return clone, fmt.Errorf("cloning volume %s as %s: %w", name, as, err)
+	}
+	clone.Size, clone.FS, clone.Owner, clone.Mode = size, v.FS, v.Owner, v.Mode
+	file := clone.newLayer()
+	if err := flatten(ctx, chain, "qcow2", s.Path(file)); err != nil {
+		return clone, fmt.Errorf("cloning volume %s: %w", name, err)
+	}
+	return s.finish(clone, file)
+}
+
+// at returns the files and the size of a volume now (0) or at a snapshot.
+func (s *Store) at(name string, number int) (Volume, []string, lab.Bytes, error) {
+	v, err := s.Get(name)
+	if err != nil || number == 0 {
+		return v, s.Paths(v.Layers), v.Size, err
+	}
+	snap, err := v.Snapshot(number)
+	return v, s.Paths(snap.Layers), snap.Size, err
+}
+
+// Export writes a volume, or a snapshot of it, into one new file of the format
+// "qcow2" or "raw", which anything can read.
+func (s *Store) Export(ctx context.Context, name string, number int, format, to string) error {
+	_, chain, _, err := s.at(name, number)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("exporting volume %s: %s exists already", name, to)
+	}
+	tmp := to + ".part"
+	if err := flatten(ctx, chain, format, tmp); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("exporting volume %s: %w", name, err)
+	}
+	if err := errors.Join(syncFile(tmp), os.Rename(tmp, to)); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("exporting volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// Import makes a volume of a disk image, which is inspected first: it may come from
+// anywhere.
+func (s *Store) Import(ctx context.Context, from, name string) (Volume, error) {
+	v, err := s.importFrom(ctx, from, name)
+	if err != nil {
+		return v, fmt.Errorf("importing volume %s: %w", name, err)
+	}
+	return v, nil
+}
+
+func (s *Store) importFrom(ctx context.Context, from, name string) (Volume, error) {
+	f, err := os.Open(from)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return Volume{}, err
+	}
+	info, err := disk.Inspect(f, fi.Size())
+	if err != nil {
+		return Volume{}, err
+	}
+	v, err := s.begin(name)
+	if err != nil {
+		return v, err
+	}
+	v.Size, v.FS = lab.Bytes(info.VirtualSize), "none"
+	file := v.newLayer()
+	source := map[string]any{"driver": info.Format, "file": map[string]any{"driver": "file", "filename": from}}
+	if info.Format == disk.QCOW2 {
+		source["backing"] = nil
+	}
+	text, err := json.Marshal(source)
+	if err != nil {
+		return v, err
+	}
+	if _, err := qemuImg(ctx, "convert", "-O", "qcow2", "json:"+string(text), s.Path(file)); err != nil {
+		return v, err
+	}
+	if v.FS, err = s.fileSystem(ctx, name, s.Path(file)); err != nil {
+		return v, err
+	}
+	return s.finish(v, file)
+}
+
+// fileSystem looks for the magic number of ext4 (its superblock begins at 1024, the
+// number stands at 0x38 of that).
+func (s *Store) fileSystem(ctx context.Context, name, file string) (string, error) {
+	raw, err := s.scratch(name)
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(raw)
+	if _, err := qemuImg(ctx, "dd", "-f", "qcow2", "-O", "raw", "bs=4096", "count=1", "if="+file, "of="+raw); err != nil {
+		return "", err
+	}
+	head, err := os.ReadFile(raw)
+	if err != nil {
+		return "", err
+	}
+	if len(head) >= 1024+0x3a && head[1024+0x38] == 0x53 && head[1024+0x39] == 0xef {
+		return "ext4", nil
+	}
+	return "none", nil
+}
+
+// Grow makes a volume larger, and its file system with it. That rewrites it: its
+// snapshots go on with what they have.
+func (s *Store) Grow(ctx context.Context, name string, size lab.Bytes) error {
+	v, err := s.Get(name)
+	if err != nil || size == v.Size {
+		return err
+	}
+	if size < v.Size {
+		return fmt.Errorf("volume %s has %s and cannot shrink to %s", name, v.Size, size)
+	}
+	old := s.Paths(v.Layers)
+	v.Size = size
+	if v.FS != "ext4" {
+		if err := s.grown(&v); err != nil {
+			return fmt.Errorf("growing volume %s: %w", name, err)
+		}
+		return s.save(v)
+	}
+	file := v.newLayer()
+	if err := s.growExt4(ctx, v, old, s.Path(file)); err != nil {
+		return fmt.Errorf("growing volume %s: %w", name, err)
+	}
+	_, err = s.finish(v, file)
+	return err
+}
+
+// growExt4 writes the file system of a chain into a new file, larger.
+func (s *Store) growExt4(ctx context.Context, v Volume, chain []string, to string) error {
+	raw, err := s.scratch(v.Name)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(raw)
+	if err := flatten(ctx, chain, "raw", raw); err != nil {
+		return err
+	}
+	if err := os.Truncate(raw, int64(v.Size)); err != nil {
+		return err
+	}
+	// resize2fs wants a file system that was just checked. Code 1: something was
+	// put right, such as a journal that was not yet played back.
+	if _, err := tool(ctx, "e2fsprogs", "e2fsck", []int{1}, "-f", "-p", raw); err != nil {
+		return err
+	}
+	if _, err := tool(ctx, "e2fsprogs", "resize2fs", nil, raw, strconv.FormatInt(int64(v.Size/lab.KiB), 10)+"K"); err != nil {
+		return err
+	}
+	_, err = qemuImg(ctx, "convert", "-f", "raw", "-O", "qcow2", raw, to)
+	return err
+}

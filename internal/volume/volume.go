@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package volume keeps a lab's volumes: disks that outlive the generations of the
+// machines that use them, with numbered snapshots that nothing changes any more.
+//
+// A volume is a chain of qcow2 files and a description that names them. A machine
+// writes to the last file; a snapshot is the chain up to some file. The files name
+// no backing file: the description alone says what lies on what.
+package volume
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers/qcow2"
+)
+
+// Sentinel errors.
+var (
+	// ErrNotFound says that there is no such volume or snapshot.
+	ErrNotFound = errors.New("no such volume")
+	// ErrExists says that there is a volume of that name already.
+	ErrExists = errors.New("there is such a volume already")
+)
+
+// version is that of the description.
+const version = 1
+
+// Volume is the description of a volume.
+type Volume struct {
+	Version   int        `json:"version"`
+	Name      string     `json:"name"`
+	Size      lab.Bytes  `json:"size"`            // virtual
+	FS        string     `json:"fs"`              // "ext4" or "none"
+	Owner     string     `json:"owner,omitempty"` // as last given to its root folder; empty if that was never done
+	Mode      string     `json:"mode,omitempty"`
+	Made      time.Time  `json:"made"`
+	Attached  Attachment `json:"attached,omitzero"`   // who had it last for writing
+	Layers    []string   `json:"layers"`              // file names, lowest first; the last one is written to
+	Next      int        `json:"next"`                // number of the next file
+	Last      int        `json:"last,omitempty"`      // number of the newest snapshot that there ever was
+	Snapshots []Snapshot `json:"snapshots,omitempty"` // oldest first
+}
+
+// Attachment is the generation that had a volume.
+type Attachment struct {
+	Machine    lab.Name `json:"machine"`
+	Generation int      `json:"generation"`
+}
+
+// Snapshot is an earlier state of a volume. It never changes.
+type Snapshot struct {
+	Number    int       `json:"number"`
+	Taken     time.Time `json:"taken"`
+	Why       string    `json:"why,omitempty"`
+	Automatic bool      `json:"automatic,omitempty"` // taken by lab: old ones go
+	Size      lab.Bytes `json:"size"`                // virtual
+	Layers    []string  `json:"layers"`
+}
+
+// Snapshot returns the snapshot with the number.
+func (v Volume) Snapshot(number int) (Snapshot, error) {
+	for _, s := range v.Snapshots {
+		if s.Number == number {
+			return s, nil
+		}
+	}
+	return Snapshot{}, fmt.Errorf("%w: %s@%d", ErrNotFound, v.Name, number)
+}
+
+// Store is the folder with a lab's volumes. Whoever changes something holds the
+// lab's lock; what is attached to a machine that runs is not to be changed.
+type Store struct{ dir string }
+
+// Open returns the store in dir, which the first volume makes.
+func Open(dir string) *Store { return &Store{dir} }
+
+// Path returns the absolute path of a file of a volume.
+func (s *Store) Path(file string) string { return filepath.Join(s.dir, file) }
+
+// Paths returns the absolute paths of files of a volume.
+func (s *Store) Paths(files []string) []string {
+	paths := make([]string, len(files))
+	for i, f := range files {
+		paths[i] = s.Path(f)
+	}
+	return paths
+}
+
+const description = ".json"
+
+// List returns the volumes, sorted by name.
+func (s *Store) List() ([]Volume, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing volumes: %w", err)
+	}
+	var all []Volume
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), description)
+		if !ok || !lab.ValidLabel(name) {
+			continue
+		}
+		v, err := s.Get(name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	return all, nil
+}
+
+// Get returns a volume, or ErrNotFound.
+func (s *Store) Get(name string) (Volume, error) {
+	var v Volume
+	if !lab.ValidLabel(name) {
+		return v, fmt.Errorf("%q is not the name of a volume", name)
+	}
+	text, err := os.ReadFile(s.Path(name + description))
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, fmt.Errorf("%w: %s", ErrNotFound, name)
+	}
+	if err != nil {
+		return v, fmt.Errorf("reading volume %s: %w", name, err)
+	}
+	if err := json.Unmarshal(text, &v); err != nil {
+		return v, fmt.Errorf("reading %s: %w", s.Path(name+description), err)
+	}
+	if v.Version != version {
+		return v, fmt.Errorf("%s has version %d, this lab knows version %d", s.Path(name+description), v.Version, version)
+	}
+	if v.Name != name || len(v.Layers) == 0 {
+		return v, fmt.Errorf("%s does not describe a volume %s", s.Path(name+description), name)
+	}
+	for _, f := range v.files() {
+		if f != filepath.Base(f) || !strings.HasPrefix(f, name+"@") {
+			return v, fmt.Errorf("%s names a file that is not the volume's: %q", s.Path(name+description), f)
+		}
+	}
+	return v, nil
+}
+
+// files returns the files of a volume and its snapshots.
+func (v Volume) files() []string {
+	all := slices.Clone(v.Layers)
+	for _, snap := range v.Snapshots {
+		all = append(all, snap.Layers...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// Taken returns what a volume takes on the host's disk, snapshots included.
+func (s *Store) Taken(v Volume) lab.Bytes {
+	var total lab.Bytes
+	for _, f := range v.files() {
+		if fi, err := os.Stat(s.Path(f)); err == nil {
+			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+				total += lab.Bytes(st.Blocks * 512)
+			}
+		}
+	}
+	return total
+}
+
+// Written reports whether anything was written since the newest layer was begun.
+func (s *Store) Written(v Volume) bool {
+	fi, err := os.Stat(s.Path(v.Layers[len(v.Layers)-1]))
+	return err != nil || fi.Size() > qcow2.EmptySize
+}
+
+// newLayer takes the number of a file that is still to be made.
+func (v *Volume) newLayer() string {
+	v.Next++
+	return fmt.Sprintf("%s@%d.qcow2", v.Name, v.Next)
+}
+
+// save writes the description, from where on it holds, and removes the files that
+// it no longer names.
+func (s *Store) save(v Volume) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(s.dir, "."+v.Name+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(text, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	if err := os.Rename(f.Name(), s.Path(v.Name+description)); err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	if err := s.sync(); err != nil {
+		return err
+	}
+	return s.sweep(v.Name, v.files())
+}
+
+// sweep removes the files of a volume that are not among those to keep: what an
+// interrupted command left, and what nothing needs any more.
+func (s *Store) sweep(name string, keep []string) error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		ours := strings.HasPrefix(e.Name(), name+"@") || strings.HasPrefix(e.Name(), "."+name+"-")
+		if ours && !slices.Contains(keep, e.Name()) {
+			if err := os.RemoveAll(s.Path(e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) sync() error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/labfile/lab/internal/lab"
+)
+
+// write puts 64 KiB of one byte at an offset of a volume's disk.
+func write(t *testing.T, s *Store, name string, at int, pattern byte) {
+	t.Helper()
+	v, err := s.Get(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemuIO(t, chainSpec(s.Paths(v.Layers)), fmt.Sprintf("write -P %d %d 64k", pattern, at))
+}
+
+// reads checks that a chain has 64 KiB of the byte at the offset.
+func reads(t *testing.T, chain []string, at int, pattern byte) {
+	t.Helper()
+	qemuIO(t, chainSpec(chain), fmt.Sprintf("read -P %d %d 64k", pattern, at))
+}
+
+func qemuIO(t *testing.T, image, command string) {
+	t.Helper()
+	out, err := exec.Command("qemu-io", "-c", command, image).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "failed") {
+		t.Fatalf("qemu-io %s: %v\n%s", command, err, out)
+	}
+}
+
+func newStore(t *testing.T) *Store {
+	t.Helper()
+	for _, tool := range []string{"qemu-img", "qemu-io"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip(err)
+		}
+	}
+	return Open(filepath.Join(t.TempDir(), "volumes"))
+}
+
+func create(t *testing.T, s *Store, name, fs string, size lab.Bytes) Volume {
+	t.Helper()
+	v, err := s.Create(t.Context(), lab.Volume{Name: name, Size: size, FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func current(t *testing.T, s *Store, name string) Volume {
+	t.Helper()
+	v, err := s.Get(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestSnapshots(t *testing.T) {
+	s := newStore(t)
+	create(t, s, "db", "none", 8*lab.MiB)
+	write(t, s, "db", 0, 1)
+	first, err := s.Snapshot("db", "by hand", false)
+	if err != nil || first.Number != 1 {
+		t.Fatal(first, err)
+	}
+	write(t, s, "db", 0, 2)
+	reads(t, s.Paths(first.Layers), 0, 1)
+	reads(t, s.Paths(current(t, s, "db").Layers), 0, 2)
+
+	kept, err := s.Restore("db", 1)
+	if err != nil || kept != 2 {
+		t.Fatalf("kept %d, %v", kept, err)
+	}
+	reads(t, s.Paths(current(t, s, "db").Layers), 0, 1)
+	write(t, s, "db", 0, 3)
+	second, err := current(t, s, "db").Snapshot(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(second.Layers), 0, 2)
+	reads(t, s.Paths(first.Layers), 0, 1)
+
+	if _, err := s.Clone(t.Context(), "db", 2, "old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove("db"); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(current(t, s, "old").Layers), 0, 2)
+	if _, err := s.Get("db"); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob(s.Path("db@*")); len(left) > 0 {
+		t.Error("left", left)
+	}
+	if err := s.Remove("old"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the folder is left:", err)
+	}
+}
+
+// TestAttach takes a snapshot per generation that wrote, and keeps the newest.
+func TestAttach(t *testing.T) {
+	s := newStore(t)
+	create(t, s, "db", "none", 8*lab.MiB)
+	for n := 1; n <= 9; n++ {
+		for range 2 { // the second time nothing happens
+			if _, err := s.Attach(t.Context(), "db", Attachment{"web", n}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, s, "db", n*64<<10, byte(n))
+	}
+	// Nobody wrote since: no snapshot of nothing.
+	if snap, err := s.Attach(t.Context(), "db", Attachment{"web", 10}); err != nil || snap == nil {
+		t.Fatal(snap, err)
+	}
+	if snap, err := s.Attach(t.Context(), "db", Attachment{"web", 11}); err != nil || snap != nil {
+		t.Fatal(snap, err)
+	}
+	v := current(t, s, "db")
+	var numbers []int
+	for _, snap := range v.Snapshots {
+		numbers = append(numbers, snap.Number)
+		chain := s.Paths(snap.Layers)
+		for n := 1; n <= 9; n++ {
+			want := byte(0)
+			if n <= snap.Number {
+				want = byte(n)
+			}
+			reads(t, chain, n*64<<10, want)
+		}
+	}
+	if !slices.Equal(numbers, []int{5, 6, 7, 8, 9}) {
+		t.Error("snapshots", numbers)
+	}
+	if len(v.Layers) != 6 { // five that snapshots end at, and the one that is written to
+		t.Error("layers", v.Layers)
+	}
+	files, _ := filepath.Glob(s.Path("db@*"))
+	if len(files) != 6 {
+		t.Error("files", files)
+	}
+}
+
+// TestForget keeps what a restored branch stands on.
+func TestForget(t *testing.T) {
+	s := newStore(t)
+	create(t, s, "db", "none", 8*lab.MiB)
+	for n := 1; n <= 3; n++ {
+		write(t, s, "db", n*64<<10, byte(n))
+		if _, err := s.Snapshot("db", "", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Restore("db", 2); err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, "db", 3*64<<10, 7)
+	for _, n := range []int{1, 2} {
+		if err := s.Forget(t.Context(), "db", n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := current(t, s, "db")
+	third, err := v.Snapshot(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= 3; n++ {
+		reads(t, s.Paths(third.Layers), n*64<<10, byte(n))
+	}
+	reads(t, s.Paths(v.Layers), 2*64<<10, 2)
+	reads(t, s.Paths(v.Layers), 3*64<<10, 7)
+}
+
+func TestInterrupted(t *testing.T) {
+	s := newStore(t)
+	create(t, s, "db", "none", 8*lab.MiB)
+	for _, name := range []string{"db@2.qcow2", ".db-123"} {
+		if err := os.WriteFile(s.Path(name), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, s, "db", 0, 1)
+	if _, err := s.Snapshot("db", "", false); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(current(t, s, "db").Layers), 0, 1)
+	if _, err := os.Stat(s.Path(".db-123")); err == nil {
+		t.Error("the scratch file is left")
+	}
+}
+
+func TestExt4(t *testing.T) {
+	s := newStore(t)
+	for _, tool := range []string{"mke2fs", "resize2fs"} {
+		if _, err := exec.LookPath(filepath.Join("/usr/sbin", tool)); err != nil {
+			t.Skip(err)
+		}
+	}
+	create(t, s, "db", "ext4", 64*lab.MiB)
+	before, err := s.Snapshot("db", "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Grow(t.Context(), "db", 96*lab.MiB); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "db.raw")
+	if err := s.Export(t.Context(), "db", 0, "raw", file); err != nil {
+		t.Fatal(err)
+	}
+	if got := blocks(t, file); got != "24576" {
+		t.Errorf("the file system has %s blocks", got)
+	}
+	small := filepath.Join(t.TempDir(), "small.raw")
+	if err := s.Export(t.Context(), "db", before.Number, "raw", small); err != nil {
+		t.Fatal(err)
+	}
+	if got := blocks(t, small); got != "16384" {
+		t.Errorf("the snapshot's file system has %s blocks", got)
+	}
+	v, err := s.Import(t.Context(), file, "copy")
+	if err != nil || v.FS != "ext4" || v.Size != 96*lab.MiB {
+		t.Errorf("imported %+v, %v", v, err)
+	}
+	if err := s.Grow(t.Context(), "db", 64*lab.MiB); err == nil || !strings.Contains(err.Error(), "cannot shrink to 64MiB") {
+		t.Error(err)
+	}
+	if err := s.Export(t.Context(), "db", 0, "raw", file); err == nil || !strings.Contains(err.Error(), "exists already") {
+		t.Error(err)
+	}
+	if _, err := s.Create(t.Context(), lab.Volume{Name: "db", Size: lab.GiB, FS: "ext4"}); !errors.Is(err, ErrExists) {
+		t.Error(err)
+	}
+}
+
+// blocks checks a file system and returns how many blocks it has.
+func blocks(t *testing.T, file string) string {
+	t.Helper()
+	if out, err := exec.Command("/usr/sbin/e2fsck", "-f", "-n", file).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	out, err := exec.Command("/usr/sbin/dumpe2fs", "-h", file).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if n, ok := strings.CutPrefix(line, "Block count:"); ok {
+			return strings.TrimSpace(n)
+		}
+	}
+	return ""
+}
+
+// TestImportRefuses has a disk that names a file of the host.
+func TestImportRefuses(t *testing.T) {
+	s := newStore(t)
+	dir := t.TempDir()
+	base, evil := filepath.Join(dir, "secret.raw"), filepath.Join(dir, "evil.qcow2")
+	if err := os.WriteFile(base, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := qemuImg(t.Context(), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, evil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Import(t.Context(), evil, "evil"); err == nil || !strings.Contains(err.Error(), "backing") {
+		t.Error(err)
+	}
+	if all, err := s.List(); err != nil || len(all) > 0 {
+		t.Error(all, err)
+	}
+}
