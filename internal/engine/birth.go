@@ -17,6 +17,7 @@ import (
 	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/internal/verify"
 	"github.com/labfile/lab/providers"
 )
 
@@ -62,14 +63,15 @@ func (s *session) assignAddresses(p plan.Plan, want *lab.Lab) error {
 
 // birth makes a generation and waits until it is ready. A generation that does
 // not become ready is kept, for inspection.
-func (s *session) birth(ctx context.Context, g lab.Generation, m lab.Machine, img Image, why []string, born func(lab.Generation)) error {
-	began := time.Now()
+func (s *session) birth(ctx context.Context, l launch, img Image, why []string, born func()) error {
+	g, m := l.Generation, l.m
+	l.began = time.Now()
 	create := ledger.Create{
 		Spec: ledger.SpecOf(m), Address: s.addresses[g.Machine], Image: img.Digest,
 		Agent: img.Agent, User: img.User, Why: why, Box: img.Box, Layers: img.Layers,
-		From: img.From, Rollback: s.rollback,
+		From: img.From, Rollback: s.rollback, Standby: l.beside,
 	}
-	born(g)
+	born()
 	if err := s.record(ledger.MachineCreate, g, create); err != nil {
 		return err
 	}
@@ -81,7 +83,16 @@ func (s *session) birth(ctx context.Context, g lab.Generation, m lab.Machine, im
 	if err := s.provider.Create(ctx, spec); err != nil {
 		return s.fail(ctx, g, StageCreate, err)
 	}
-	return s.boot(ctx, g, m, began)
+	return s.boot(ctx, l)
+}
+
+// launch is one boot of a generation.
+type launch struct {
+	lab.Generation
+	m       lab.Machine
+	began   time.Time
+	newborn bool // its disk is frozen when it is ready, and it must pass the Labfile's checks
+	beside  bool // it stands by beside the present generation
 }
 
 // spec is what the provider needs to make the generation.
@@ -109,7 +120,8 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 
 // boot starts a generation, plugs it in, tells it who it is and waits until it
 // is ready.
-func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, began time.Time) error {
+func (s *session) boot(ctx context.Context, l launch) error {
+	g := l.Generation
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: "booting"})
 	super, err := s.supervisor(ctx)
 	if err != nil {
@@ -118,8 +130,10 @@ func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, beg
 	if err := s.provider.Start(ctx, g); err != nil {
 		return s.fail(ctx, g, StageBoot, err)
 	}
-	rec := s.machine(g.Machine)
-	bound, err := plug(ctx, super, cable(g, m, rec.Create), rec.Ports)
+	rec, _ := s.machine(g.Machine).Of(g.Number)
+	mc := cable(g, l.m, rec.Create)
+	mc.Standby = l.beside
+	bound, err := plug(ctx, super, mc, rec.Ports)
 	if err != nil {
 		return s.fail(ctx, g, StageBoot, err)
 	}
@@ -132,20 +146,20 @@ func (s *session) boot(ctx context.Context, g lab.Generation, m lab.Machine, beg
 		}
 	}()
 	go s.watchPause(alive, g, died)
-	if err := s.settle(alive, g, m, rec.Create); err != nil {
+	stage, err := s.settle(alive, l, rec.Create)
+	if err != nil {
 		var end *endError
 		if errors.As(context.Cause(alive), &end) && ctx.Err() == nil {
 			err = end
 		}
-		stage := StageCheck
-		if !rec.Create.Agent {
-			stage = StageIdentity
-		}
 		return s.fail(ctx, g, stage, err)
 	}
-	took := since(began)
+	took := since(l.began)
 	if err := s.record(ledger.MachineReady, g, ledger.Ready{Took: took, Ports: ports(bound)}); err != nil {
 		return err
+	}
+	if l.beside { // it is announced when it has taken over
+		return nil
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageReady, Text: readyText(rec.Create.Address, bound), Took: took})
 	return nil
@@ -183,12 +197,60 @@ func (s *session) watchPause(ctx context.Context, g lab.Generation, halted conte
 	}
 }
 
-// settle tells the guest who it is and waits until its checks pass.
-func (s *session) settle(ctx context.Context, g lab.Generation, m lab.Machine, c ledger.Create) error {
-	target, err := s.target(g.Machine, c, "")
-	if err != nil {
-		return err
+// settle tells the guest who it is and waits until it is ready; of a newborn it then
+// carries out the Labfile's checks, and freezes its disk. With an error comes the
+// stage that it is from.
+func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage, error) {
+	stage := StageCheck
+	if !c.Agent {
+		stage = StageIdentity
 	}
+	target, err := s.targetOf(l.Generation, c, "")
+	if err != nil {
+		return stage, err
+	}
+	if err := s.await(ctx, target, l, c); err != nil || !l.newborn {
+		return stage, err
+	}
+	if err := s.verify(ctx, target, l); err != nil {
+		return StageCheck, err
+	}
+	return StageBirth, s.freeze(ctx, l.Generation)
+}
+
+// verify carries out the Labfile's checks.
+func (s *session) verify(ctx context.Context, target guest.Target, l launch) error {
+	if len(l.m.Tests) == 0 {
+		return nil
+	}
+	return verify.Machine(ctx, target, l.m.Tests, func(r verify.Result) {
+		text := fmt.Sprintf("check %q: %s", r.Name, r.Outcome)
+		if why := r.Why(); why != "" {
+			text += ": " + why
+		}
+		s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageCheck, Text: text})
+	})
+}
+
+// freeze makes the disk, as it is now, the generation's birth.
+func (s *session) freeze(ctx context.Context, g lab.Generation) error {
+	f, ok := s.provider.(providers.Freezer)
+	if !ok {
+		return nil
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBirth, Text: "freezing its disk"})
+	if m, _ := s.machine(g.Machine).Of(g.Number); m.Create.Agent {
+		s.sync(ctx, m)
+	}
+	if _, err := f.Freeze(ctx, g); err != nil {
+		return fmt.Errorf("freezing the disk at birth: %w", err)
+	}
+	return nil
+}
+
+// await tells the guest who it is and waits until its readiness checks pass.
+func (s *session) await(ctx context.Context, target guest.Target, l launch, c ledger.Create) error {
+	g, m := l.Generation, l.m
 	if c.Agent {
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for the guest"})
 		identity, err := s.identity(g, c)
@@ -257,7 +319,7 @@ func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, ste
 	// A machine that was being started when lab was interrupted is not yet
 	// known to be ready.
 	if rec.Phase != ledger.PhaseReady {
-		return s.boot(ctx, g, m, time.Now())
+		return s.boot(ctx, launch{Generation: g, m: m, began: time.Now()})
 	}
 	if len(step.Changes) > 0 {
 		err := s.record(ledger.MachineChanged, g, ledger.Changed{Spec: ledger.SpecOf(m), Ports: ports(bound)})
@@ -283,7 +345,7 @@ func (s *session) start(ctx context.Context, g lab.Generation, m lab.Machine, ch
 	if err := s.record(ledger.MachineStart, g, nil); err != nil {
 		return err
 	}
-	return s.boot(ctx, g, m, began)
+	return s.boot(ctx, launch{Generation: g, m: m, began: began})
 }
 
 // cable is how the machine is plugged into the lab's network.

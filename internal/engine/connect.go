@@ -55,6 +55,20 @@ func (l *Lab) target(name lab.Name, c ledger.Create, login string) (guest.Target
 	return t, nil
 }
 
+// targetOf is target for one generation, whether it is the present one or not.
+func (l *Lab) targetOf(g lab.Generation, c ledger.Create, login string) (guest.Target, error) {
+	t, err := l.target(g.Machine, c, login)
+	t.Port = func(ctx context.Context, port uint16) (net.Conn, error) {
+		return l.dial(ctx, func(c *supervise.Client) (net.Conn, error) { return c.DialGeneration(ctx, g, port) })
+	}
+	if c.Agent {
+		t.Agent = func(ctx context.Context) (net.Conn, error) {
+			return l.dial(ctx, func(c *supervise.Client) (net.Conn, error) { return c.AgentGeneration(ctx, g) })
+		}
+	}
+	return t, err
+}
+
 // dial asks the lab's supervisor for a connection, bringing it back if needed.
 func (l *Lab) dial(ctx context.Context, ask func(*supervise.Client) (net.Conn, error)) (net.Conn, error) {
 	c, err := l.ensure(ctx)

@@ -76,6 +76,8 @@ const (
 	StageBoot       Stage = "boot"
 	StageIdentity   Stage = "identity" // the guest learns who it is
 	StageCheck      Stage = "check"    // a readiness check is waited for
+	StageBirth      Stage = "birth"    // its disk is frozen as it is
+	StageHandover   Stage = "handover" // a generation takes over from another
 	StageReady      Stage = "ready"    // ends create, start and replace
 	StageKept       Stage = "kept"
 	StageChanged    Stage = "changed" // applied in place

@@ -52,12 +52,21 @@ type MachineError struct {
 	Machine    lab.Name
 	Generation int
 	Stage      Stage
-	Kept       bool // the machine still exists, for inspection
+	Kept       bool // the generation still exists, for inspection
+	Instead    int  // the generation that it did not take over from, which is the present one; 0 if there is none
 	Err        error
 }
 
 // Error implements error.
-func (e *MachineError) Error() string { return fmt.Sprintf("%s: %v", e.Machine, e.Err) }
+func (e *MachineError) Error() string { return fmt.Sprintf("%s: %s", e.Machine, e.text()) }
+
+// text is the error without the machine's name.
+func (e *MachineError) text() string {
+	if e.Instead == 0 {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("generation %d did not take over, generation %d stays: %v", e.Generation, e.Instead, e.Err)
+}
 
 // Unwrap returns the cause.
 func (e *MachineError) Unwrap() error { return e.Err }

@@ -117,12 +117,22 @@ func needless(state ledger.State, m providers.Machine) string {
 		return "the ledger does not know it"
 	case !ok:
 		return "" // a lost ledger: "lab destroy" and "lab up" know what to do
+	case rec.Phase != ledger.PhaseGone && kept(rec, m.Number):
+		return ""
+	case rec.Standby != nil && m.Number == rec.Standby.Generation:
+		return fmt.Sprintf("it never took over from generation %d", rec.Generation)
 	case m.Number < rec.Generation:
 		return fmt.Sprintf("generation %d has taken its place", rec.Generation)
 	case rec.Phase == ledger.PhaseGone:
 		return "it was destroyed, half"
 	}
 	return ""
+}
+
+// kept reports whether a generation that is not the present one is kept on purpose.
+func kept(rec ledger.Machine, number int) bool {
+	p, _ := rec.Of(number)
+	return p.Retired
 }
 
 // gcRuntime looks for runtime directories of labs that are no more. A lab of
@@ -272,6 +282,11 @@ func (h *Host) BoxesInUse(ctx context.Context) ([]string, error) {
 				used = append(used, m.Create.Image)
 				if m.Create.Box != "" {
 					used = append(used, m.Create.Box)
+				}
+				for _, p := range m.Past {
+					if p.Create.Box != "" {
+						used = append(used, p.Create.Box)
+					}
 				}
 			}
 		}

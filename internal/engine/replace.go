@@ -12,7 +12,9 @@ import (
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 )
 
@@ -20,53 +22,265 @@ import (
 type birth struct {
 	lab.Generation
 	instead *ledger.Machine // nil if it takes nobody's place
+	beside  bool            // instead runs on until this one takes over
 }
 
-// replace puts the next generation in the place of the present one. That is shut
-// down, but its disk stays until the next one is ready: an interruption loses
-// nothing.
+// replace puts the next generation in the place of the present one, which is
+// retired once the next one is ready: neither an interruption nor a failure loses
+// anything.
 func (s *session) replace(ctx context.Context, step plan.Step, m lab.Machine, img Image, born func(birth)) error {
 	next := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Next}
 	old := s.machine(step.Machine)
-	keep := s.restorable(old, step)
-	if err := s.removeLeftovers(ctx, step, keep); err != nil {
-		return err
-	}
-	if !keep {
-		return s.birth(ctx, next, m, img, step.Reasons, func(g lab.Generation) { born(birth{Generation: g}) })
-	}
-	g := lab.Generation{Lab: s.id, Machine: step.Machine, Number: old.Generation}
-	if err := s.park(ctx, g, old); err != nil {
-		return err
-	}
-	old.Ports = s.machine(step.Machine).Ports
-	if err := s.birth(ctx, next, m, img, step.Reasons, func(g lab.Generation) { born(birth{g, &old}) }); err != nil {
-		return err
-	}
-	return s.remove(ctx, g, step.Reasons)
-}
-
-// restorable reports whether the recorded generation is one to go back to: it was
-// ready once, and it is whole.
-func (s *session) restorable(old ledger.Machine, step plan.Step) bool {
-	if old.Ready.IsZero() || old.Phase == ledger.PhaseDestroying || !slices.Contains(step.Leftovers, old.Generation) {
-		return false
-	}
-	return slices.ContainsFunc(s.observed[step.Machine], func(m providers.Machine) bool {
-		return m.Number == old.Generation && m.State != providers.StateBroken
-	})
-}
-
-// removeLeftovers removes the generations that the step has no use for; with keep,
-// all but the present one.
-func (s *session) removeLeftovers(ctx context.Context, step plan.Step, keep bool) error {
+	keep := s.restorable(old)
 	for _, n := range step.Leftovers {
-		if keep && n == step.Generation {
-			continue
+		if p, _ := old.Of(n); n == step.Generation && keep || p.Retired && p.Phase == ledger.PhaseRetired {
+			continue // until the next one is ready
 		}
 		if err := s.remove(ctx, lab.Generation{Lab: s.id, Machine: step.Machine, Number: n}, step.Reasons); err != nil {
 			return err
 		}
+	}
+	old = s.machine(step.Machine)
+	l := launch{Generation: next, m: m, newborn: true}
+	switch {
+	case !keep:
+		return s.birth(ctx, l, img, step.Reasons, func() { born(birth{Generation: next}) })
+	case step.Strategy == lab.BlueGreen || step.Strategy == lab.Rolling:
+		l.beside = true
+		if err := s.handOver(ctx, l, img, step.Reasons, old, born); err != nil {
+			return err
+		}
+	default:
+		if err := s.stopFirst(ctx, l, img, step.Reasons, old, born); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := cleanup(ctx) // the next one has taken over: there is no way back
+	defer cancel()
+	if err := s.retire(ctx, old, m.Replace.Keep, step.Reasons); err != nil {
+		return err
+	}
+	return s.prune(ctx, next, m.Replace.Keep)
+}
+
+// restorable reports whether the recorded generation is one to go back to: it was
+// ready once, and it is whole.
+func (s *session) restorable(old ledger.Machine) bool {
+	if old.Ready.IsZero() || old.Phase == ledger.PhaseDestroying || old.Phase == ledger.PhaseGone {
+		return false
+	}
+	return slices.ContainsFunc(s.observed[old.Name], func(m providers.Machine) bool {
+		return m.Number == old.Generation && m.State != providers.StateBroken
+	})
+}
+
+// removeLeftovers removes the generations that the step has no use for.
+func (s *session) removeLeftovers(ctx context.Context, step plan.Step) error {
+	for _, n := range step.Leftovers {
+		if err := s.remove(ctx, lab.Generation{Lab: s.id, Machine: step.Machine, Number: n}, step.Reasons); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopFirst shuts the present generation down and then gives birth to the next one.
+// If that fails, the present one is started again.
+func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []string, old ledger.Machine, born func(birth)) error {
+	g := s.generation(old)
+	ran := runs(old, s.observed[old.Name])
+	if l.m.Role != string(l.Machine) && ran { // no more is asked of it by its role's name
+		if err := s.withdraw(ctx, g); err != nil {
+			return err
+		}
+	}
+	if err := s.park(ctx, g, old); err != nil {
+		return err
+	}
+	old.Ports = s.machine(l.Machine).Ports
+	err := s.birth(ctx, l, img, why, func() { born(birth{Generation: l.Generation, instead: &old}) })
+	var failed *MachineError
+	if !errors.As(err, &failed) || errors.Is(err, providers.ErrIncapable) {
+		return err // if it is an error, undo knows what to do
+	}
+	if err := s.lay(ctx, l, failed); err != nil {
+		failed.Err = errors.Join(failed.Err, err)
+		return failed
+	}
+	if err := s.restore(old); err != nil {
+		failed.Err = errors.Join(failed.Err, err)
+		return failed
+	}
+	if err := s.keepFailed(l, failed); err != nil {
+		failed.Err = errors.Join(failed.Err, err)
+	}
+	failed.Instead = old.Generation
+	if !ran {
+		return failed
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: fmt.Sprintf("%s failed; starting %s again", l.Generation, g)})
+	if err := s.start(ctx, g, old.Create.Spec.Machine(old.Name), nil); err != nil {
+		failed.Err = errors.Join(failed.Err, fmt.Errorf("starting generation %d again: %w", g.Number, err))
+	}
+	return failed
+}
+
+// handOver gives birth to the next generation beside the present one and lets it
+// take over once it is ready. If it fails, nothing has happened to the present one.
+func (s *session) handOver(ctx context.Context, l launch, img Image, why []string, old ledger.Machine, born func(birth)) error {
+	err := s.birth(ctx, l, img, why, func() { born(birth{Generation: l.Generation, instead: &old, beside: true}) })
+	if err == nil {
+		err = s.takeOver(ctx, l, old)
+	}
+	var failed *MachineError
+	if !errors.As(err, &failed) || errors.Is(err, providers.ErrIncapable) {
+		return err // if it is an error, undo knows what to do
+	}
+	failed.Instead = old.Generation
+	if err := s.lay(ctx, l, failed); err != nil {
+		failed.Err = errors.Join(failed.Err, err)
+		return failed
+	}
+	if err := s.keepFailed(l, failed); err != nil {
+		failed.Err = errors.Join(failed.Err, err)
+	}
+	return failed
+}
+
+// takeOver makes a generation that is ready the present one, and waits until the
+// connections to the old one have ended. The record comes first: if lab is killed
+// between the two, the next command makes it so.
+func (s *session) takeOver(ctx context.Context, l launch, old ledger.Machine) error {
+	began := time.Now()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	super, err := s.supervisor(ctx)
+	if err != nil {
+		return s.fail(ctx, l.Generation, StageHandover, err)
+	}
+	sure, cancel := cleanup(ctx) // an interruption comes too late, or came before
+	defer cancel()
+	s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageHandover, Text: "taking over from " + s.generation(old).String()})
+	if err := s.record(ledger.MachinePromoted, l.Generation, nil); err != nil {
+		return err
+	}
+	bound, err := promote(sure, super, l, old.Ports)
+	var taken *network.PortError
+	if errors.As(err, &taken) || errors.Is(err, supervise.ErrNotPlugged) || errors.Is(err, supervise.ErrStale) {
+		// Nothing has changed, so that is what the ledger shall say.
+		if rerr := s.record(ledger.MachinePromoted, s.generation(old), nil); rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+		return s.fail(sure, l.Generation, StageHandover, err)
+	}
+	if err != nil {
+		return fmt.Errorf("taking over from %s: %w; the next command finishes it", s.generation(old), err)
+	}
+	if got := ports(bound); !slices.Equal(got, s.machine(l.Machine).Ports) {
+		if err := s.record(ledger.MachineChanged, l.Generation, ledger.Changed{Spec: ledger.SpecOf(l.m), Ports: got}); err != nil {
+			return err
+		}
+	}
+	s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageHandover, Text: fmt.Sprintf("took over; connections to %s end within %s", s.generation(old), l.m.Replace.Drain)})
+	if err := super.Drained(ctx, s.generation(old)); err != nil && ctx.Err() == nil {
+		s.host.Log.Debug("waiting for connections to end", "machine", s.generation(old), "err", err)
+	}
+	rec := s.machine(l.Machine)
+	s.emit(Event{
+		Machine: l.Machine, Generation: l.Number, Stage: StageReady, Text: readyText(rec.Create.Address, bound),
+		Took: since(rec.Born), Time: began.Add(since(began)),
+	})
+	return nil
+}
+
+// promote asks the supervisor to let a standby take over. Where any host port will
+// do, it gets those of the one before.
+func promote(ctx context.Context, super *supervise.Client, l launch, before []ledger.Port) ([]lab.Forward, error) {
+	want := rebind(l.m.Ports, before)
+	bound, err := super.Promote(ctx, l.Generation, want, l.m.Replace.Drain)
+	var taken *network.PortError
+	if errors.As(err, &taken) && !slices.Equal(want, l.m.Ports) {
+		return super.Promote(ctx, l.Generation, l.m.Ports, l.m.Replace.Drain)
+	}
+	return bound, err
+}
+
+// lay ends a generation that never became ready: it is stopped and, unless the
+// Labfile wants to keep such, removed.
+func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	if l.m.Replace.OnFailure == lab.DiscardFailed || !failed.Kept {
+		failed.Kept = false
+		return s.remove(ctx, l.Generation, []string{"it never became ready"})
+	}
+	if m, ok := s.machine(l.Machine).Of(l.Number); ok && m.Create.Agent {
+		s.sync(ctx, m)
+	}
+	if err := s.unplug(ctx, l.Generation); err != nil {
+		return err
+	}
+	if err := s.provider.Stop(ctx, l.Generation, 0); err != nil {
+		return fmt.Errorf("stopping %s: %w", l.Generation, err)
+	}
+	return nil
+}
+
+// keepFailed records that a generation that failed is kept on purpose, if it is.
+func (s *session) keepFailed(l launch, failed *MachineError) error {
+	if !failed.Kept {
+		return nil
+	}
+	return s.record(ledger.MachineRetired, l.Generation, ledger.Retired{Failed: true})
+}
+
+// retire stops a generation that gave way and keeps it; or removes it, if none are
+// kept.
+func (s *session) retire(ctx context.Context, old ledger.Machine, keep int, why []string) error {
+	g := s.generation(old)
+	if keep < 1 {
+		return s.remove(ctx, g, why)
+	}
+	if now, _ := s.machine(old.Name).Of(old.Generation); now.Phase != ledger.PhaseStopped {
+		if err := s.park(ctx, g, old); err != nil {
+			return err
+		}
+	}
+	return s.record(ledger.MachineRetired, g, ledger.Retired{})
+}
+
+// prune removes what was kept of earlier generations, beyond the newest that are to
+// be kept.
+func (s *session) prune(ctx context.Context, present lab.Generation, keep int) error {
+	var retired []int
+	for _, p := range s.machine(present.Machine).Past {
+		if p.Retired && p.Generation < present.Number {
+			retired = append(retired, p.Generation)
+		}
+	}
+	slices.Sort(retired)
+	for _, n := range retired[:max(0, len(retired)-keep)] {
+		g := lab.Generation{Lab: s.id, Machine: present.Machine, Number: n}
+		if err := s.remove(ctx, g, []string{fmt.Sprintf("%d retired generations are kept", keep)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) generation(m ledger.Machine) lab.Generation {
+	return lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation}
+}
+
+// withdraw takes a replica out of its role's name.
+func (s *session) withdraw(ctx context.Context, g lab.Generation) error {
+	super, err := s.supervisor(ctx)
+	if err != nil {
+		return err
+	}
+	if err := super.Withdraw(ctx, g); err != nil && !errors.Is(err, supervise.ErrNotPlugged) {
+		return err
 	}
 	return nil
 }
@@ -101,7 +315,7 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 func (s *session) sync(ctx context.Context, m ledger.Machine) {
 	ctx, cancel := context.WithTimeout(ctx, syncTime)
 	defer cancel()
-	target, err := s.target(m.Name, m.Create, "")
+	target, err := s.targetOf(s.generation(m), m.Create, "")
 	if err != nil {
 		return
 	}
@@ -111,7 +325,7 @@ func (s *session) sync(ctx context.Context, m ledger.Machine) {
 		err = guest.Sync(ctx, conn)
 	}
 	if err != nil {
-		s.host.Log.Debug("asking the agent to sync", "machine", m.Name, "err", err)
+		s.host.Log.Debug("asking the agent to sync", "machine", s.generation(m), "err", err)
 	}
 }
 
@@ -127,7 +341,10 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 			continue
 		}
 		text := why + ", destroyed again"
-		if b.instead != nil {
+		switch {
+		case b.beside:
+			text += fmt.Sprintf("; generation %d runs on", b.instead.Generation)
+		case b.instead != nil:
 			if err := s.restore(*b.instead); err != nil {
 				errs = append(errs, fmt.Errorf("going back to generation %d of %s: %w", b.instead.Generation, b.Machine, err))
 				continue
@@ -145,8 +362,7 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 // restore records that a generation that was to be replaced is the present one
 // again.
 func (s *session) restore(old ledger.Machine) error {
-	g := lab.Generation{Lab: s.id, Machine: old.Name, Number: old.Generation}
-	return s.record(ledger.MachineRestored, g, ledger.Restored{
+	return s.record(ledger.MachineRestored, s.generation(old), ledger.Restored{
 		Create: old.Create, Born: old.Born, Ready: old.Ready, Ports: old.Ports,
 	})
 }

@@ -198,6 +198,14 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 	default:
 		r.Phase = plan.PhaseLived
 	}
+	for _, p := range m.Past {
+		switch {
+		case p.Retired && p.Phase == ledger.PhaseRetired:
+			r.Retired = append(r.Retired, p.Generation)
+		case p.Retired && p.Phase == ledger.PhaseFailed && p.Generation > m.Generation:
+			r.Failed = append(r.Failed, p.Generation)
+		}
+	}
 	r.Stopped = m.Phase == ledger.PhaseStopped || m.Phase == ledger.PhaseStopping
 	for _, g := range seen {
 		if g.Number == m.Generation && g.State == providers.StatePaused {
@@ -257,6 +265,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		born    []birth
 		results = map[lab.Name]*outcome{}
 		slots   = make(chan struct{}, s.parallel(len(p.Steps)))
+		places  = rolls(p, want)
 	)
 	for _, step := range p.Steps {
 		results[step.Machine] = &outcome{done: make(chan struct{})}
@@ -274,6 +283,8 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 			defer wg.Done()
 			res := results[step.Machine]
 			defer close(res.done)
+			rolling := places[step.Machine]
+			defer func() { rolling.end(res.ok) }()
 			if step.Action != plan.Destroy { // what goes gives up its host ports and its memory
 				for _, gone := range p.Steps {
 					if gone.Action == plan.Destroy {
@@ -281,12 +292,18 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 					}
 				}
 			}
+			why := ""
 			if !await(ctx, step, results) {
+				why = "what it depends on failed"
+			} else if !rolling.turn(ctx) {
+				why = "a replica before it failed"
+			}
+			if why != "" {
 				if ctx.Err() == nil {
 					mu.Lock()
 					failed.Skipped = append(failed.Skipped, step.Machine)
 					mu.Unlock()
-					s.emit(Event{Machine: step.Machine, Stage: StageSkipped, Text: "not tried: what it depends on failed"})
+					s.emit(Event{Machine: step.Machine, Stage: StageSkipped, Text: "not tried: " + why})
 				}
 				return
 			}
@@ -318,7 +335,10 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 				me = &MachineError{Machine: step.Machine, Generation: step.Next, Stage: StageFailed, Err: err}
 			}
 			failed.Failed = append(failed.Failed, me)
-			s.emit(Event{Machine: step.Machine, Generation: me.Generation, Stage: StageFailed, Text: me.Err.Error(), Err: me.Err})
+			if me.Instead != 0 { // that is settled, whatever comes
+				born = slices.DeleteFunc(born, func(b birth) bool { return b.Machine == step.Machine })
+			}
+			s.emit(Event{Machine: step.Machine, Generation: me.Generation, Stage: StageFailed, Text: me.text(), Err: me.Err})
 		}()
 	}
 	wg.Wait()
@@ -393,7 +413,7 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 	if step.Action == plan.Replace {
 		return s.replace(ctx, step, m, img, born)
 	}
-	if err := s.removeLeftovers(ctx, step, false); err != nil {
+	if err := s.removeLeftovers(ctx, step); err != nil {
 		return err
 	}
 	g := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Generation}
@@ -404,7 +424,7 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 		return s.start(ctx, g, m, step.Changes)
 	case plan.Create:
 		g.Number = step.Next
-		return s.birth(ctx, g, m, img, step.Reasons, func(g lab.Generation) { born(birth{Generation: g}) })
+		return s.birth(ctx, launch{Generation: g, m: m, newborn: true}, img, step.Reasons, func() { born(birth{Generation: g}) })
 	case plan.Destroy:
 		if rec := s.machine(g.Machine); rec.Phase != "" && rec.Phase != ledger.PhaseGone {
 			return s.remove(ctx, g, step.Reasons)
