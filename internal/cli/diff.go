@@ -34,6 +34,7 @@ changed, 2 if something did.
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "content", Usage: "show how text files differ"},
 			&cli.BoolFlag{Name: "all", Usage: "show what is hidden too, and files with only a new time"},
+			&cli.BoolFlag{Name: "taint", Usage: "if something changed, mark the machine: the next \"lab up\" replaces it"},
 			&cli.StringSliceFlag{Name: "ignore", Usage: "hide paths that fit `PATTERN`; !PATTERN shows them"},
 		},
 		complete: a.completeMachines,
@@ -53,6 +54,9 @@ func (a *app) diff(ctx context.Context, r request) error {
 		if subjects[i], err = subject(arg); err != nil {
 			return err
 		}
+	}
+	if r.Bool("taint") && (len(subjects) == 2 || subjects[0].Generation != 0) {
+		return usage("name one machine, without a generation", "--taint marks a machine that differs from its birth")
 	}
 	want, l, err := a.existingAnd(ctx)
 	if err != nil {
@@ -79,6 +83,12 @@ func (a *app) diff(ctx context.Context, r request) error {
 	d, err := l.Diff(ctx, o)
 	if err != nil {
 		return err
+	}
+	if r.Bool("taint") && len(d.Changes) > 0 {
+		why := fmt.Sprintf("drift: %d paths changed since birth", len(d.Changes))
+		if err := l.Taint(ctx, []lab.Name{subjects[0].Machine}, why, engine.Options{Command: a.typed}); err != nil {
+			return err
+		}
 	}
 	if a.asJSON {
 		err = ui.JSON(a.Out, d)
