@@ -16,6 +16,7 @@ const (
 	MachineEntered   Type = "machine.entered"   // Entered
 	MachineTainted   Type = "machine.tainted"   // Tainted
 	MachineUntainted Type = "machine.untainted" // Tainted: why it is trusted again
+	MachineExpired   Type = "machine.expired"   // Expired: intent; of the whole lab if it names no machine
 )
 
 // Entered is the data of MachineEntered: who went into a machine, and what for.
@@ -43,6 +44,12 @@ type Tainted struct {
 	Why string `json:"why,omitempty"`
 }
 
+// Expired is the data of MachineExpired.
+type Expired struct {
+	Then lab.ExpiryAction `json:"then"`
+	Why  string           `json:"why"`
+}
+
 // byHand applies a record about what people did.
 func (m *Machine) byHand(r Record) error {
 	switch r.Type {
@@ -66,6 +73,13 @@ func (r Record) byHandSummary() string {
 	g := lab.Generation{Machine: r.Machine, Number: r.Generation}
 	var d Tainted
 	switch r.Type {
+	case MachineExpired:
+		var e Expired
+		if json.Unmarshal(r.Data, &e) == nil && r.Machine != "" {
+			return fmt.Sprintf("%s: expired (%s): %s", g, e.Then, e.Why)
+		} else if r.Machine == "" {
+			return fmt.Sprintf("expired (%s): %s", e.Then, e.Why)
+		}
 	case MachineEntered:
 		var e Entered
 		if json.Unmarshal(r.Data, &e) == nil {

@@ -492,7 +492,7 @@ func (r Record) Summary() string {
 		return fmt.Sprintf("%s: retired, kept", g)
 	case MachineDestroyed:
 		return fmt.Sprintf("%s: destroyed", g)
-	case MachineEntered, MachineTainted, MachineUntainted:
+	case MachineEntered, MachineTainted, MachineUntainted, MachineExpired:
 		return r.byHandSummary()
 	}
 	return string(r.Type)
