@@ -353,6 +353,58 @@ func TestDrainTimeIsOver(t *testing.T) {
 	}
 }
 
+// A connection that the old generation never took is not lost with it.
+func TestConnectionIsMadeAgain(t *testing.T) {
+	d := testDirs(t)
+	_, c := run(t, d, nil)
+	ctx := testContext(t)
+	one, two := boot(t, d, "web", 1, 10), boot(t, d, "web", 2, 10)
+	bound, err := c.Plug(ctx, one.machine(lab.Forward{GuestPort: 8080}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := one.stack.DisableNIC(1); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", bound[0].HostPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	byName := make(chan error, 1)
+	go func() {
+		conn, err := c.Dial(ctx, "web", 8080)
+		if err == nil {
+			defer conn.Close()
+			var n int
+			if n, err = which(conn); err == nil && n != 2 {
+				err = fmt.Errorf("with generation %d", n)
+			}
+		}
+		byName <- err
+	}()
+	for open := 0; open < 2; {
+		st, err := c.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = st.Machines[0].Open
+	}
+	if _, err := c.Plug(ctx, two.standby()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Promote(ctx, two.g, bound, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Unplug(ctx, one.g); err != nil {
+		t.Fatal(err)
+	}
+	wantWhich(t, 2, conn)
+	if err := <-byName; err != nil {
+		t.Errorf("dialing by name: %v", err)
+	}
+}
+
 // A standby that fails leaves no trace, also if it is the last one there.
 func TestStandbyFails(t *testing.T) {
 	d := testDirs(t)

@@ -47,6 +47,9 @@ type Machine struct {
 	// Standby asks for the generation to be plugged in beside the present one, at the
 	// same address and known by no name, until it is promoted.
 	Standby bool `json:"standby,omitempty"`
+
+	// Hidden keeps the machine out of the guests' name service.
+	Hidden bool `json:"hidden,omitempty"`
 }
 
 // Phase says what a generation is to the machine's name.

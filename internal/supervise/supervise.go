@@ -223,13 +223,13 @@ func (s *supervisor) update() {
 func (s *supervisor) names() map[string][]netip.Addr {
 	names := make(map[string][]netip.Addr)
 	for _, m := range s.sorted() {
-		if m.phase == PhasePresent && m.spec.Addr.Is4() {
+		if m.phase == PhasePresent && m.spec.Addr.Is4() && !m.spec.Hidden {
 			names[string(m.spec.Generation.Machine)] = []netip.Addr{m.spec.Addr}
 		}
 	}
 	for _, m := range s.sorted() {
 		role := m.spec.Role
-		if m.phase != PhasePresent || m.withdrawn {
+		if m.phase != PhasePresent || m.withdrawn || m.spec.Hidden {
 			continue
 		}
 		if _, taken := s.machines[lab.Name(role)]; role != "" && !taken && m.spec.Addr.Is4() {
