@@ -38,6 +38,13 @@ func (w *wiring) supervise(ctx context.Context, id lab.ID, log *slog.Logger) err
 	if !ok {
 		return fmt.Errorf("there is no provider %q", name)
 	}
+	host, err := w.host(log)
+	if err != nil {
+		return err
+	}
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	go host.Lab(id).Watch(watching, func(ctx context.Context) error { return w.tend(ctx, id) })
 	return supervise.Run(ctx, supervise.Config{
 		ID: id, Dirs: d, Provider: p, Version: buildVersion().Version, Log: log,
 		Ready: supervise.Ready(w.getenv),

@@ -35,7 +35,7 @@ file, 4 the lab is locked, 5 this host cannot do it, 130 interrupted. "exec" and
 			a.taintCommand(), a.untaintCommand(),
 			a.boxCommand(), a.lockCommand(), a.gcCommand(),
 			a.sshConfigCommand(), a.schemaCommand(), a.completionCommand(), a.versionCommand(),
-			a.sshProxyCommand(), a.superviseCommand(), a.completeCommand(),
+			a.sshProxyCommand(), a.superviseCommand(), a.tendCommand(), a.completeCommand(),
 		},
 	}
 	root.adopt()
