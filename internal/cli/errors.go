@@ -16,7 +16,6 @@ import (
 	"github.com/labfile/lab/boxes/build"
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/guest"
-	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/labfile"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/ui"
@@ -236,11 +235,14 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 	if len(e.Failed) == 1 {
 		lines[0] = "1 machine failed"
 	}
-	var kept []lab.Name
+	var kept, aside []string
 	for _, f := range e.Failed {
 		lines = append(lines, ui.Clean(f.Error()))
-		if f.Kept {
-			kept = append(kept, f.Machine)
+		switch {
+		case f.Kept && f.Instead != 0:
+			aside = append(aside, fmt.Sprintf("%s@%d", f.Machine, f.Generation))
+		case f.Kept:
+			kept = append(kept, string(f.Machine))
 		}
 		c, _, next := a.explain(context.Background(), f.Err)
 		if c == ExitIncapable {
@@ -253,11 +255,14 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 		}
 	}
 	if len(e.Skipped) > 0 {
-		lines = append(lines, "not tried, because they depend on what failed: "+ui.Names(e.Skipped))
+		lines = append(lines, "not tried, because of what failed: "+ui.Names(e.Skipped))
 	}
 	if len(kept) > 0 {
 		hints = append(hints, fmt.Sprintf("%q shows what the machine printed, %q opens its console; the next %q goes on from here",
-			a.say("logs "+string(kept[0])), a.say("console "+string(kept[0])), a.say("up")))
+			a.say("logs "+kept[0]), a.say("console "+kept[0]), a.say("up")))
+	}
+	if len(aside) > 0 {
+		hints = append(hints, fmt.Sprintf("%q shows what the failed generation printed; it is kept, stopped, until the next replacement", a.say("logs "+aside[0])))
 	}
 	return code, strings.Join(lines, "\n"), hints
 }

@@ -85,7 +85,7 @@ func TestExplain(t *testing.T) {
 					{Machine: "db", Err: &hinted{errors.New("port 80 is taken"), "take another"}},
 				},
 				Skipped: []lab.Name{"api"},
-			}, 1, "2 machines failed\nweb: not ready\\x1b[2J\ndb: port 80 is taken\nnot tried, because they depend on what failed: api",
+			}, 1, "2 machines failed\nweb: not ready\\x1b[2J\ndb: port 80 is taken\nnot tried, because of what failed: api",
 			[]string{
 				"take another",
 				`"lab logs web" shows what the machine printed, "lab console web" opens its console; the next "lab up" goes on from here`,

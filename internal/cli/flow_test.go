@@ -366,7 +366,7 @@ func TestFailuresAreExplained(t *testing.T) {
 	}
 	for _, want := range []string{
 		"lab: error: 1 machine failed\n  db: ",
-		"\n  not tried, because they depend on what failed: web\n",
+		"\n  not tried, because of what failed: web\n",
 		"lab: hint: \"lab logs db\" shows what the machine printed, \"lab console db\" opens its console; the next \"lab up\" goes on from here\n",
 	} {
 		if !strings.Contains(errOut, want) {

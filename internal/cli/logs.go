@@ -19,10 +19,11 @@ import (
 
 func (a *app) logsCommand() *command {
 	return &command{
-		name: "logs", group: groupDaily, args: "MACHINE", min: 1, max: 1, lab: true,
+		name: "logs", group: groupDaily, args: "MACHINE[@N]", min: 1, max: 1, lab: true,
 		short: "show what a machine printed on its console",
 		long: `Prints the serial console's log of the machine's present generation: the kernel's
-messages and whatever else goes there. On a terminal, control characters are shown
+messages and whatever else goes there. NAME@N is another generation that still exists:
+one that was retired, or that failed. On a terminal, control characters are shown
 rather than obeyed.`,
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on as more is printed, until interrupted"},
@@ -34,9 +35,10 @@ rather than obeyed.`,
 			"lab logs web", "everything so far",
 			"lab logs web -f", "and what follows",
 			"lab logs web --hypervisor", "why it did not start",
+			"lab logs web@4", "of generation 4",
 		},
 		run: func(ctx context.Context, r request) error {
-			names, err := machines(r.args)
+			name, number, err := generation(r.args[0])
 			if err != nil {
 				return err
 			}
@@ -51,7 +53,7 @@ rather than obeyed.`,
 			if err != nil {
 				return err
 			}
-			log, err := l.OpenLog(ctx, names[0], which)
+			log, err := l.OpenLog(ctx, name, number, which)
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
@@ -171,14 +172,29 @@ func (l *Lab) Console(ctx context.Context, name lab.Name) (io.ReadWriteCloser, e
 	return p.Console(ctx, lab.Generation{Lab: l.id, Machine: name, Number: m.Generation})
 }
 
-// OpenLog opens a log of the machine's present generation. Read returns io.EOF
-// at the present end, and may return more later.
-func (l *Lab) OpenLog(ctx context.Context, name lab.Name, which providers.Log) (io.ReadCloser, error) {
+// OpenLog opens a log of one of the machine's generations, of the present one if
+// number is 0. Read returns io.EOF at the present end, and may return more later.
+//
+// Errors: ErrNoLab, *NoMachineError, and *NoGenerationError if that generation does
+// not exist any more.
+func (l *Lab) OpenLog(ctx context.Context, name lab.Name, number int, which providers.Log) (io.ReadCloser, error) {
 	m, p, err := l.known(name)
 	if err != nil {
 		return nil, err
 	}
-	return p.OpenLog(ctx, lab.Generation{Lab: l.id, Machine: name, Number: m.Generation}, which)
+	if number == 0 {
+		number = m.Generation
+	}
+	log, err := p.OpenLog(ctx, lab.Generation{Lab: l.id, Machine: name, Number: number}, which)
+	if errors.Is(err, providers.ErrNotFound) && number != m.Generation {
+		e := &NoGenerationError{Machine: name, Number: number}
+		for _, g := range append(slices.Clone(m.Past), m) {
+			e.Known = append(e.Known, g.Generation)
+		}
+		slices.Sort(e.Known)
+		return nil, e
+	}
+	return log, err
 }
 
 // SSHHost is what an ssh client needs to know of a machine.

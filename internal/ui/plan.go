@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/plan"
 )
 
@@ -34,13 +35,25 @@ func generations(s plan.Step) string {
 	case plan.Create:
 		return fmt.Sprintf("generation %d", s.Next)
 	case plan.Replace:
-		return fmt.Sprintf("generation %d -> %d", s.Generation, s.Next)
+		return fmt.Sprintf("generation %d -> %d%s", s.Generation, s.Next, strategy(s))
 	case plan.Destroy:
 		if s.Generation == 0 {
 			return ""
 		}
 	}
 	return fmt.Sprintf("generation %d", s.Generation)
+}
+
+// strategy says in a few words how a machine is replaced, unless that goes without
+// saying.
+func strategy(s plan.Step) string {
+	switch {
+	case s.Strategy == lab.BlueGreen || s.Strategy == lab.Rolling:
+		return ", " + string(s.Strategy)
+	case s.StrategyWhy != "" && s.StrategyWhy != plan.NotRunning:
+		return ", " + string(s.Strategy) + ": " + Clean(s.StrategyWhy)
+	}
+	return ""
 }
 
 // Plan prints what is going to be done and why.

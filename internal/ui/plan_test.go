@@ -17,6 +17,9 @@ func TestPlan(t *testing.T) {
 		{Machine: "db", Action: plan.Keep, Generation: 1},
 		{Machine: "cache", Action: plan.Start, Generation: 2, Reasons: []string{"it is stopped"}},
 		{Machine: "web-1", Action: plan.Replace, Generation: 3, Next: 4, Leftovers: []int{3}, Reasons: []string{"memory: 128MiB -> 256MiB"}, DependsOn: []lab.Name{"db"}},
+		{Machine: "blue", Action: plan.Replace, Generation: 3, Next: 4, Strategy: lab.BlueGreen, Reasons: []string{"tainted"}},
+		{Machine: "pg", Action: plan.Replace, Generation: 3, Next: 4, Strategy: lab.StopFirst, StrategyWhy: "volume pgdata is written by one generation at a time"},
+		{Machine: "off", Action: plan.Replace, Generation: 3, Next: 4, Strategy: lab.StopFirst, StrategyWhy: plan.NotRunning},
 		{Machine: "web-2", Action: plan.Create, Next: 1, Reasons: []string{"there is none"}},
 		{Machine: "api", Action: plan.Keep, Generation: 1, Changes: []string{"port 8080:80 added"}, Leftovers: []int{2}},
 		{Machine: "old", Action: plan.Destroy, Generation: 7, Reasons: []string{"it is no longer in the Labfile\x1b"}},
@@ -32,6 +35,10 @@ func TestPlan(t *testing.T) {
               it is stopped
   -/+  web-1  replace  generation 3 -> 4
               memory: 128MiB -> 256MiB
+  -/+  blue   replace  generation 3 -> 4, blue-green
+              tainted
+  -/+  pg     replace  generation 3 -> 4, stop-first: volume pgdata is written by one generation at a time
+  -/+  off    replace  generation 3 -> 4
   +    web-2  create   generation 1
               there is none
   ~    api    keep     generation 1
@@ -40,7 +47,7 @@ func TestPlan(t *testing.T) {
   -    old    destroy  generation 7
               it is no longer in the Labfile\x1b
 
-Plan: 1 to create, 1 to start, 1 to replace, 1 to destroy, 1 to change in place, 1 unchanged.
+Plan: 1 to create, 1 to start, 4 to replace, 1 to destroy, 1 to change in place, 1 unchanged.
 `
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Error(diff)
