@@ -129,6 +129,9 @@ func (d Dirs) Generation(g lab.Generation) string {
 	return filepath.Join(d.Machines(g.Lab), string(g.Machine), strconv.Itoa(g.Number))
 }
 
+// Volumes holds the lab's volumes, which outlive it.
+func (d Dirs) Volumes(id lab.ID) string { return filepath.Join(d.Lab(id), "volumes") }
+
 // SupervisorLog is what the lab's supervisors said.
 func (d Dirs) SupervisorLog(id lab.ID) string { return filepath.Join(d.Lab(id), "supervisor.log") }
 

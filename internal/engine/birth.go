@@ -80,6 +80,7 @@ func (s *session) birth(ctx context.Context, l launch, img Image, why []string, 
 	if err != nil {
 		return s.fail(ctx, g, StageCreate, err)
 	}
+	spec.Mounts = shared(m)
 	if err := s.provider.Create(ctx, spec); err != nil {
 		return s.fail(ctx, g, StageCreate, err)
 	}
@@ -125,6 +126,9 @@ func (s *session) boot(ctx context.Context, l launch) error {
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: "booting"})
 	super, err := s.supervisor(ctx)
 	if err != nil {
+		return s.fail(ctx, g, StageBoot, err)
+	}
+	if err := s.attach(ctx, g, l.m); err != nil {
 		return s.fail(ctx, g, StageBoot, err)
 	}
 	if err := s.provider.Start(ctx, g); err != nil {
@@ -260,6 +264,9 @@ func (s *session) await(ctx context.Context, target guest.Target, l launch, c le
 		if err := identify(ctx, target, identity); err != nil {
 			return fmt.Errorf("giving the guest its identity: %w", err)
 		}
+	}
+	if err := s.mount(ctx, target, g, m, c); err != nil {
+		return err
 	}
 	checks := m.Ready
 	if !c.Agent && len(checks) == 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -179,6 +180,10 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	var gone []ledger.Machine
+	for _, name := range names {
+		gone = append(gone, s.machine(name))
+	}
 	err = s.each(ctx, names, func(m ledger.Machine) error {
 		for _, g := range generations(m, all) {
 			if err := s.remove(ctx, g, []string{"destroy was asked for"}); err != nil {
@@ -189,6 +194,11 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	})
 	if err != nil {
 		return err
+	}
+	if o.Volumes {
+		if err := s.removeVolumes(ctx, gone); err != nil {
+			return err
+		}
 	}
 	return s.closeIfEmpty(ctx)
 }
@@ -229,6 +239,9 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 			began := time.Now()
 			g := m.Generation
 			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying"})
+			if !s.opt.Volumes {
+				s.letGo(ctx, g)
+			}
 			if err := s.provider.Destroy(ctx, g); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
@@ -252,10 +265,27 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 // half removed is still found.
 func (s *session) removeFiles() error {
 	d := s.host.Dirs
-	for _, path := range []string{d.Machines(s.id), d.Keys(s.id), d.Lab(s.id), d.RunLab(s.id)} {
+	kept := s.keptVolumes()
+	if s.opt.Volumes {
+		kept = nil
+	}
+	paths := []string{d.Machines(s.id), d.Keys(s.id)}
+	if len(kept) == 0 {
+		paths = append(paths, d.Lab(s.id))
+	} else {
+		others, err := s.besidesVolumes()
+		if err != nil {
+			return fmt.Errorf("removing the lab's files: %w", err)
+		}
+		paths = append(paths, others...)
+	}
+	for _, path := range append(paths, d.RunLab(s.id)) {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("removing the lab's files: %w", err)
 		}
+	}
+	if len(kept) > 0 && !s.fresh {
+		s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("its volumes are kept, for the next \"lab up\": %s (\"lab destroy --volumes\" removes them)", strings.Join(kept, ", "))})
 	}
 	return nil
 }
@@ -283,6 +313,7 @@ func (s *session) remove(ctx context.Context, g lab.Generation, why []string) er
 		return err
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
+	s.letGo(ctx, g)
 	if err := s.unplug(ctx, g); err != nil {
 		return err
 	}

@@ -57,6 +57,7 @@ type Options struct {
 	Events   func(Event)           // told what happens, one call at a time; may be nil
 	Command  string                // what the user typed: for the ledger, and for others who find the lab locked
 	Confirm  func(plan.Plan) error // called once before anything is changed; an error stops it; may be nil
+	Volumes  bool                  // the volumes go, too; Destroy alone looks at it
 }
 
 // UpOptions are the options of Plan, Up and Rebuild.

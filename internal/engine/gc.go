@@ -100,7 +100,7 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 		}
 	}
 	dir := l.host.Dirs.Lab(l.id)
-	if _, err := os.Stat(dir); err == nil && left == 0 && !l.book.Exists() {
+	if _, err := os.Stat(dir); err == nil && left == 0 && !l.book.Exists() && len(l.keptVolumes()) == 0 {
 		found = append(found, Garbage{Kind: "lab", Name: dir, Bytes: size(dir), Why: "it has neither a ledger nor machines"})
 		if !dryRun {
 			errs = append(errs, os.RemoveAll(dir))

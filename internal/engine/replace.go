@@ -218,6 +218,7 @@ func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error
 	if m, ok := s.machine(l.Machine).Of(l.Number); ok && m.Create.Agent {
 		s.sync(ctx, m)
 	}
+	s.letGo(ctx, g)
 	if err := s.unplug(ctx, l.Generation); err != nil {
 		return err
 	}

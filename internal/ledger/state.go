@@ -495,6 +495,9 @@ func (r Record) Summary() string {
 	case MachineEntered, MachineTainted, MachineUntainted, MachineExpired:
 		return r.byHandSummary()
 	}
+	if about := r.volumeSummary(); about != "" {
+		return about
+	}
 	return string(r.Type)
 }
 

@@ -264,6 +264,7 @@ func differences(rec Recorded, want lab.Machine, img Image) []string {
 	if have.UserData != want.UserData {
 		why = append(why, "user_data changed")
 	}
+	why = append(why, storage(have, want)...)
 	return why
 }
 

@@ -111,8 +111,8 @@ func (s *Store) snapshot(v *Volume, why string, automatic bool) (Snapshot, error
 
 // Attach notes that a generation has the volume for writing from now on. If it is
 // another one than before, what that left is kept as a snapshot first, which is
-// returned; of those the newest KeepAutomatic are kept.
-func (s *Store) Attach(ctx context.Context, name string, to Attachment) (*Snapshot, error) {
+// returned.
+func (s *Store) Attach(name string, to Attachment) (*Snapshot, error) {
 	v, err := s.Get(name)
 	if err != nil || v.Attached == to {
 		return nil, err
@@ -129,10 +129,7 @@ func (s *Store) Attach(ctx context.Context, name string, to Attachment) (*Snapsh
 	if err := s.save(v); err != nil {
 		return nil, fmt.Errorf("attaching volume %s: %w", name, err)
 	}
-	if taken == nil {
-		return nil, nil
-	}
-	return taken, s.Thin(ctx, name)
+	return taken, nil
 }
 
 // Prepared notes the owner and mode that the root folder was given.
@@ -221,7 +218,7 @@ func (s *Store) Thin(ctx context.Context, name string) error {
 		}
 	}
 	if surplus <= 0 {
-		return nil
+		return s.merge(ctx, name) // what an earlier one did not get done
 	}
 	v.Snapshots = slices.DeleteFunc(v.Snapshots, func(snap Snapshot) bool {
 		if snap.Automatic && surplus > 0 {

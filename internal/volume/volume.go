@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/qcow2"
 )
@@ -97,6 +99,28 @@ func (s *Store) Paths(files []string) []string {
 }
 
 const description = ".json"
+
+// Hold keeps other holders out until free is called: machines that start at once
+// may have a volume in common.
+func (s *Store) Hold() (free func(), err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return func() { d.Close() }, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			d.Close()
+			return nil, fmt.Errorf("locking %s: %w", s.dir, err)
+		}
+	}
+}
 
 // List returns the volumes, sorted by name.
 func (s *Store) List() ([]Volume, error) {

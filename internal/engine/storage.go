@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/volume"
+	"github.com/labfile/lab/providers"
+)
+
+// volumes is the store of the lab's volumes.
+func (l *Lab) volumes() *volume.Store { return volume.Open(l.host.Dirs.Volumes(l.id)) }
+
+// storable checks before anything is changed what can be known of volumes and mounts.
+func (s *session) storable(want *lab.Lab) error {
+	var errs []error
+	for _, m := range want.Machines {
+		refuse := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("machine %q: "+format, append([]any{m.Name}, args...)...))
+		}
+		if len(m.Volumes) > providers.MaxVolumes {
+			refuse("%d volumes; a machine can have %d", len(m.Volumes), providers.MaxVolumes)
+		}
+		if len(m.Mounts) > providers.MaxMounts {
+			refuse("%d mounts; a machine can have %d", len(m.Mounts), providers.MaxMounts)
+		}
+		if _, ok := s.provider.(providers.VolumeChanger); !ok && len(m.Volumes) > 0 {
+			refuse("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
+		}
+		for _, v := range m.Volumes {
+			there, err := s.volumes().Get(v.Name)
+			switch {
+			case errors.Is(err, volume.ErrNotFound):
+			case err != nil:
+				errs = append(errs, err)
+			case v.Size < there.Size:
+				refuse("volume %s has %s and cannot shrink to %s; ask for %s, or make a new volume under another name", v.Name, there.Size, v.Size, there.Size)
+			case v.FS != there.FS:
+				refuse("volume %s was made with fs: %s; write that, or make a new volume under another name", v.Name, there.FS)
+			}
+		}
+		for _, f := range m.Mounts {
+			if fi, err := os.Stat(f.From); err != nil {
+				refuse("mounting a folder of this host: %w", err)
+			} else if !fi.IsDir() {
+				refuse("%s is not a folder; only folders can be mounted", f.From)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attach gives a generation that is about to start its volumes: makes those that are
+// missing, grows those that are to be larger, and takes a snapshot of what another
+// generation left.
+func (s *session) attach(ctx context.Context, g lab.Generation, m lab.Machine) error {
+	changer, ok := s.provider.(providers.VolumeChanger)
+	if !ok && len(m.Volumes) > 0 {
+		return fmt.Errorf("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
+	}
+	if len(m.Volumes) == 0 {
+		return nil
+	}
+	if live, err := s.provider.Inspect(ctx, g); err == nil && (live.State == providers.StateRunning || live.State == providers.StatePaused) {
+		return nil // it has them
+	}
+	free, err := s.volumes().Hold()
+	if err != nil {
+		return err
+	}
+	defer free()
+	var attached []providers.Volume
+	for _, v := range m.Volumes {
+		a, err := s.attachOne(ctx, g, v)
+		if err != nil {
+			return fmt.Errorf("attaching volume %s: %w", v.Name, err)
+		}
+		attached = append(attached, a)
+	}
+	return changer.SetVolumes(ctx, g, attached)
+}
+
+func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volume) (providers.Volume, error) {
+	store := s.volumes()
+	out := providers.Volume{Name: serial(want.Name), ReadOnly: want.ReadOnly}
+	note := func(format string, args ...any) {
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageCreate, Text: fmt.Sprintf(format, args...)})
+	}
+	v, err := store.Get(want.Name)
+	if errors.Is(err, volume.ErrNotFound) {
+		note("making volume %s, %s", want.Name, want.Size)
+		if v, err = store.Create(ctx, want); err == nil {
+			err = s.recordVolume(ledger.VolumeMade, ledger.VolumeAct{Volume: v.Name, Size: v.Size})
+		}
+	}
+	if err != nil {
+		return out, err
+	}
+	if want.ReadOnly && s.writes(want.Name) {
+		// What is being written to cannot be read: the newest snapshot can.
+		if len(v.Snapshots) == 0 {
+			return out, fmt.Errorf("another machine writes to it, and there is no snapshot of it to read yet; take one: \"lab volume snapshot %s\"", v.Name)
+		}
+		newest := v.Snapshots[len(v.Snapshots)-1]
+		return chain(out, store.Paths(newest.Layers)), nil
+	}
+	users, err := s.users(ctx, v)
+	if err != nil {
+		return out, err
+	}
+	for _, u := range users {
+		if u.generation != g && (!want.ReadOnly || !u.readOnly) {
+			return out, &VolumeInUseError{Volume: v.Name, By: u.generation}
+		}
+	}
+	if want.ReadOnly {
+		return chain(out, store.Paths(v.Layers)), nil
+	}
+	// What another generation left is kept as it is, before this one gets at it.
+	snap, err := store.Attach(v.Name, volume.Attachment{Machine: g.Machine, Generation: g.Number})
+	if err != nil {
+		return out, err
+	}
+	if snap != nil {
+		note("volume %s: snapshot %d, %s", v.Name, snap.Number, snap.Why)
+		if err := s.recordVolume(ledger.VolumeSnapshotted, ledger.VolumeAct{Volume: v.Name, Snapshot: snap.Number, Why: snap.Why}); err != nil {
+			return out, err
+		}
+	}
+	if want.Size > v.Size {
+		note("growing volume %s to %s", v.Name, want.Size)
+		if err := store.Grow(ctx, v.Name, want.Size); err != nil {
+			return out, err
+		}
+		if err := s.recordVolume(ledger.VolumeGrown, ledger.VolumeAct{Volume: v.Name, Size: want.Size}); err != nil {
+			return out, err
+		}
+	}
+	if err := store.Thin(ctx, v.Name); err != nil {
+		// The next start tries again; a reader may have the files open.
+		s.host.Log.Debug("removing old snapshots", "volume", v.Name, "err", err)
+	}
+	if v, err = store.Get(v.Name); err != nil {
+		return out, err
+	}
+	return chain(out, store.Paths(v.Layers)), nil
+}
+
+// chain fills in a volume's files.
+func chain(v providers.Volume, paths []string) providers.Volume {
+	last := len(paths) - 1
+	v.Path, v.Layers = paths[last], paths[:last]
+	return v
+}
+
+// writes reports whether a machine of the lab has the volume for writing.
+func (s *session) writes(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, machine := range s.state.Names() {
+		for _, v := range s.state.Machines[machine].Create.Spec.Volumes {
+			if v.Name == name && !v.ReadOnly {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (s *session) recordVolume(t ledger.Type, act ledger.VolumeAct) error {
+	return s.record(t, lab.Generation{}, act)
+}
+
+// maxSerial is how long a virtio disk's serial number may be, in bytes.
+const maxSerial = 20
+
+// serial is by what the guest knows a volume's disk: its name or, of a long one, as
+// much as there is room for and a checksum.
+func serial(name string) string {
+	if len(name) <= maxSerial {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return fmt.Sprintf("%s.%x", name[:maxSerial-9], sum[:4])
+}
+
+// shared are the folders of the host, as the provider is told of them.
+func shared(m lab.Machine) []providers.Mount {
+	var out []providers.Mount
+	for i, f := range m.Mounts {
+		out = append(out, providers.Mount{Tag: tag(i), Path: f.From, Writable: f.Writable})
+	}
+	return out
+}
+
+func tag(i int) string { return fmt.Sprintf("lab%d", i) }
+
+// mountTime bounds what mounting may take in a guest that answers.
+const mountTime = 3 * time.Minute
+
+// mount mounts the machine's volumes and folders in the guest. What is mounted
+// already stays.
+func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generation, m lab.Machine, c ledger.Create) error {
+	script, owned, err := s.mountScript(m)
+	if err != nil || script == "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	cmd := guest.Command{Args: []string{"sh", "-c", script}}
+	if c.Agent {
+		target.User = "root" // the agent lets the lab in as root on every box
+	} else {
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for a login, to mount its volumes"})
+		login := lab.Check{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}
+		if err := guest.WaitReady(ctx, target, []lab.Check{login}, nil, nil); err != nil {
+			return err
+		}
+		if target.User != "root" {
+			cmd.Args = append([]string{"sudo", "-n"}, cmd.Args...)
+		}
+	}
+	client, err := guest.Connect(ctx, target)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "mounting its volumes and folders"})
+	ctx, cancel = context.WithTimeout(ctx, mountTime)
+	defer cancel()
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := client.Run(ctx, cmd); err != nil {
+		if why := strings.TrimSpace(said.String()); why != "" {
+			return fmt.Errorf("mounting its volumes and folders: %s (%w)", why, err)
+		}
+		return fmt.Errorf("mounting its volumes and folders: %w", err)
+	}
+	for _, v := range owned {
+		if err := s.volumes().Prepared(v.Name, v.Owner, v.Mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountScript is what the guest's root runs, and the volumes whose root folder gets
+// an owner and a mode by that: those that are new, or that another owner was asked
+// for. Empty if there is nothing to mount.
+func (s *session) mountScript(m lab.Machine) (string, []lab.Volume, error) {
+	var (
+		b     strings.Builder
+		owned []lab.Volume
+	)
+	call := func(words ...string) { b.WriteString(guest.Quote(words) + "\n") }
+	for _, v := range m.Volumes {
+		if v.FS == "none" {
+			continue
+		}
+		if v.Owner == "" {
+			v.Owner = "root:root"
+		}
+		if v.Mode == "" {
+			v.Mode = "0755"
+		}
+		there, err := s.volumes().Get(v.Name)
+		if err != nil {
+			return "", nil, err
+		}
+		switch {
+		case v.ReadOnly:
+			call("volume", v.Name, serial(v.Name), v.Mount, "ro")
+		case there.Owner == v.Owner && there.Mode == v.Mode:
+			call("volume", v.Name, serial(v.Name), v.Mount, "rw")
+		default:
+			owned = append(owned, v)
+			call("volume", v.Name, serial(v.Name), v.Mount, "rw", v.Owner, v.Mode)
+		}
+	}
+	for i, f := range m.Mounts {
+		how := "ro"
+		if f.Writable {
+			how = "rw"
+		}
+		call("folder", f.From, tag(i), f.To, how)
+	}
+	if b.Len() == 0 {
+		return "", nil, nil
+	}
+	return mountFunctions + b.String(), owned, nil
+}
+
+// mountFunctions are in what any sh and busybox have. A device is found by the serial
+// number that its disk has.
+const mountFunctions = `fail() { echo "$*" >&2; exit 1; }
+mounted() { while read -r dev _; do [ "$dev" = "$1" ] && return 0; done </proc/mounts; return 1; }
+volume() {
+	disk=
+	for f in /sys/block/*/serial; do
+		if [ -r "$f" ] && [ "$(cat "$f")" = "$2" ]; then f=${f%/serial}; disk=/dev/${f##*/}; fi
+	done
+	[ -n "$disk" ] || fail "volume $1: the guest's kernel shows no disk with the serial number $2"
+	if ! mounted "$disk"; then
+		mkdir -p "$3" || fail "volume $1: $3 cannot be made"
+		if [ "$4" = rw ]; then
+			mount -t ext4 "$disk" "$3" || fail "volume $1: $disk cannot be mounted at $3"
+		else
+			mount -t ext4 -o ro "$disk" "$3" 2>/dev/null || mount -t ext4 -o ro,noload "$disk" "$3" ||
+				fail "volume $1: $disk cannot be mounted at $3"
+		fi
+	fi
+	if [ $# -gt 4 ]; then
+		chown "$5" "$3" || fail "volume $1: $3 cannot belong to $5; does the image have that user?"
+		chmod "$6" "$3" || fail "volume $1: $3 cannot have the mode $6"
+	fi
+}
+folder() {
+	mounted "$2" && return
+	modprobe 9pnet_virtio 2>/dev/null; modprobe 9p 2>/dev/null
+	grep -qw 9p /proc/filesystems || fail "mount $3: the guest's kernel has no 9p, by which folders of the host are mounted; use another box, or leave out the mount"
+	mkdir -p "$3" || fail "mount $3: the folder cannot be made"
+	mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$4" "$2" "$3" || fail "mount $3: $1 cannot be mounted"
+}
+`
