@@ -170,6 +170,18 @@ func (m *Machine) file(ctx context.Context, p lab.Provision, l lab.Layer, out io
 	return err
 }
 
+// settleProgram waits until the guest has done what it does at its first boot. What
+// fails of that is not the bake's business.
+const settleProgram = `if command -v cloud-init >/dev/null 2>&1; then timeout 600 cloud-init status --wait; fi >/dev/null 2>&1
+if [ -d /run/systemd/system ]; then timeout 120 systemctl is-system-running --wait; fi >/dev/null 2>&1
+:`
+
+// Settle waits until the machine has booted as far as it will: a package manager
+// that is still busy would make a step fail.
+func (m *Machine) Settle(ctx context.Context) error {
+	return m.Guest.Run(ctx, guest.Command{Args: m.sh(settleProgram)})
+}
+
 //go:embed clean.sh
 var cleanProgram string
 

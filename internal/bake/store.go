@@ -99,13 +99,14 @@ type Chain struct {
 
 // Chain finds how many of the layers, from the lowest, are stored and fit on each
 // other. A layer that was baked on top of disks which are no longer the stored ones,
-// one that is damaged, and one whose disk is larger than limit count as missing.
-func (s *Store) Chain(box string, layers []lab.Layer, limit lab.Bytes) Chain {
+// one that is damaged, and one whose disk is larger than its limit count as missing.
+// limits are in the order of the layers; nil is no limit.
+func (s *Store) Chain(box string, layers []lab.Layer, limits []lab.Bytes) Chain {
 	var c Chain
 	parent := box
-	for _, l := range layers {
+	for i, l := range layers {
 		e, paths, err := s.get(l.Key)
-		if err != nil || e.Parent != parent || e.ParentID != c.top.ID || limit > 0 && e.Size > limit {
+		if err != nil || e.Parent != parent || e.ParentID != c.top.ID || limits != nil && e.Size > limits[i] {
 			return c
 		}
 		c.Count++
@@ -269,7 +270,7 @@ const lockPoll = 200 * time.Millisecond
 // does.
 func (s *Store) Lock(ctx context.Context, key string, waiting func()) (*Lock, error) {
 	for first := true; ; first = false {
-		l, err := s.tryLock(key)
+		l, err := s.TryLock(key)
 		if l != nil || err != nil {
 			return l, err
 		}
@@ -284,9 +285,9 @@ func (s *Store) Lock(ctx context.Context, key string, waiting func()) (*Lock, er
 	}
 }
 
-// tryLock returns nil if somebody else has the lock. Its files are empty and are
+// TryLock returns nil if somebody else has the lock. Its files are empty and are
 // removed together with the layers: one that was removed under a waiter is noticed.
-func (s *Store) tryLock(key string) (*Lock, error) {
+func (s *Store) TryLock(key string) (*Lock, error) {
 	dir, err := s.folder(key)
 	if err != nil {
 		return nil, err
@@ -316,7 +317,7 @@ func (s *Store) tryLock(key string) (*Lock, error) {
 	b, err2 := os.Stat(path)
 	if err1 != nil || err2 != nil || !os.SameFile(a, b) {
 		f.Close() // a prune removed it in between
-		return s.tryLock(key)
+		return s.TryLock(key)
 	}
 	return &Lock{f}, nil
 }
@@ -407,7 +408,7 @@ func (s *Store) Prune(keep func(key string) bool, dryRun bool) ([]Removed, error
 // drop removes one folder of the store, unless its layer is being baked.
 func (s *Store) drop(key, path string) (bool, error) {
 	if _, err := s.folder(key); err == nil {
-		l, err := s.tryLock(key)
+		l, err := s.TryLock(key)
 		if err != nil || l == nil {
 			return false, err
 		}

@@ -46,7 +46,7 @@ func (p *pantry) put(i int, size lab.Bytes, contents ...string) Entry {
 	if i > 0 {
 		parent = p.layers[i-1].Key
 	}
-	e, err := p.Put(context.Background(), p.Chain(box, p.layers[:i], 0), parent, p.layers[i], disks, size, time.Second)
+	e, err := p.Put(context.Background(), p.Chain(box, p.layers[:i], nil), parent, p.layers[i], disks, size, time.Second)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -57,7 +57,11 @@ func (p *pantry) put(i int, size lab.Bytes, contents ...string) Entry {
 func (p *pantry) read(limit lab.Bytes) string {
 	p.t.Helper()
 	var all []string
-	for _, d := range p.Chain(box, p.layers, limit).Disks {
+	var limits []lab.Bytes
+	if limit > 0 {
+		limits = []lab.Bytes{limit, limit, limit}
+	}
+	for _, d := range p.Chain(box, p.layers, limits).Disks {
 		b, err := os.ReadFile(d)
 		if err != nil {
 			p.t.Fatal(err)
@@ -80,16 +84,16 @@ func TestChain(t *testing.T) {
 	p.put(0, lab.GiB, "a")
 	p.put(1, 2*lab.GiB, "b1", "b2")
 	p.expect("two layers", 0, "a b1 b2")
-	if c := p.Chain(box, p.layers, 0); c.Count != 2 || c.Size != 2*lab.GiB {
+	if c := p.Chain(box, p.layers, nil); c.Count != 2 || c.Size != 2*lab.GiB {
 		t.Errorf("chain is %+v", c)
 	}
 	p.expect("a smaller disk", lab.GiB, "a")
-	if c := p.Chain("sha256:other", p.layers, 0); c.Count != 0 {
+	if c := p.Chain("sha256:other", p.layers, nil); c.Count != 0 {
 		t.Error("a layer is found on top of another box")
 	}
 	p.put(2, 2*lab.GiB, "c")
 	p.expect("three layers", 0, "a b1 b2 c")
-	for _, d := range p.Chain(box, p.layers, 0).Disks {
+	for _, d := range p.Chain(box, p.layers, nil).Disks {
 		if fi, err := os.Stat(d); err != nil || fi.Mode() != 0o400 {
 			t.Errorf("%s: %v %v", d, fi.Mode(), err)
 		}
@@ -97,7 +101,7 @@ func TestChain(t *testing.T) {
 
 	// A layer that is baked anew does not carry those that were on the old one, whose
 	// disks stay.
-	old := p.Chain(box, p.layers, 0).Disks
+	old := p.Chain(box, p.layers, nil).Disks
 	p.put(0, lab.GiB, "A")
 	p.expect("baked anew", 0, "A")
 	for _, d := range old {
@@ -127,7 +131,7 @@ func TestDamagedLayersAreMissing(t *testing.T) {
 			p := newPantry(t)
 			p.put(0, lab.GiB, "a")
 			p.put(1, lab.GiB, "b")
-			disk := p.Chain(box, p.layers, 0).Disks[1]
+			disk := p.Chain(box, p.layers, nil).Disks[1]
 			if err := damage(filepath.Dir(disk), disk); err != nil {
 				t.Fatal(err)
 			}

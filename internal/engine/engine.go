@@ -235,7 +235,8 @@ func orDefault(provider string) string {
 	return provider
 }
 
-// observe lists the lab's generations by machine.
+// observe lists the lab's generations by machine. Throw-away machines of a bake are
+// nobody's business but the bake's.
 func observe(ctx context.Context, p providers.Provider, id lab.ID) (map[lab.Name][]providers.Machine, error) {
 	all, err := p.List(ctx, id)
 	if err != nil {
@@ -243,6 +244,9 @@ func observe(ctx context.Context, p providers.Provider, id lab.ID) (map[lab.Name
 	}
 	seen := map[lab.Name][]providers.Machine{}
 	for _, m := range all {
+		if throwaway.MatchString(string(m.Machine)) {
+			continue
+		}
 		seen[m.Machine] = append(seen[m.Machine], m)
 	}
 	return seen, nil

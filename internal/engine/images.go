@@ -33,6 +33,7 @@ type Image struct {
 	Box     string      // digest of the box
 	Layers  []lab.Layer // what is baked on top of the box
 	Missing int         // how many of the layers, the last ones, are not baked yet
+	limits  []lab.Bytes // how large the disk of each layer may be
 }
 
 // images resolves all boxes of the Labfile, as the lock file pins them, so that a
@@ -68,18 +69,6 @@ func (s *session) images(ctx context.Context, want *lab.Lab, o UpOptions) (map[s
 		if !names(want.Boxes)[name] {
 			delete(s.pins.Boxes, name)
 			s.pinned = append(s.pinned, LockChange{Box: name, From: old.Boxes[name].From, Old: old.Boxes[name].Digest})
-		}
-	}
-	return images, nil
-}
-
-// layered returns what each machine is to be born from, by machine, given the boxes
-// by name.
-func (s *session) layered(want *lab.Lab, boxes map[string]Image) (map[lab.Name]Image, error) {
-	images := map[lab.Name]Image{}
-	for _, m := range want.Machines {
-		if img, ok := boxes[m.Box]; ok {
-			images[m.Name] = img
 		}
 	}
 	return images, nil

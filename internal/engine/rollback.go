@@ -168,5 +168,5 @@ func (s *session) imageOf(ctx context.Context, c ledger.Create) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("its box %s: %w", ledger.Short(box), err)
 	}
-	return imageFrom(res, c.From), nil
+	return s.host.stored(imageFrom(res, c.From), c.Layers)
 }

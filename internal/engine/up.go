@@ -270,6 +270,10 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		slots   = make(chan struct{}, s.parallel(len(p.Steps)))
 		places  = rolls(p, want)
 	)
+	oven, err := s.bakes(ctx, want, p, images)
+	if err != nil {
+		return err
+	}
 	for _, step := range p.Steps {
 		results[step.Machine] = &outcome{done: make(chan struct{})}
 	}
@@ -310,17 +314,20 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 				}
 				return
 			}
+			img, err := oven.baked(ctx, step)
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			if ctx.Err() != nil {
 				return
 			}
 			m, _ := want.Machine(step.Machine)
-			err := s.step(ctx, step, m, images[m.Name], func(b birth) {
-				mu.Lock()
-				born = append(born, b)
-				mu.Unlock()
-			})
+			if err == nil {
+				err = s.step(ctx, step, m, img, func(b birth) {
+					mu.Lock()
+					born = append(born, b)
+					mu.Unlock()
+				})
+			}
 			if err == nil {
 				mu.Lock() // what it took the place of is gone: there is no way back
 				born = slices.DeleteFunc(born, func(b birth) bool { return b.Machine == step.Machine && b.instead != nil })
@@ -345,6 +352,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		}()
 	}
 	wg.Wait()
+	oven.wg.Wait()
 	if err := ctx.Err(); err != nil {
 		return errors.Join(err, s.undo(ctx, born, "interrupted"))
 	}

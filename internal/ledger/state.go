@@ -3,6 +3,7 @@
 package ledger
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -498,7 +499,7 @@ func (r Record) Summary() string {
 	if about := r.volumeSummary(); about != "" {
 		return about
 	}
-	return string(r.Type)
+	return cmp.Or(r.bakeSummary(), string(r.Type))
 }
 
 func because(what string, why []string) string {
