@@ -188,6 +188,7 @@ func (a *app) table() []rule {
 		}),
 		as(ExitUsage, a.noMachine),
 		is(engine.ErrNoLab, ExitFailed, a.noLab()),
+		is(engine.ErrNothingToBurn, ExitFailed, "\""+a.say("up")+"\" brings them up first"),
 		as(ExitFailed, func(e *ledger.CorruptError) (string, string) {
 			return "", "put the ledger back from a copy, or remove the lab: \"" + a.say("destroy") + "\" works without it"
 		}),

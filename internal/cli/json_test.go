@@ -26,6 +26,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		ui.PlanJSON{},
 		ui.VerifyJSON{},
 		historyJSON{},
+		burnJSON{},
 		validateJSON{},
 		doctorJSON{},
 		lockJSON{},
