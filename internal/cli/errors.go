@@ -236,9 +236,13 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 	if len(e.Failed) == 1 {
 		lines[0] = "1 machine failed"
 	}
-	var kept, aside []string
+	var (
+		kept, aside []string
+		told        []*engine.BakeError
+	)
 	for _, f := range e.Failed {
 		lines = append(lines, ui.Clean(f.Error()))
+		lines = append(lines, bakeOutput(f.Err, &told)...)
 		switch {
 		case f.Kept && f.Instead != 0:
 			aside = append(aside, fmt.Sprintf("%s@%d", f.Machine, f.Generation))

@@ -73,6 +73,9 @@ func Plan(w io.Writer, p plan.Plan, color bool) error {
 		for _, r := range s.Reasons {
 			fmt.Fprintf(&b, "%s%s\n", indent, Clean(r))
 		}
+		for _, r := range s.Bake {
+			fmt.Fprintf(&b, "%sbake %s\n", indent, Clean(r))
+		}
 		for _, r := range s.Changes {
 			fmt.Fprintf(&b, "%s~ %s\n", indent, Clean(r))
 		}
