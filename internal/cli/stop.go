@@ -78,9 +78,13 @@ func (a *app) destroyCommand() *command {
 		name: "destroy", aliases: []string{"down"}, group: groupDaily, args: "[MACHINE...]", max: -1, lab: true,
 		short: "remove machines and everything that belongs to them",
 		long: `Ends the machines and removes their disks; without names, the whole lab: its
-keys, its network and its record too. Boxes stay. It asks on a terminal and wants
+keys, its network and its record too. Boxes stay, and so do volumes unless you say
+--volumes. It asks on a terminal and wants
 --yes elsewhere. It works without the Labfile and with a damaged record.`,
-		flags:    []cli.Flag{yesFlag()},
+		flags: []cli.Flag{
+			yesFlag(),
+			&cli.BoolFlag{Name: "volumes", Usage: "remove their volumes, too, with all snapshots"},
+		},
 		complete: a.completeMachines,
 		examples: []string{
 			"lab destroy", "the whole lab",
@@ -105,6 +109,9 @@ func (a *app) destroy(ctx context.Context, r request) error {
 		if len(names) > 0 {
 			what = ui.Names(names) + " of lab " + string(l.ID()) + ", disk and all"
 		}
+		if r.Bool("volumes") {
+			what += ", and the volumes with their data"
+		}
 		if !a.interactive() {
 			return usage("add --yes", "there is no terminal to ask on whether to destroy %s", what)
 		}
@@ -116,7 +123,7 @@ func (a *app) destroy(ctx context.Context, r request) error {
 		}
 	}
 	show := a.show()
-	err = l.Destroy(ctx, engine.Options{Machines: names, Events: show.event, Command: a.typed})
+	err = l.Destroy(ctx, engine.Options{Machines: names, Events: show.event, Command: a.typed, Volumes: r.Bool("volumes")})
 	show.close()
 	if errors.Is(err, engine.ErrNoLab) && len(names) == 0 && r.Bool("yes") {
 		a.ui.Note("there is no lab %s: nothing to destroy", l.ID())

@@ -218,6 +218,8 @@ type Summary struct {
 	Running     int    `json:"running"`
 	Ready       int    `json:"ready"`
 	Problem     string `json:"problem,omitempty"` // why the rest could not be told
+
+	Volumes []string `json:"volumes,omitempty"` // of a destroyed lab: what is left of it
 }
 
 // List returns all labs of this user, sorted by ID. It looks at the machines
@@ -234,6 +236,9 @@ func (h *Host) List(ctx context.Context) ([]Summary, error) {
 			return nil, ctx.Err()
 		}
 		if errors.Is(err, ErrNoLab) {
+			if kept := h.Lab(id).keptVolumes(); len(kept) > 0 { // destroyed, but not its data
+				list = append(list, Summary{ID: id, Volumes: kept})
+			}
 			continue // destroyed while we looked, or rubbish for gc
 		}
 		s := Summary{ID: id, Name: st.Name, Labfile: st.Labfile, Provider: st.Provider, Machines: len(st.Machines)}

@@ -109,6 +109,9 @@ func Labs(w io.Writer, labs []engine.Summary, color bool) error {
 		if note == "" && s.LabfileGone {
 			note = "the Labfile is gone"
 		}
+		if note == "" && len(s.Volumes) > 0 {
+			note = "destroyed; its volumes are kept: " + strings.Join(s.Volumes, ", ")
+		}
 		t.Row(string(s.ID), strconv.Itoa(s.Machines), strconv.Itoa(s.Running), strconv.Itoa(s.Ready), s.Provider, s.Labfile, note)
 		t.Paint(6, Yellow)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/labfile/lab/boxes/disk"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
 )
 
 // MissingError says that the host lacks a program.
@@ -23,6 +24,9 @@ type MissingError struct{ Program, Package string }
 
 // Error implements error.
 func (e *MissingError) Error() string { return e.Program + " not found" }
+
+// Unwrap returns providers.ErrIncapable.
+func (e *MissingError) Unwrap() error { return providers.ErrIncapable }
 
 // Hint is the next step.
 func (e *MissingError) Hint() string {
