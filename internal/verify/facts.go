@@ -21,8 +21,10 @@ func num(n int) Fact { return Fact{Text: strconv.Itoa(n), Number: true} }
 // list is a list without what stands in it twice, in its order.
 func list(items []string) Fact {
 	var once []string
+	seen := map[string]bool{} // a guest may say a million different words
 	for _, item := range items {
-		if !slices.Contains(once, item) {
+		if !seen[item] {
+			seen[item] = true
 			once = append(once, item)
 		}
 	}

@@ -229,6 +229,9 @@ func assigned(elements []string, items []lab.Matcher) (bool, error) {
 			if ok {
 				meets[i] = append(meets[i], j)
 			}
+			if len(meets[i]) == len(items) {
+				break // with so many to choose from, one is left for it whatever the others get
+			}
 		}
 	}
 	owner := map[int]int{}

@@ -3,7 +3,10 @@
 package verify
 
 import (
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/labfile/lab/internal/lab"
 )
@@ -69,6 +72,27 @@ func TestMatch(t *testing.T) {
 		if _, err := Match(lines, m); err == nil {
 			t.Errorf("%s is taken for a condition", m)
 		}
+	}
+}
+
+// A guest decides how much there is to compare.
+func TestMatchIsQuickWhateverTheGuestSays(t *testing.T) {
+	var words strings.Builder
+	for i := 0; words.Len() < maxOutput; i++ {
+		fmt.Fprintf(&words, "w%x\n", i)
+	}
+	m := lab.Matcher{Op: lab.MatchContainElements}
+	for range 100 {
+		m.Items = append(m.Items, lab.Matcher{Op: lab.MatchPrefix, Value: "w"})
+	}
+	began := time.Now()
+	for _, f := range []Fact{list(strings.Fields(words.String())), {Text: words.String(), Lines: true}} {
+		if ok, err := Match(f, m); !ok || err != nil {
+			t.Errorf("got %v, %v", ok, err)
+		}
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }
 

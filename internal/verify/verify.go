@@ -89,12 +89,20 @@ type FailedError struct {
 	Failed  []Result // never empty
 }
 
+// maxTold is how many checks an error tells of.
+const maxTold = 3
+
+// Error tells in one line, which is kept as the reason why the machine is not ready.
 func (e *FailedError) Error() string {
-	lines := []string{fmt.Sprintf("%d of %d checks failed", len(e.Failed), e.Total)}
-	for _, r := range e.Failed {
-		lines = append(lines, r.Name+": "+r.Why())
+	var told []string
+	for _, r := range e.Failed[:min(len(e.Failed), maxTold)] {
+		told = append(told, r.Name+": "+shorten(r.Why()))
 	}
-	return strings.Join(lines, "\n")
+	text := fmt.Sprintf("%d of %d checks failed: %s", len(e.Failed), e.Total, strings.Join(told, "; "))
+	if more := len(e.Failed) - maxTold; more > 0 {
+		text += fmt.Sprintf("; and %d more", more)
+	}
+	return text
 }
 
 // Hint is what the Labfile says to do about what failed.
