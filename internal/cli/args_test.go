@@ -94,7 +94,7 @@ func TestParseRefuses(t *testing.T) {
 		{"ssh", `"lab ssh" needs an argument`, `usage: lab ssh MACHINE [-- COMMAND...]`},
 		{"cp x", `"lab cp" needs 2 arguments, got 1`, `usage: lab cp SOURCE... TARGET`},
 		{"list x", `"lab list" takes no arguments, got "x"`, `usage: lab list `},
-		{"logs a b", `"lab logs" takes at most 1 arguments, got 2`, `usage: lab logs MACHINE`},
+		{"logs a b", `"lab logs" takes at most 1 arguments, got 2`, `usage: lab logs MACHINE[@N]`},
 	} {
 		t.Run(tc.line, func(t *testing.T) {
 			_, err := parse(testApp().root, strings.Fields(tc.line))

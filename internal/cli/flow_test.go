@@ -172,10 +172,12 @@ func TestALabsLife(t *testing.T) {
 	wantErr := `db: creating from base
 db: booting
 db: waiting for console /lab test disk/
+db: freezing its disk
 db: ready: IP TIME
 web: creating from base
 web: booting
 web: waiting for console /lab test disk/
+web: freezing its disk
 web: ready: IP TIME
 `
 	if !strings.HasSuffix(steady(errOut), wantErr) {

@@ -173,8 +173,8 @@ func rebuild(s *site) {
 	s.equal("name", s.ok("exec", "web-1", "--", "hostname"), "web-1\n")
 	s.pings("web-2", "web-1", m.Address)
 	old := filepath.Join(s.w.data(), "labs", string(s.id), "machines", "web-1", "1")
-	if _, err := os.Stat(old); !os.IsNotExist(err) {
-		s.Errorf("the old generation's folder is still there: %v", err)
+	if _, err := os.Stat(filepath.Join(old, "disk.qcow2")); err != nil {
+		s.Errorf("the old generation is not kept: %v", err)
 	}
 }
 

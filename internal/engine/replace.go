@@ -218,7 +218,6 @@ func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error
 	if m, ok := s.machine(l.Machine).Of(l.Number); ok && m.Create.Agent {
 		s.sync(ctx, m)
 	}
-	s.letGo(ctx, g)
 	if err := s.unplug(ctx, l.Generation); err != nil {
 		return err
 	}
@@ -248,7 +247,11 @@ func (s *session) retire(ctx context.Context, old ledger.Machine, keep int, why 
 			return err
 		}
 	}
-	return s.record(ledger.MachineRetired, g, ledger.Retired{})
+	if err := s.record(ledger.MachineRetired, g, ledger.Retired{}); err != nil {
+		return err
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: g.String() + " is kept, stopped"})
+	return nil
 }
 
 // prune removes what was kept of earlier generations, beyond the newest that are to
@@ -302,6 +305,7 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 	if m.Create.Agent {
 		s.sync(ctx, m)
 	}
+	s.letGo(ctx, g)
 	if err := s.unplug(ctx, g); err != nil {
 		return err
 	}

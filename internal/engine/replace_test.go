@@ -434,24 +434,3 @@ func TestFailureStopsTheRoll(t *testing.T) {
 	b.expect(l, "web-1@2 ready", "web-2@1 ready", "web-3@1 ready")
 	b.expectPlugged(l, "web-1@2 present", "web-2@1 present", "web-3@1 present")
 }
-
-// A newborn that does not pass the Labfile's checks is refused like one that is not
-// ready. The memory guest has no ssh, so that every check fails.
-func TestChecksAreForNewborns(t *testing.T) {
-	b := newBench(t)
-	l := b.open()
-	m := replaced("web", lab.BlueGreen)
-	b.up(l, b.want(m))
-	m.Memory++
-	m.Tests = []lab.Test{{
-		Kind: lab.TestRun, Subject: "true", Timeout: 100 * time.Millisecond, Interval: time.Millisecond,
-		Want: []lab.Want{{Attribute: "exit-status", Match: lab.Matcher{Op: lab.MatchIs, Value: "0"}}},
-	}}
-	_, err := l.Up(b.ctx, b.want(m), UpOptions{})
-	var up *UpError
-	if !errors.As(err, &up) || up.Failed[0].Stage != StageCheck || !strings.Contains(err.Error(), "1 of 1 checks failed") {
-		t.Fatalf("got error %v", err)
-	}
-	b.expect(l, "web@1 ready")
-}
-
