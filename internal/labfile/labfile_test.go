@@ -364,6 +364,8 @@ func hostile() map[string]string {
 		"ports":        list("ports", "80,"),
 		"ready":        list("ready", "ssh,"),
 		"pattern":      head + "    ready: [{console: '" + strings.Repeat("(x{1000}){1000}", room/15) + "'}]\n",
+		"conditions":   head + "checks: [{run: x, stdout: " + strings.Repeat("{not: ", 5000) + "x" + strings.Repeat("}", 5000) + "}]\n",
+		"expressions":  head + "checks: [{run: x, stdout: [" + strings.Repeat("'/(x{1000})(y{1000}/',", 99) + "'']}]\n",
 		"repeats":      head + "    ready: [{console: '" + strings.Repeat("x{1000}", room/7) + "'}]\n",
 		"patterns":     list("ready", "{console: '(((((x{10}){10}){10}){10}){10}'},"),
 		"directives":   fill("%TAG !a! x\n"),

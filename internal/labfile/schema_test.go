@@ -109,6 +109,23 @@ func TestSchemaRefuses(t *testing.T) {
 	}
 }
 
+func TestSchemaRefusesChecks(t *testing.T) {
+	s := compiled(t)
+	const head = "lab: shop\nmachines: {web: {box: builtin/tiny}}\nchecks: "
+	for _, value := range []string{
+		"{port: 80}", "[port]", "[{}]", "[{on: web}]", "[{port: 80, file: /x}]", "[{file: x}]", "[{run: a, stduot: b}]", "[{run: a, timeout: 3}]",
+		"[{run: a, exit-status: [1]}]", "[{run: a, stdout: {have-lne: 3}}]", "[{run: a, stdout: {}}]", "[{run: a, retries: -1}]", "[{http: \"http://a\", insecure: no}]",
+	} {
+		data := []byte(head + value + "\n")
+		if err := s.Validate(instance(t, data)); err == nil {
+			t.Errorf("the schema accepts %q", value)
+		}
+		if _, err := Parse("Labfile", data, Options{}); err == nil {
+			t.Errorf("Parse accepts %q", value)
+		}
+	}
+}
+
 func TestSchemaDescribesEveryKey(t *testing.T) {
 	data, err := Schema()
 	if err != nil {

@@ -68,6 +68,12 @@ func TestStep(t *testing.T) {
 			"port in place", with(func(m *lab.Machine) { m.Ports = []lab.Forward{{HostPort: 8080, GuestPort: 80}} }), as, runs, false,
 			Step{Action: Keep, Changes: []string{"port 8080:80 added"}, Generation: 3},
 		},
+		{
+			"checks in place", with(func(m *lab.Machine) {
+				m.Tests = []lab.Test{{Kind: lab.TestPort, Subject: "tcp:80", Want: []lab.Want{{Attribute: "listening", Match: lab.Matcher{Op: lab.MatchIs, Value: "true"}}}}}
+			}), as, runs, false,
+			Step{Action: Keep, Changes: []string{"checks changed"}, Generation: 3},
+		},
 		{"stopped on purpose", db, rec(func(r *Recorded) { r.Stopped = true }), []Observed{{3, Stopped}}, false, Step{Action: Start, Reasons: []string{"it is stopped"}, Generation: 3}},
 		{
 			"killed", db, rec(func(r *Recorded) { r.Trouble = "its process was killed from outside" }),
