@@ -63,6 +63,7 @@ type MachineStatus struct {
 	CPUs       int           `json:"cpus"`
 	Memory     lab.Bytes     `json:"memory"`   // bytes
 	DiskUsed   lab.Bytes     `json:"diskUsed"` // bytes that its overlay takes on the host
+	Written    lab.Bytes     `json:"written"`  // bytes of those that came since its birth: how far it may have drifted
 	Born       *time.Time    `json:"born,omitempty"`
 	Ready      *time.Time    `json:"ready,omitempty"`   // when it first became ready
 	Running    *time.Time    `json:"running,omitempty"` // since when
@@ -156,6 +157,7 @@ func machineStatus(name lab.Name, m ledger.Machine, seen []providers.Machine, bu
 		st.Ports = []ledger.Port{} // nobody listens for a machine that does not run
 	}
 	st.PID, st.Accel, st.DiskUsed, st.Running = live.PID, live.Accel, live.Disk, moment(live.Since)
+	st.Written = live.Written
 	if st.State == "" {
 		st.State, st.Reason = judge(m, i >= 0, live, busy)
 	}
@@ -235,10 +237,13 @@ func (h *Host) List(ctx context.Context) ([]Summary, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if errors.Is(err, ErrNoLab) {
-			if kept := h.Lab(id).keptVolumes(); len(kept) > 0 { // destroyed, but not its data
+		if l := h.Lab(id); err != nil && !l.book.Exists() {
+			if kept := l.keptVolumes(); len(kept) > 0 { // destroyed, but not its data
 				list = append(list, Summary{ID: id, Volumes: kept})
+				continue
 			}
+		}
+		if errors.Is(err, ErrNoLab) {
 			continue // destroyed while we looked, or rubbish for gc
 		}
 		s := Summary{ID: id, Name: st.Name, Labfile: st.Labfile, Provider: st.Provider, Machines: len(st.Machines)}

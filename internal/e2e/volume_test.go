@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// stored is a lab whose machine has data that outlives it.
+const stored = `lab: stored
+machines:
+  db:
+    box: builtin/tiny
+    volumes:
+      - {name: data, size: 64MiB, mount: /srv/data, owner: "100:101", mode: "0750"}
+      - {name: a-name-too-long-for-a-serial-number, size: 16MiB, mount: /srv/long}
+`
+
+// TestVolumes follows the data through everything that ends machines.
+func TestVolumes(t *testing.T) {
+	w := worlds[len(worlds)-1] // an ordinary user
+	s := w.stock(t).site(t, stored)
+	s.ok("up")
+	look := func() string { return s.ok("exec", "db", "--", "cat /srv/data/file") }
+	owner := func() string { return s.ok("exec", "db", "--", "stat -c %u:%g:%a /srv/data") }
+	s.equal("owner and mode", owner(), "100:101:750\n")
+	s.ok("exec", "db", "--", "echo one > /srv/data/file; chmod 0700 /srv/data; grep -q /srv/long /proc/mounts")
+
+	s.ok("replace", "db", "--yes")
+	s.equal("after a replacement", look(), "one\n")
+	s.equal("a root folder that was changed by hand", owner(), "100:101:700\n")
+	if got := s.volume("data").numbers(); got != "1" {
+		s.Errorf("snapshots after a replacement: %s", got)
+	}
+	s.ok("exec", "db", "--", "echo two > /srv/data/file")
+	s.ok("rollback", "db")
+	s.equal("after a rollback", look(), "two\n")
+	if got := s.volume("data").numbers(); got != "1 2" {
+		s.Errorf("snapshots after a rollback: %s", got)
+	}
+
+	s.fails(1, []string{"in use by db@3", "lab stop db"}, "volume", "restore", "data@1")
+	s.fails(1, []string{"in use by db@3"}, "volume", "rm", "data", "--yes")
+	s.ok("volume", "clone", "data@1") // while the machine runs
+	s.ok("stop")
+	s.ok("volume", "restore", "data@1")
+	s.ok("start")
+	s.equal("after restore", look(), "one\n")
+
+	s.write("Labfile", strings.Replace(stored, "64MiB", "96MiB", 1))
+	s.ok("up", "--yes")
+	s.equal("after growing", look(), "one\n")
+	blocks := s.ok("exec", "db", "--", "df -k /srv/data | awk 'END {print ($2 > 80000)}'")
+	s.equal("the file system has grown", blocks, "1\n")
+	s.write("Labfile", strings.Replace(stored, "64MiB", "48MiB", 1))
+	s.fails(1, []string{"volume data has 96MiB and cannot shrink to 48MiB"}, "plan")
+
+	// The lab goes, the data stays, and the next lab finds it, beside an earlier
+	// state of it.
+	s.ok("destroy", "--yes")
+	if _, err := os.Stat(filepath.Join(s.w.data(), "labs", string(s.id), "volumes")); err != nil {
+		s.Error(err)
+	}
+	if list := s.ok("list"); !strings.Contains(list, "its volumes are kept") {
+		s.Errorf("lab list says nothing of the volumes:\n%s", list)
+	}
+	s.ok("gc")
+	s.write("Labfile", strings.Replace(stored, "64MiB", "96MiB", 1)+`  old:
+    box: builtin/tiny
+    volumes:
+      - {name: data-1, size: 64MiB, mount: /srv/data, read_only: true}
+`)
+	s.ok("up")
+	s.equal("after destroy", look(), "one\n")
+	s.equal("an earlier state", s.ok("exec", "old", "--", "cat /srv/data/file; touch /srv/data/x 2>/dev/null || echo read-only"), "one\nread-only\n")
+
+	s.ok("destroy", "--yes", "--volumes")
+	s.gone = true
+	s.nothingLeft()
+}
+
+type volumeInfo struct {
+	Name      string
+	Snapshots []struct{ Number json.Number }
+}
+
+func (v volumeInfo) numbers() string {
+	var all []string
+	for _, snap := range v.Snapshots {
+		all = append(all, snap.Number.String())
+	}
+	return strings.Join(all, " ")
+}
+
+// volume returns what "lab volume list --json" says of a volume.
+func (s *site) volume(name string) volumeInfo {
+	s.Helper()
+	var list struct{ Volumes []volumeInfo }
+	if err := json.Unmarshal([]byte(s.ok("volume", "list", "--json")), &list); err != nil {
+		s.Fatal(err)
+	}
+	for _, v := range list.Volumes {
+		if v.Name == name {
+			return v
+		}
+	}
+	s.Fatalf("there is no volume %s", name)
+	return volumeInfo{}
+}

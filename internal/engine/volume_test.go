@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/volume"
+	"github.com/labfile/lab/providers"
+)
+
+// scribble makes a volume look written to.
+func (b *bench) scribble(l *Lab, name string) {
+	b.t.Helper()
+	v, err := l.volumes().Get(name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	f, err := os.OpenFile(l.volumes().Path(v.Layers[len(v.Layers)-1]), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 64<<10)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func bare(name string, size lab.Bytes) lab.Volume {
+	return lab.Volume{Name: name, Size: size, FS: "none"}
+}
+
+func (b *bench) volume(l *Lab, name string) VolumeStatus {
+	b.t.Helper()
+	all, err := l.Volumes(b.ctx)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, v := range all {
+		if v.Name == name {
+			return v
+		}
+	}
+	b.t.Fatalf("there is no volume %s", name)
+	return VolumeStatus{}
+}
+
+func TestVolumesOutliveMachines(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	db := machine("db")
+	db.Volumes = []lab.Volume{bare("data", lab.MiB)}
+	w := b.want(db)
+	b.up(l, w)
+	if v := b.volume(l, "data"); !cmp.Equal(v.InUse, []string{"db@1"}) || v.Size != lab.MiB {
+		t.Errorf("%+v", v)
+	}
+	b.scribble(l, "data")
+	if _, err := l.Rebuild(b.ctx, w, UpOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	v := b.volume(l, "data")
+	if !cmp.Equal(v.InUse, []string{"db@2"}) || len(v.Snapshots) != 1 || v.Snapshots[0].Why != "before db@2" {
+		t.Errorf("%+v", v)
+	}
+
+	// What a machine has is left alone.
+	for what, err := range map[string]error{
+		"restore": func() error { _, err := l.RestoreVolume(b.ctx, "data", 1, Options{}); return err }(),
+		"rm":      l.RemoveVolume(b.ctx, "data", 0, Options{}),
+		"clone":   l.CloneVolume(b.ctx, "data", 0, "copy", Options{}),
+	} {
+		var busy *VolumeInUseError
+		if !errors.As(err, &busy) || !errors.Is(err, providers.ErrInUse) || busy.Error() != "volume data is in use by db@2" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := l.RestoreVolume(b.ctx, "nothing", 1, Options{}); !errors.Is(err, volume.ErrNotFound) {
+		t.Error(err)
+	}
+
+	// Growing replaces the machine; shrinking and another file system are refused.
+	w.Machines[0].Volumes[0].Size = 2 * lab.MiB
+	p := b.up(l, w)
+	if got := strings.Join(p.Steps[0].Reasons, "; "); got != "size of volume data changed: 1MiB -> 2MiB" {
+		t.Error(got)
+	}
+	if v := b.volume(l, "data"); v.Size != 2*lab.MiB {
+		t.Errorf("%+v", v)
+	}
+	for want, change := range map[string]func(*lab.Volume){
+		"volume data has 2MiB and cannot shrink to 1MiB": func(v *lab.Volume) { v.Size = lab.MiB },
+		"volume data was made with fs: none":             func(v *lab.Volume) { v.FS, v.Mount = "ext4", "/srv" },
+	} {
+		other := b.want(machine("db"))
+		other.Machines[0].Volumes = []lab.Volume{bare("data", 2*lab.MiB)}
+		change(&other.Machines[0].Volumes[0])
+		if _, err := l.Plan(b.ctx, other, UpOptions{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+
+	// The lab goes, its data does not, until that is asked for.
+	if err := l.Destroy(b.ctx, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.GC(b.ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if labs, err := b.List(b.ctx); err != nil || len(labs) != 1 || !cmp.Equal(labs[0].Volumes, []string{"data"}) {
+		t.Errorf("%+v, %v", labs, err)
+	}
+	b.up(l, w)
+	if v := b.volume(l, "data"); !cmp.Equal(v.InUse, []string{"db@1"}) || len(v.Snapshots) == 0 {
+		t.Errorf("%+v", v)
+	}
+	if err := l.Destroy(b.ctx, Options{Volumes: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(b.Dirs.Lab(l.ID())); !errors.Is(err, os.ErrNotExist) {
+		t.Error("something is left:", err)
+	}
+}
+
+func TestVolumesOfOneMachine(t *testing.T) {
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		t.Skip(err)
+	}
+	b := newBench(t)
+	l := b.open()
+	db, web := machine("db"), machine("web", "db")
+	db.Volumes, web.Volumes = []lab.Volume{bare("data", lab.MiB)}, []lab.Volume{bare("data", lab.MiB)}
+	web.Volumes[0].ReadOnly = true
+	w := b.want(db, web)
+
+	// A reader beside a writer gets the newest snapshot, and there is none yet.
+	_, err := l.Up(b.ctx, w, UpOptions{})
+	if err == nil || !strings.Contains(err.Error(), `take one: "lab volume snapshot data"`) {
+		t.Fatal(err)
+	}
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.SnapshotVolume(b.ctx, "data", "by hand", Options{}); err != nil || n != 1 {
+		t.Fatal(n, err)
+	}
+	b.up(l, w)
+	if v := b.volume(l, "data"); !cmp.Equal(v.InUse, []string{"db@1", "web@2"}) {
+		t.Errorf("%+v", v)
+	}
+	if err := l.CloneVolume(b.ctx, "data", 1, "copy", Options{}); err != nil {
+		t.Error(err)
+	}
+	if err := l.Destroy(b.ctx, Options{Machines: []lab.Name{"web"}, Volumes: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.volume(l, "data") // db has it still
+	if err := l.Destroy(b.ctx, Options{Machines: []lab.Name{"db"}, Volumes: true}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := l.Volumes(b.ctx)
+	if err != nil || len(all) != 1 || all[0].Name != "copy" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	records, err := l.History()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for _, r := range records {
+		if strings.HasPrefix(string(r.Type), "volume.") {
+			told = append(told, r.Summary())
+		}
+	}
+	want := []string{
+		"volume data: made, 1MiB", "volume data@1: snapshot, by hand", "volume data@1: cloned as copy", "volume data: removed",
+	}
+	if diff := cmp.Diff(want, told); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestSerial(t *testing.T) {
+	for name, want := range map[string]string{
+		"data":                  "data",
+		"twenty-characters-xx":  "twenty-characters-xx",
+		"twenty-one-characters": "twenty-one-.",
+	} {
+		if got := serial(name); !strings.HasPrefix(got, want) || len(got) > maxSerial {
+			t.Errorf("serial of %s is %s", name, got)
+		}
+	}
+	if serial("a-very-long-name-of-a-volume-1") == serial("a-very-long-name-of-a-volume-2") {
+		t.Error("two volumes have one serial number")
+	}
+}
