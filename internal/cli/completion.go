@@ -145,6 +145,8 @@ func (a *app) completeFlag(ctx context.Context, flag, word string) []string {
 		for _, s := range labs {
 			all = append(all, string(s.ID))
 		}
+	case "format":
+		all = slices.Clone(reportFormats)
 	case "provider":
 		for name := range h.Providers {
 			all = append(all, name)

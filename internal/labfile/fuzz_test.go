@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/verify"
 )
 
 // FuzzParse finds that any input is a sound lab or a list of problems.
@@ -94,6 +95,19 @@ func checkLab(t *testing.T, l *lab.Lab) {
 		for _, c := range m.Ready {
 			if c.Timeout <= 0 || c.Interval <= 0 || c.String() == "" {
 				t.Errorf("%s checks %+v", m.Name, c)
+			}
+		}
+		for _, c := range m.Tests {
+			if c.Kind == "" || c.Subject == "" || c.Timeout <= 0 || c.Interval <= 0 || c.Retries < 0 || len(c.Want) == 0 {
+				t.Errorf("%s tests %+v", m.Name, c)
+			}
+			for _, w := range c.Want {
+				// What is accepted here must be possible to find out.
+				for _, f := range []verify.Fact{{Text: "1"}, {Text: "a\nb\n", Lines: true}, {Items: []string{"a", "1"}, List: true}} {
+					if _, err := verify.Match(f, w.Match); err != nil || w.Match.String() == "" {
+						t.Errorf("%s: %s of %s: %v", m.Name, w.Attribute, c, err)
+					}
+				}
 			}
 		}
 		for _, d := range m.DependsOn {
