@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/ui"
 )
 
@@ -60,6 +61,19 @@ skipped  web  run false
 	if err != nil || code != 2 || !strings.Contains(out, "2 checks: 0 passed, 1 failed, 1 skipped") ||
 		!strings.HasPrefix(string(tap), "TAP version 14\n1..2\nok 1 - db: port tcp:80 # SKIP x\n") {
 		t.Errorf("to a file: %d, %v\n%s\n%s", code, err, out, tap)
+	}
+
+	// Nor does one that is only in the Labfile; without that, what was recorded counts.
+	d.ok("destroy", "web", "--yes")
+	if code, out, _ = d.run("verify", "web"); code != 2 || !strings.Contains(out, "              machine \"web\" is not up\n") {
+		t.Errorf("of a machine that is not there: %d\n%s", code, out)
+	}
+	var status engine.Status
+	if err := json.Unmarshal([]byte(d.ok("status", "--json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ = d.run("verify", "--lab", string(status.ID)); code != 0 || steady(out) != "0 checks: 0 passed TIME\n" {
+		t.Errorf("without the Labfile: %d\n%s", code, out)
 	}
 
 	for _, c := range []struct {

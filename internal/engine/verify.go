@@ -4,6 +4,8 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/labfile/lab/internal/guest"
@@ -51,6 +53,10 @@ func (l *Lab) Verify(ctx context.Context, want *lab.Lab, o VerifyOptions) (verif
 			Machine: m.Name, Tests: m.Tests,
 			Open: func(ctx context.Context) (guest.Target, error) {
 				rec, err := l.running(ctx, m.Name)
+				var none *NoMachineError
+				if errors.As(err, &none) {
+					return guest.Target{}, fmt.Errorf("machine %q is not up", m.Name)
+				}
 				if err != nil {
 					return guest.Target{}, err
 				}
