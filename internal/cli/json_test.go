@@ -27,6 +27,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		ui.VerifyJSON{},
 		historyJSON{},
 		burnJSON{},
+		volumesJSON{},
 		validateJSON{},
 		doctorJSON{},
 		lockJSON{},
