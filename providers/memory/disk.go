@@ -151,7 +151,7 @@ func (p *Provider) volumeInUse(m *machine) error {
 		}
 		for _, theirs := range o.spec.Volumes {
 			for _, v := range m.spec.Volumes {
-				if v.Path == theirs.Path && !(v.ReadOnly && theirs.ReadOnly) {
+				if !v.ReadOnly && reads(theirs, v.Path) || !theirs.ReadOnly && reads(v, theirs.Path) {
 					return fmt.Errorf("%w: volume %q (%s) is attached to machine %q; stop that machine first",
 						providers.ErrInUse, v.Name, v.Path, o.spec.Generation)
 				}
@@ -159,6 +159,10 @@ func (p *Provider) volumeInUse(m *machine) error {
 		}
 	}
 	return nil
+}
+
+func reads(v providers.Volume, path string) bool {
+	return v.Path == path || slices.Contains(v.Layers, path)
 }
 
 // checkStorage looks at volumes and mounts. Nothing is opened: the guests of this

@@ -130,6 +130,20 @@ func testVolumes(b *bench) {
 	}
 	b.ok("Start", b.Provider.Start(b.ctx(), gen("db", 2)))
 	b.booted(gen("db", 2), 1)
+	if c, ok := b.Provider.(providers.VolumeChanger); ok {
+		b.is("SetVolumes", c.SetVolumes(b.ctx(), gen("db", 9), nil), providers.ErrNotFound)
+		b.ok("Stop", b.Provider.Stop(b.ctx(), gen("db", 2), b.Patience))
+		// A snapshot: what was written to lies below now, and others may read it.
+		b.ok("SetVolumes", c.SetVolumes(b.ctx(), gen("db", 2), []providers.Volume{{Name: "data", Path: b.volume(), Layers: []string{data}}}))
+		b.ok("Start", b.Other.Start(b.ctx(), gen("db", 2)))
+		b.booted(gen("db", 2), 1)
+		b.up(spec(5, true))
+		b.ok("Create", b.Provider.Create(b.ctx(), spec(6, false)))
+		b.is("Start of a writer to what lies below", b.Provider.Start(b.ctx(), gen("db", 6)), providers.ErrInUse)
+		for _, n := range []int{5, 6} {
+			b.ok("Destroy", b.Provider.Destroy(b.ctx(), gen("db", n)))
+		}
+	}
 	b.ok("Destroy", b.Provider.Destroy(b.ctx(), gen("db", 2)))
 	for _, path := range []string{data, shared} {
 		if _, err := os.Stat(path); err != nil {
