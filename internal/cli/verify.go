@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -69,7 +70,17 @@ func (a *app) verify(ctx context.Context, r request) error {
 	if err != nil {
 		return err
 	}
-	report, err := l.Verify(ctx, want, engine.VerifyOptions{Machines: names})
+	show := a.show()
+	o := engine.VerifyOptions{Machines: names}
+	if a.ui.Size != nil || a.verbose { // anywhere else the report says it all, a moment later
+		o.Progress = func(r verify.Result) {
+			show.event(engine.Event{
+				Time: time.Now(), Machine: r.Machine, Stage: engine.StageCheck, Text: fmt.Sprintf("%s: %s", r.Name, r.Outcome),
+			})
+		}
+	}
+	report, err := l.Verify(ctx, want, o)
+	show.close()
 	if err != nil {
 		return err
 	}
