@@ -171,6 +171,9 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 		}
 	}
 	if s.provider == nil {
+		if !found && len(o.Machines) == 0 { // volumes of a lab that was destroyed
+			return s.removeFiles()
+		}
 		return fmt.Errorf("there is no provider %q", s.state.Opened.Provider)
 	}
 	if len(o.Machines) == 0 {
@@ -301,6 +304,11 @@ func (s *session) closeIfEmpty(ctx context.Context) error {
 	}
 	if !s.fresh {
 		return nil
+	}
+	for _, name := range s.made {
+		if err := s.volumes().Remove(name); err != nil {
+			return err
+		}
 	}
 	return s.removeFiles()
 }

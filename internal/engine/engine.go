@@ -122,6 +122,8 @@ type session struct {
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
 	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 
+	made []string // volumes
+
 	mu        sync.Mutex // guards the events, the ledger and state
 	superOnce sync.Mutex // guards super
 	super     *supervise.Client

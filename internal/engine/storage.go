@@ -101,6 +101,7 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 	if errors.Is(err, volume.ErrNotFound) {
 		note("making volume %s, %s", want.Name, want.Size)
 		if v, err = store.Create(ctx, want); err == nil {
+			s.made = append(s.made, v.Name) // under Hold
 			err = s.recordVolume(ledger.VolumeMade, ledger.VolumeAct{Volume: v.Name, Size: v.Size})
 		}
 	}
@@ -247,6 +248,14 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 		}
 		return fmt.Errorf("mounting its volumes and folders: %w", err)
 	}
+	if len(owned) == 0 {
+		return nil
+	}
+	free, err := s.volumes().Hold()
+	if err != nil {
+		return err
+	}
+	defer free()
 	for _, v := range owned {
 		if err := s.volumes().Prepared(v.Name, v.Owner, v.Mode); err != nil {
 			return err

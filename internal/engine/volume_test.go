@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -184,6 +185,38 @@ func TestVolumesOfOneMachine(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, told); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestVolumesUndone interrupts the first up of a lab: nothing is left of it, but for
+// what was there before.
+func TestVolumesUndone(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	db := machine("db")
+	db.Ready[0].Pattern = "never"
+	db.Volumes = []lab.Volume{bare("data", lab.MiB)}
+	for _, before := range []bool{false, true} {
+		if before {
+			if _, err := l.volumes().Create(b.ctx, bare("data", lab.MiB)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(b.ctx)
+		_, err := l.Up(ctx, b.want(db), UpOptions{Options: Options{Events: func(e Event) {
+			if e.Stage == StageCheck {
+				cancel()
+			}
+		}}})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if kept := l.keptVolumes(); before != (len(kept) == 1) {
+			t.Errorf("volume before: %v, after: %v", before, kept)
+		}
+		if _, err := os.Stat(b.Dirs.Lab(l.ID())); before != (err == nil) {
+			t.Errorf("volume before: %v, folder after: %v", before, err)
+		}
 	}
 }
 

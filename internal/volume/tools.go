@@ -94,7 +94,7 @@ func (s *Store) makeExt4(ctx context.Context, v Volume, file string) error {
 // scratch makes an empty file beside the volume, which the next change of the volume
 // removes if its maker did not.
 func (s *Store) scratch(name string) (string, error) {
-	f, err := os.CreateTemp(s.dir, "."+name+"-*")
+	f, err := os.CreateTemp(s.dir, "."+name+"@*")
 	if err != nil {
 		return "", err
 	}

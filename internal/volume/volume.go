@@ -218,7 +218,7 @@ func (s *Store) save(v Volume) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(s.dir, "."+v.Name+"-*")
+	f, err := os.CreateTemp(s.dir, "."+v.Name+"@*")
 	if err != nil {
 		return err
 	}
@@ -245,7 +245,7 @@ func (s *Store) sweep(name string, keep []string) error {
 		return err
 	}
 	for _, e := range entries {
-		ours := strings.HasPrefix(e.Name(), name+"@") || strings.HasPrefix(e.Name(), "."+name+"-")
+		ours := strings.HasPrefix(strings.TrimPrefix(e.Name(), "."), name+"@")
 		if ours && !slices.Contains(keep, e.Name()) {
 			if err := os.RemoveAll(s.Path(e.Name())); err != nil {
 				return err

@@ -197,7 +197,7 @@ func TestForget(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "db", "none", 8*lab.MiB)
-	for _, name := range []string{"db@2.qcow2", ".db-123"} {
+	for _, name := range []string{"db@2.qcow2", ".db@123"} {
 		if err := os.WriteFile(s.Path(name), []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +207,7 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	reads(t, s.Paths(current(t, s, "db").Layers), 0, 1)
-	if _, err := os.Stat(s.Path(".db-123")); err == nil {
+	if _, err := os.Stat(s.Path(".db@123")); err == nil {
 		t.Error("the scratch file is left")
 	}
 }
