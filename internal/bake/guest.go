@@ -43,10 +43,24 @@ type FailedError struct {
 }
 
 // Error implements error. The output is left to whoever shows it.
-func (e *FailedError) Error() string { return e.Err.Error() }
+func (e *FailedError) Error() string {
+	switch {
+	case e.Signal != "":
+		return "ended by SIG" + e.Signal
+	case e.Code != 0:
+		return fmt.Sprintf("exit code %d", e.Code)
+	}
+	return e.Err.Error()
+}
 
-// Unwrap returns the cause.
-func (e *FailedError) Unwrap() error { return e.Err }
+// Unwrap returns the cause, if it is another than the step's own end: the exit code
+// of a step is not that of lab.
+func (e *FailedError) Unwrap() error {
+	if e.Signal != "" || e.Code != 0 {
+		return nil
+	}
+	return e.Err
+}
 
 // sh makes a command that runs a program of /bin/sh as root.
 func (m *Machine) sh(program string, args ...string) []string {

@@ -260,6 +260,10 @@ func (o *oven) tell(j *job, number int, text string, took time.Duration) {
 	o.s.emit(Event{Machine: j.machines[0], Generation: number, Stage: StageBake, Text: text, Took: took})
 }
 
+// bakeHost is the host name of every throw-away machine with an agent: what a step
+// makes of it should not differ from bake to bake.
+const bakeHost = "bake"
+
 // throwaway matches the names of the machines that steps are run in.
 var throwaway = regexp.MustCompile(`^bake-[0-9a-f]{6}$`)
 
@@ -424,8 +428,12 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 		client.Close()
 		return nil, nil, err
 	}
+	name := bakeHost
+	if !img.Agent {
+		name = string(g.Machine)
+	}
 	m := &bake.Machine{
-		Guest: client, Sudo: user(create) != "root", Hostname: string(g.Machine),
+		Guest: client, Sudo: user(create) != "root", Hostname: name,
 		Key: guest.AuthorizedKey(key.Signer.PublicKey()), Dir: o.dir,
 	}
 	if err := m.Settle(alive); err != nil {
@@ -446,6 +454,7 @@ func (o *oven) login(ctx context.Context, g lab.Generation, c ledger.Create) (*g
 		if err != nil {
 			return nil, err
 		}
+		identity.Hostname = bakeHost
 		if err := identify(ctx, target, identity); err != nil {
 			return nil, err
 		}
