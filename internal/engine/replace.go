@@ -368,6 +368,6 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 // again.
 func (s *session) restore(old ledger.Machine) error {
 	return s.record(ledger.MachineRestored, s.generation(old), ledger.Restored{
-		Create: old.Create, Born: old.Born, Ready: old.Ready, Ports: old.Ports,
+		Create: old.Create, Born: old.Born, Ready: old.Ready, Ports: old.Ports, Tainted: old.Tainted,
 	})
 }

@@ -53,6 +53,10 @@ func TestWhatPeopleDoByHand(t *testing.T) {
 	if m := machine(); len(m.Tainted) != 0 || m.Entered != 0 || !m.LastEntered.IsZero() {
 		t.Errorf("the next generation inherits %q, %d, %v", m.Tainted, m.Entered, m.LastEntered)
 	}
+	add(MachineRestored, 1, Restored{Tainted: []string{"a"}})
+	if m := machine(); m.Generation != 1 || !cmp.Equal(m.Tainted, []string{"a"}) {
+		t.Errorf("a generation that was not replaced after all is %d, tainted %q", m.Generation, m.Tainted)
+	}
 	for r, want := range map[*Record]string{
 		&entered:   "web@1: entered: exec by ann: sh -c a b " + strings.Repeat("x", 50) + "…",
 		&tainted:   "web@1: tainted: a",

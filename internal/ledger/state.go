@@ -88,6 +88,8 @@ type Restored struct {
 	Born   time.Time `json:"born"`
 	Ready  time.Time `json:"ready"`
 	Ports  []Port    `json:"ports,omitempty"`
+
+	Tainted []string `json:"tainted,omitempty"` // it still is
 }
 
 // Retired is the data of MachineRetired: a generation that is not the present one is
@@ -367,7 +369,7 @@ func (m *Machine) apply(r Record) error {
 		}
 		*m = Machine{
 			Name: r.Machine, Generation: r.Generation, Phase: PhaseStopped,
-			Create: d.Create, Born: d.Born, Ready: d.Ready, Ports: d.Ports,
+			Create: d.Create, Born: d.Born, Ready: d.Ready, Ports: d.Ports, Tainted: d.Tainted,
 		}
 	case MachineReady:
 		m.Phase = PhaseReady
