@@ -80,7 +80,6 @@ func (s *session) birth(ctx context.Context, l launch, img Image, why []string, 
 	if err != nil {
 		return s.fail(ctx, g, StageCreate, err)
 	}
-	spec.Mounts = shared(m)
 	if err := s.provider.Create(ctx, spec); err != nil {
 		return s.fail(ctx, g, StageCreate, err)
 	}

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -22,7 +21,7 @@ import (
 // volumes is the store of the lab's volumes.
 func (l *Lab) volumes() *volume.Store { return volume.Open(l.host.Dirs.Volumes(l.id)) }
 
-// storable checks before anything is changed what can be known of volumes and mounts.
+// storable checks before anything is changed what can be known of volumes.
 func (s *session) storable(want *lab.Lab) error {
 	var errs []error
 	for _, m := range want.Machines {
@@ -32,8 +31,9 @@ func (s *session) storable(want *lab.Lab) error {
 		if len(m.Volumes) > providers.MaxVolumes {
 			refuse("%d volumes; a machine can have %d", len(m.Volumes), providers.MaxVolumes)
 		}
-		if len(m.Mounts) > providers.MaxMounts {
-			refuse("%d mounts; a machine can have %d", len(m.Mounts), providers.MaxMounts)
+		if len(m.Mounts) > 0 {
+			refuse("mounts are not supported yet: the kernels of the built-in boxes have no 9p; " +
+				"use \"lab cp\", or put the files into the image by a provision step (file: …)")
 		}
 		if _, ok := s.provider.(providers.VolumeChanger); !ok && len(m.Volumes) > 0 {
 			refuse("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
@@ -48,13 +48,6 @@ func (s *session) storable(want *lab.Lab) error {
 				refuse("volume %s has %s and cannot shrink to %s; ask for %s, or make a new volume under another name", v.Name, there.Size, v.Size, there.Size)
 			case v.FS != there.FS:
 				refuse("volume %s was made with fs: %s; write that, or make a new volume under another name", v.Name, there.FS)
-			}
-		}
-		for _, f := range m.Mounts {
-			if fi, err := os.Stat(f.From); err != nil {
-				refuse("mounting a folder of this host: %w", err)
-			} else if !fi.IsDir() {
-				refuse("%s is not a folder; only folders can be mounted", f.From)
 			}
 		}
 	}
@@ -129,7 +122,10 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 		return chain(out, store.Paths(v.Layers)), nil
 	}
 	// What another generation left is kept as it is, before this one gets at it.
-	snap, err := store.Attach(v.Name, volume.Attachment{Machine: g.Machine, Generation: g.Number})
+	rec, _ := s.machine(g.Machine).Of(g.Number)
+	snap, err := store.Attach(v.Name, volume.Attachment{
+		Machine: g.Machine, Generation: g.Number, Born: rec.Born.UTC().Format(time.RFC3339Nano),
+	})
 	if err != nil {
 		return out, err
 	}
@@ -196,21 +192,10 @@ func serial(name string) string {
 	return fmt.Sprintf("%s.%x", name[:maxSerial-9], sum[:4])
 }
 
-// shared are the folders of the host, as the provider is told of them.
-func shared(m lab.Machine) []providers.Mount {
-	var out []providers.Mount
-	for i, f := range m.Mounts {
-		out = append(out, providers.Mount{Tag: tag(i), Path: f.From, Writable: f.Writable})
-	}
-	return out
-}
-
-func tag(i int) string { return fmt.Sprintf("lab%d", i) }
-
 // mountTime bounds what mounting may take in a guest that answers.
 const mountTime = 3 * time.Minute
 
-// mount mounts the machine's volumes and folders in the guest. What is mounted
+// mount mounts the machine's volumes in the guest. What is mounted
 // already stays.
 func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generation, m lab.Machine, c ledger.Create) error {
 	script, owned, err := s.mountScript(m)
@@ -237,16 +222,16 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 		return err
 	}
 	defer client.Close()
-	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "mounting its volumes and folders"})
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "mounting its volumes"})
 	ctx, cancel = context.WithTimeout(ctx, mountTime)
 	defer cancel()
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	if err := client.Run(ctx, cmd); err != nil {
 		if why := strings.TrimSpace(said.String()); why != "" {
-			return fmt.Errorf("mounting its volumes and folders: %s (%w)", why, err)
+			return fmt.Errorf("mounting its volumes: %s (%w)", why, err)
 		}
-		return fmt.Errorf("mounting its volumes and folders: %w", err)
+		return fmt.Errorf("mounting its volumes: %w", err)
 	}
 	if len(owned) == 0 {
 		return nil
@@ -297,13 +282,6 @@ func (s *session) mountScript(m lab.Machine) (string, []lab.Volume, error) {
 			call("volume", v.Name, serial(v.Name), v.Mount, "rw", v.Owner, v.Mode)
 		}
 	}
-	for i, f := range m.Mounts {
-		how := "ro"
-		if f.Writable {
-			how = "rw"
-		}
-		call("folder", f.From, tag(i), f.To, how)
-	}
 	if b.Len() == 0 {
 		return "", nil, nil
 	}
@@ -333,12 +311,5 @@ volume() {
 		chown "$5" "$3" || fail "volume $1: $3 cannot belong to $5; does the image have that user?"
 		chmod "$6" "$3" || fail "volume $1: $3 cannot have the mode $6"
 	fi
-}
-folder() {
-	mounted "$2" && return
-	modprobe 9pnet_virtio 2>/dev/null; modprobe 9p 2>/dev/null
-	grep -qw 9p /proc/filesystems || fail "mount $3: the guest's kernel has no 9p, by which folders of the host are mounted; use another box, or leave out the mount"
-	mkdir -p "$3" || fail "mount $3: the folder cannot be made"
-	mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$4" "$2" "$3" || fail "mount $3: $1 cannot be mounted"
 }
 `

@@ -112,7 +112,7 @@ func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, err
 				continue
 			}
 			u := volumeUser{generation: m.Generation}
-			has := v.Attached == volume.Attachment{Machine: m.Machine, Generation: m.Number}
+			has := v.Attached.Machine == m.Machine && v.Attached.Generation == m.Number
 			rec := s.machine(m.Machine)
 			for _, w := range rec.Create.Spec.Volumes {
 				if w.Name == v.Name && rec.Generation == m.Number {
@@ -292,12 +292,13 @@ func (s *session) besidesVolumes() ([]string, error) {
 const letGoTime = 30 * time.Second
 
 // letGo shuts a generation down that is about to be ended by force, if it was ready
-// once and writes to a volume: what it has not written yet would be lost, and its
+// once, or failed to be, and writes to a volume: what it has not written yet would be lost, and its
 // services would find their data as after a power cut.
 func (s *session) letGo(ctx context.Context, g lab.Generation) {
 	rec, ok := s.machine(g.Machine).Of(g.Number)
 	writes := slices.ContainsFunc(rec.Create.Spec.Volumes, func(v ledger.Volume) bool { return !v.ReadOnly })
-	if !ok || !writes || rec.Ready.IsZero() {
+	unused := rec.Ready.IsZero() && rec.Failed == (ledger.Failed{})
+	if !ok || !writes || unused {
 		return
 	}
 	live, err := s.provider.Inspect(ctx, g)

@@ -109,9 +109,11 @@ func TestVolumesOutliveMachines(t *testing.T) {
 	}
 
 	// The lab goes, its data does not, until that is asked for.
+	b.scribble(l, "data")
 	if err := l.Destroy(b.ctx, Options{}); err != nil {
 		t.Fatal(err)
 	}
+	snapshots := len(b.volume(l, "data").Snapshots)
 	if _, err := b.GC(b.ctx, false); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +121,15 @@ func TestVolumesOutliveMachines(t *testing.T) {
 		t.Errorf("%+v, %v", labs, err)
 	}
 	b.up(l, w)
-	if v := b.volume(l, "data"); !cmp.Equal(v.InUse, []string{"db@1"}) || len(v.Snapshots) == 0 {
+	if v := b.volume(l, "data"); !cmp.Equal(v.InUse, []string{"db@1"}) || len(v.Snapshots) != snapshots+1 {
+		t.Errorf("%+v", v)
+	}
+	if err := l.Destroy(b.ctx, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	b.scribble(l, "data")
+	b.up(l, w) // db@1 again, and yet another one
+	if v := b.volume(l, "data"); len(v.Snapshots) != snapshots+2 {
 		t.Errorf("%+v", v)
 	}
 	if err := l.Destroy(b.ctx, Options{Volumes: true}); err != nil {
@@ -217,6 +227,19 @@ func TestVolumesUndone(t *testing.T) {
 		if _, err := os.Stat(b.Dirs.Lab(l.ID())); before != (err == nil) {
 			t.Errorf("volume before: %v, folder after: %v", before, err)
 		}
+	}
+}
+
+func TestMountsAreRefused(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	web := machine("web")
+	web.Mounts = []lab.Mount{{From: b.folder, To: "/src"}}
+	if _, err := l.Up(b.ctx, b.want(web), UpOptions{}); err == nil || !strings.Contains(err.Error(), "mounts are not supported yet") {
+		t.Error(err)
+	}
+	if _, err := l.Status(b.ctx); !errors.Is(err, ErrNoLab) {
+		t.Error(err)
 	}
 }
 

@@ -57,6 +57,7 @@ type Volume struct {
 type Attachment struct {
 	Machine    lab.Name `json:"machine"`
 	Generation int      `json:"generation"`
+	Born       string   `json:"born"` // tells generations apart that a destroyed lab and its successor number alike
 }
 
 // Snapshot is an earlier state of a volume. It never changes.

@@ -119,7 +119,7 @@ func TestAttach(t *testing.T) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 9; n++ {
 		for range 2 { // the second time nothing happens
-			if _, err := s.Attach("db", Attachment{"web", n}); err != nil {
+			if _, err := s.Attach("db", Attachment{Machine: "web", Generation: n}); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.Thin(t.Context(), "db"); err != nil {
@@ -129,10 +129,10 @@ func TestAttach(t *testing.T) {
 		write(t, s, "db", n*64<<10, byte(n))
 	}
 	// Nobody wrote since: no snapshot of nothing.
-	if snap, err := s.Attach("db", Attachment{"web", 10}); err != nil || snap == nil {
+	if snap, err := s.Attach("db", Attachment{Machine: "web", Generation: 10}); err != nil || snap == nil {
 		t.Fatal(snap, err)
 	}
-	if snap, err := s.Attach("db", Attachment{"web", 11}); err != nil || snap != nil {
+	if snap, err := s.Attach("db", Attachment{Machine: "web", Generation: 11}); err != nil || snap != nil {
 		t.Fatal(snap, err)
 	}
 	if err := s.Thin(t.Context(), "db"); err != nil {
