@@ -75,9 +75,17 @@ func Generations(records []Record, name lab.Name) ([]Generation, error) {
 		}
 		return a.Number - b.Number
 	})
+	state, err := Fold(records)
+	if err != nil {
+		return nil, err
+	}
 	all := make([]Generation, 0, len(order))
 	for _, id := range order {
-		all = append(all, byNumber[id].finish())
+		g := byNumber[id].finish()
+		if now := state.Machines[id.Machine]; now.Generation == id.Number {
+			g.Ports = orEmpty(now.Ports) // what took over has them from the one before
+		}
+		all = append(all, g)
 	}
 	return all, nil
 }

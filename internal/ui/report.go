@@ -36,13 +36,13 @@ func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
 	}
 	fmt.Fprintln(w)
 	var t Table
-	t.Row("NAME", "GEN", "STATE", "ADDRESS", "PORTS", "BOX", "CPUS", "MEMORY", "DISK", "UPTIME")
+	t.Row("NAME", "GEN", "STATE", "ADDRESS", "PORTS", "BOX", "CPUS", "MEMORY", "DISK", "DRIFT", "UPTIME")
 	for _, m := range s.Machines {
 		var ports []string
 		for _, p := range m.Ports {
 			ports = append(ports, fmt.Sprintf("%d->%d", p.Host, p.Guest))
 		}
-		gen, cpus, memory, disk, uptime := "", "", "", "", ""
+		gen, cpus, memory, disk, drift, uptime := "", "", "", "", "", ""
 		if m.Generation > 0 {
 			gen = strconv.Itoa(m.Generation)
 		}
@@ -55,10 +55,13 @@ func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
 		if m.DiskUsed > 0 {
 			disk = Size(int64(m.DiskUsed))
 		}
+		if m.Ready != nil && m.DiskUsed > 0 {
+			drift = Size(int64(m.Written))
+		}
 		if m.Running != nil {
 			uptime = elapsed(now.Sub(*m.Running))
 		}
-		t.Row(string(m.Name), gen, string(m.State), m.Address, strings.Join(ports, " "), m.Box, cpus, memory, disk, uptime)
+		t.Row(string(m.Name), gen, string(m.State), m.Address, strings.Join(ports, " "), m.Box, cpus, memory, disk, drift, uptime)
 		t.Paint(2, stateColor(m.State))
 	}
 	if err := t.Write(w, color); err != nil {
