@@ -211,7 +211,8 @@ type Volume struct {
 
 // Mount is a folder of the host that the guest can mount, by 9p. The guest sees
 // the owners and modes of the host; what its root writes belongs to the calling
-// user. Create returns ErrIncapable if the host cannot do that.
+// user, and a change of owner is refused. Create returns ErrIncapable if the host
+// cannot do that; whether the guest's kernel can is not known before.
 type Mount struct {
 	Tag      string // the name to mount it by: 1 to 31 of A-Z a-z 0-9 . _ -
 	Path     string // absolute

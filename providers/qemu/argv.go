@@ -216,8 +216,10 @@ func (l Launch) storage() []string {
 			"-device", fmt.Sprintf("virtio-blk-pci,id=volume%d,drive=volume%d,serial=%s,addr=%#x", i, i, v.Name, slotVolumes+i))
 	}
 	for i, m := range l.Mounts {
-		// Without a mapping the guest sees the host's owners and modes, and a
-		// change of owner, which QEMU has no right to make, is let pass.
+		// Without a mapping the guest sees the host's owners and modes, and what it
+		// makes belongs to QEMU's user: "passthrough" would insist on the guest's
+		// user, and the mapped models keep the mode where the host's tools do not
+		// look for it.
 		fs := fmt.Sprintf("local,id=mount%d,path=%s,security_model=none,multidevs=remap", i, comma(m.Path))
 		if !m.Writable {
 			fs += ",readonly=on"

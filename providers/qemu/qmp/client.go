@@ -7,6 +7,7 @@ package qmp
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ type Client struct {
 	greeting Greeting
 	events   chan Event
 	done     chan struct{} // closed when the reader has ended
+	tag      string        // begins the ids: a late answer to another client has none of them
 
 	write sync.Mutex // one command goes out at a time
 
@@ -74,6 +76,7 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 		conn:    conn,
 		events:  make(chan Event, maxEvents),
 		done:    make(chan struct{}),
+		tag:     rand.Text()[:8] + "-",
 		pending: map[string]chan Reply{},
 	}
 	greeted := make(chan struct{})
@@ -144,7 +147,7 @@ func (c *Client) execute(ctx context.Context, command string, args any, f *os.Fi
 	answer := make(chan Reply, 1)
 	c.mu.Lock()
 	c.lastID++
-	id := strconv.FormatUint(c.lastID, 10)
+	id := c.tag + strconv.FormatUint(c.lastID, 10)
 	c.pending[id] = answer
 	c.mu.Unlock()
 	defer func() {
@@ -263,8 +266,7 @@ func (c *Client) read(greeted chan<- struct{}) {
 			first = false
 			close(greeted)
 		case first:
-			c.end(errors.New("the monitor did not greet"))
-			return
+			// An answer to a client before this one, who did not wait for it.
 		case m.Event != nil:
 			c.deliver(*m.Event)
 		case m.Reply != nil:

@@ -217,7 +217,7 @@ func TestBadGreetings(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                "awaiting the monitor's greeting: monitor connection is closed",
 		"SSH-2.0-OpenSSH_9.2\n":           "awaiting the monitor's greeting: parsing monitor message: invalid character 'S' looking for beginning of value",
-		`{"return": {}}` + "\n":           "awaiting the monitor's greeting: the monitor did not greet",
+		`{"return": {}}` + "\n":           "awaiting the monitor's greeting: monitor connection is closed",
 		"{}\n":                            "awaiting the monitor's greeting: parsing monitor message: neither greeting, event nor reply",
 		strings.Repeat("x", maxMessage+1): "awaiting the monitor's greeting: bufio.Scanner: token too long",
 	} {
@@ -233,6 +233,40 @@ func TestBadGreetings(t *testing.T) {
 		}
 		<-done
 	}
+}
+
+// QEMU gives the answers that a client did not wait for to the next one, before
+// its greeting or after it.
+func TestAnswersToAPredecessor(t *testing.T) {
+	here, there := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer there.Close()
+		fmt.Fprintf(there, `{"return": "old", "id": "1"}`+"\n%s\n", greeting)
+		s := bufio.NewScanner(there)
+		for s.Scan() {
+			var r request
+			if err := json.Unmarshal(s.Bytes(), &r); err != nil {
+				t.Error(err)
+				return
+			}
+			for _, old := range []string{"1", "2", "3"} {
+				fmt.Fprintf(there, `{"return": "old", "id": %q}`+"\n", old)
+			}
+			fmt.Fprintf(there, `{"return": "new", "id": %q}`+"\n", r.ID)
+		}
+	}()
+	c, err := New(testContext(t), here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	if err := c.Execute(testContext(t), "query-x", nil, &got); err != nil || got != "new" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	c.Close()
+	<-done
 }
 
 func TestSilentPeer(t *testing.T) {
