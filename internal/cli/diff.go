@@ -35,6 +35,8 @@ changed, 2 if something did.
 			&cli.BoolFlag{Name: "content", Usage: "show how text files differ"},
 			&cli.BoolFlag{Name: "all", Usage: "show what is hidden too, and files with only a new time"},
 			&cli.BoolFlag{Name: "taint", Usage: "if something changed, mark the machine: the next \"lab up\" replaces it"},
+			&cli.BoolFlag{Name: "as-provision", Usage: "print the drift as steps for the Labfile's provision"},
+			&cli.StringFlag{Name: "files", Usage: "with --as-provision: put binary and large files into the folder `DIR`"},
 			&cli.StringSliceFlag{Name: "ignore", Usage: "hide paths that fit `PATTERN`; !PATTERN shows them"},
 		},
 		complete: a.completeMachines,
@@ -42,6 +44,7 @@ changed, 2 if something did.
 			"lab diff web", "what was changed by hand",
 			"lab diff web --content", "line by line",
 			"lab diff web@3 web@5", "two generations",
+			"lab diff web --as-provision --files web", "a manual fix becomes part of the next generation",
 		},
 		run: a.diff,
 	}
@@ -58,6 +61,12 @@ func (a *app) diff(ctx context.Context, r request) error {
 	if r.Bool("taint") && (len(subjects) == 2 || subjects[0].Generation != 0) {
 		return usage("name one machine, without a generation", "--taint marks a machine that differs from its birth")
 	}
+	if r.String("files") != "" && !r.Bool("as-provision") {
+		return usage("add --as-provision", "--files says where --as-provision puts files")
+	}
+	if r.Bool("content") && r.Bool("as-provision") {
+		return usage("ask for one of them", "--content and --as-provision say the same in two ways")
+	}
 	want, l, err := a.existingAnd(ctx)
 	if err != nil {
 		return err
@@ -71,6 +80,11 @@ func (a *app) diff(ctx context.Context, r request) error {
 		file = want.File
 	} else if st, err := l.Status(ctx); err == nil {
 		file = st.Labfile
+	}
+	if r.Bool("as-provision") {
+		if o.AsProvision, err = asProvision(r.String("files"), filepath.Dir(file)); err != nil {
+			return err
+		}
 	}
 	own, err := os.ReadFile(filepath.Join(filepath.Dir(file), ".labignore"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -90,15 +104,37 @@ func (a *app) diff(ctx context.Context, r request) error {
 			return err
 		}
 	}
-	if a.asJSON {
+	switch {
+	case a.asJSON:
 		err = ui.JSON(a.Out, d)
-	} else {
+	case o.AsProvision != nil:
+		err = ui.Provision(a.Out, d)
+	default:
 		err = ui.Drift(a.Out, d)
 	}
 	if err == nil && len(d.Changes) > 0 {
 		return exitCode(ExitDifferent)
 	}
 	return err
+}
+
+// asProvision says where files go, and how a Labfile in the folder site names that.
+func asProvision(files, site string) (*drift.ProvisionOptions, error) {
+	if files == "" {
+		return &drift.ProvisionOptions{}, nil
+	}
+	abs, err := filepath.Abs(files)
+	if err != nil {
+		return nil, fmt.Errorf("naming the folder %q: %w", files, err)
+	}
+	from, err := filepath.Rel(site, abs)
+	if err != nil {
+		from = abs
+	}
+	if !filepath.IsAbs(from) {
+		from = "./" + filepath.ToSlash(from)
+	}
+	return &drift.ProvisionOptions{Files: abs, From: strings.TrimSuffix(from, "/.")}, nil
 }
 
 // subject reads MACHINE or MACHINE@N.

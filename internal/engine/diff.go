@@ -26,6 +26,8 @@ type DiffOptions struct {
 	Old     *Subject // nil compares New with its own birth
 	New     Subject
 	Content bool // tell the differences of text files too
+
+	AsProvision *drift.ProvisionOptions // say it as provision steps too; nil for no
 	drift.Options
 }
 
@@ -34,8 +36,10 @@ type Drift struct {
 	Old string `json:"old"` // "web@3", or "web@3 at birth"
 	New string `json:"new"`
 	drift.Report
-	Texts   []string `json:"texts,omitempty"` // unified diffs, with DiffOptions.Content
-	Written int64    `json:"written"`         // bytes of disk that New's generation has written since birth, at most
+	Texts []string `json:"texts,omitempty"` // unified diffs, with DiffOptions.Content
+
+	Provision string `json:"provision,omitempty"` // steps for a Labfile, with DiffOptions.AsProvision
+	Written   int64  `json:"written"`             // bytes of disk that New's generation has written since birth, at most
 }
 
 // Diff compares the disks of two generations, or one with its birth, from outside
@@ -79,6 +83,11 @@ func (l *Lab) Diff(ctx context.Context, o DiffOptions) (d Drift, err error) {
 	}
 	if d.Report, err = drift.Compare(ctx, a, b, o.Options); err != nil {
 		return Drift{}, fmt.Errorf("comparing %s with %s: %w", d.Old, d.New, err)
+	}
+	if o.AsProvision != nil {
+		if d.Provision, err = drift.Provision(ctx, a, b, d.Changes, *o.AsProvision); err != nil {
+			return Drift{}, fmt.Errorf("writing the drift of %s as provision steps: %w", d.New, err)
+		}
 	}
 	for _, c := range d.Changes {
 		if !o.Content {

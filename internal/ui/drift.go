@@ -39,6 +39,21 @@ func Drift(w io.Writer, d engine.Drift) error {
 	return err
 }
 
+// Provision prints the drift as steps for a Labfile; what is no step is a comment.
+func Provision(w io.Writer, d engine.Drift) error {
+	var b strings.Builder
+	if len(d.Changes) == 0 {
+		fmt.Fprintf(&b, "# %s: no differences from %s\n", d.New, d.Old)
+	} else {
+		fmt.Fprintf(&b, "      # What makes %s into %s. Goes below provision, after what stands there.\n", d.Old, d.New)
+		for line := range strings.Lines(d.Provision) {
+			b.WriteString(printable(line))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
 func aspects(c drift.Change) string {
 	var parts []string
 	for _, what := range c.What {
