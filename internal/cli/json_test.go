@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/ui"
 )
@@ -25,6 +26,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		listJSON{},
 		ui.PlanJSON{},
 		ui.VerifyJSON{},
+		engine.Drift{},
 		historyJSON{},
 		burnJSON{},
 		volumesJSON{},

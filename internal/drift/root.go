@@ -13,7 +13,7 @@ import (
 )
 
 // ErrUnreadable says that a disk has no file system that can be read from outside.
-var ErrUnreadable = errors.New("no ext4 root file system was found on the disk")
+var ErrUnreadable = errors.New("no ext4 root file system was found on the disk, and others can't be read from outside; look in the machine itself, with lab exec or lab ssh")
 
 // Root is the root file system of a disk.
 type Root struct {
