@@ -76,7 +76,7 @@ func parseRule(s string) (rule, error) {
 			s = s[2:]
 		default:
 			n := max(1, strings.IndexAny(s[1:], "/*?\\")+1)
-			if strings.IndexAny(s[1:], "/*?\\") < 0 {
+			if !strings.ContainsAny(s[1:], "/*?\\") {
 				n = len(s)
 			}
 			b.WriteString(regexp.QuoteMeta(s[:n]))
