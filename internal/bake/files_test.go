@@ -77,12 +77,14 @@ func TestArchive(t *testing.T) {
 		{"a file", lab.Provision{From: "conf", To: "/etc/app/app.conf", Owner: "www", Mode: "0640"}, []string{"/etc"}, []string{"5 0755 0:0 etc/app/", "0 0640 33:34 etc/app/app.conf C"}},
 		{"a file into a folder", lab.Provision{From: "conf", To: "/etc/"}, []string{"/etc"}, []string{"0 0644 0:0 etc/conf C"}},
 		{
-			"a folder", lab.Provision{From: "web/", To: "/srv/web", Owner: "www:staff"},
+			"a folder",
+			lab.Provision{From: "web/", To: "/srv/web", Owner: "www:staff"},
 			[]string{"/srv"},
 			[]string{"5 0755 33:50 srv/web/", "5 0755 33:50 srv/web/sub/", "2 0777 33:50 srv/web/link -> sub/b", "0 0750 33:50 srv/web/run R", "0 0644 33:50 srv/web/sub/b B"},
 		},
 		{
-			"a folder over one that is there", lab.Provision{From: "web", To: "/srv/", Owner: "7:8", Mode: "0640"},
+			"a folder over one that is there",
+			lab.Provision{From: "web", To: "/srv/", Owner: "7:8", Mode: "0640"},
 			[]string{"/srv", "/srv/web"},
 			[]string{"5 0750 7:8 srv/web/sub/", "2 0777 7:8 srv/web/link -> sub/b", "0 0640 7:8 srv/web/run R", "0 0640 7:8 srv/web/sub/b B"},
 		},

@@ -28,8 +28,10 @@ const (
 
 // Compare walks both file systems and returns how they differ.
 func Compare(ctx context.Context, old, now *Root, o Options) (Report, error) {
-	c := &comparison{ctx: ctx, old: old, now: now, o: o,
-		seen: map[[2]uint32]int{}, dirs: map[[2]uint32]bool{}}
+	c := &comparison{
+		ctx: ctx, old: old, now: now, o: o,
+		seen: map[[2]uint32]int{}, dirs: map[[2]uint32]bool{},
+	}
 	a, err := old.meta(ext4.RootInode)
 	if err != nil {
 		return Report{}, err

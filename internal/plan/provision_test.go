@@ -95,7 +95,8 @@ func TestImageChanges(t *testing.T) {
 		{
 			"baked another way", made,
 			Image{Digest: "sha256:new", Box: "sha256:aaa", Layers: baked.Layers},
-			[]string{"image changed: sha256:3 -> sha256:new"}, nil,
+			[]string{"image changed: sha256:3 -> sha256:new"},
+			nil,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -13,7 +13,8 @@ import (
 func TestStorage(t *testing.T) {
 	have := lab.Machine{
 		Volumes: []lab.Volume{
-			{Name: "data", Size: lab.GiB, FS: "ext4", Mount: "/srv/data"}, {Name: "log", Size: lab.GiB, FS: "ext4", Mount: "/srv/log"},
+			{Name: "data", Size: lab.GiB, FS: "ext4", Mount: "/srv/data"},
+			{Name: "log", Size: lab.GiB, FS: "ext4", Mount: "/srv/log"},
 			{Name: "same", Size: lab.GiB, FS: "ext4", Mount: "/srv/same", Owner: "root:root"},
 		},
 		Mounts: []lab.Mount{{From: "/a", To: "/a"}, {From: "/b", To: "/b"}},
@@ -21,7 +22,8 @@ func TestStorage(t *testing.T) {
 	want := lab.Machine{
 		Volumes: []lab.Volume{
 			{Name: "data", Size: 2 * lab.GiB, FS: "ext4", Mount: "/data", Owner: "7:7", ReadOnly: true},
-			{Name: "same", Size: lab.GiB, FS: "ext4", Mount: "/srv/same", Mode: "0755"}, {Name: "new", Size: lab.GiB},
+			{Name: "same", Size: lab.GiB, FS: "ext4", Mount: "/srv/same", Mode: "0755"},
+			{Name: "new", Size: lab.GiB},
 		},
 		Mounts: []lab.Mount{{From: "/a", To: "/a", Writable: true}, {From: "/c", To: "/c"}},
 	}

@@ -62,7 +62,7 @@ func FuzzFacts(f *testing.F) {
 func TestFailedErrorIsOneLine(t *testing.T) {
 	e := &FailedError{Machine: "web", Total: 9}
 	for _, name := range []string{"a", "b", "c", "d"} {
-		e.Failed = append(e.Failed, Result{Name: name, Reason: "no answer within " + (time.Second).String(), Hint: "do " + name})
+		e.Failed = append(e.Failed, Result{Name: name, Reason: "no answer within " + time.Second.String(), Hint: "do " + name})
 	}
 	want := "4 of 9 checks failed: a: no answer within 1s; b: no answer within 1s; c: no answer within 1s; and 1 more"
 	if got := e.Error(); got != want {

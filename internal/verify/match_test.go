@@ -110,18 +110,28 @@ func TestFacts(t *testing.T) {
 	}{
 		{"port", "tcp:5432", tcp, parsePort, map[string]string{"listening": `"true"`, "ip": `["127.0.0.1", "::1"]`}},
 		{"port that is only connected", "tcp:8080", tcp, parsePort, map[string]string{"listening": `"false"`, "ip": "[]"}},
-		{"file", "", "stat 81a4 1234 root 0 UNKNOWN 1007\n", func(_, out string) (Facts, error) { return parseFile(out) },
-			map[string]string{"exists": `"true"`, "mode": `"0644"`, "size": `"1234"`, "owner": `"root"`, "group": `"1007"`, "filetype": `"file"`, "linked-to": "nothing"}},
-		{"link", "", "stat a1ff 7 root 0 root 0\nlink /etc/x y\n", func(_, out string) (Facts, error) { return parseFile(out) },
-			map[string]string{"filetype": `"symlink"`, "linked-to": `"/etc/x y"`}},
-		{"no file", "", "absent\n", func(_, out string) (Facts, error) { return parseFile(out) },
-			map[string]string{"exists": `"false"`, "mode": "nothing"}},
+		{
+			"file", "", "stat 81a4 1234 root 0 UNKNOWN 1007\n", func(_, out string) (Facts, error) { return parseFile(out) },
+			map[string]string{"exists": `"true"`, "mode": `"0644"`, "size": `"1234"`, "owner": `"root"`, "group": `"1007"`, "filetype": `"file"`, "linked-to": "nothing"},
+		},
+		{
+			"link", "", "stat a1ff 7 root 0 root 0\nlink /etc/x y\n", func(_, out string) (Facts, error) { return parseFile(out) },
+			map[string]string{"filetype": `"symlink"`, "linked-to": `"/etc/x y"`},
+		},
+		{
+			"no file", "", "absent\n", func(_, out string) (Facts, error) { return parseFile(out) },
+			map[string]string{"exists": `"false"`, "mode": "nothing"},
+		},
 		{"process", "systemd-networkd", "init\nsystemd-network\nsh\nsh\n", parseProcess, map[string]string{"running": `"true"`, "count": `"1"`}},
-		{"user", "lab", "lab:x:1000:1000:,,,:/home/lab:/bin/sh\nlab sudo\n", parseUser,
-			map[string]string{"exists": `"true"`, "uid": `"1000"`, "home": `"/home/lab"`, "shell": `"/bin/sh"`, "groups": `["lab", "sudo"]`}},
+		{
+			"user", "lab", "lab:x:1000:1000:,,,:/home/lab:/bin/sh\nlab sudo\n", parseUser,
+			map[string]string{"exists": `"true"`, "uid": `"1000"`, "home": `"/home/lab"`, "shell": `"/bin/sh"`, "groups": `["lab", "sudo"]`},
+		},
 		{"getent", "db", "10.64.0.10     STREAM db.lab.internal\n10.64.0.10     DGRAM  \n", parseDNS, map[string]string{"resolvable": `"true"`, "addrs": `["10.64.0.10"]`}},
-		{"nslookup", "db", "nslookup\nServer:\t\t10.64.0.1\nAddress:\t10.64.0.1:53\n\nName:\tdb.lab.internal\nAddress: 10.64.0.10\n", parseDNS,
-			map[string]string{"resolvable": `"true"`, "addrs": `["10.64.0.10"]`}},
+		{
+			"nslookup", "db", "nslookup\nServer:\t\t10.64.0.1\nAddress:\t10.64.0.1:53\n\nName:\tdb.lab.internal\nAddress: 10.64.0.10\n", parseDNS,
+			map[string]string{"resolvable": `"true"`, "addrs": `["10.64.0.10"]`},
+		},
 		{"nslookup of nothing", "x", "nslookup\nServer:\t\t10.64.0.1\nAddress:\t10.64.0.1\n", parseDNS, map[string]string{"resolvable": `"false"`}},
 		{"package", "sed", "4.9-1\n", parsePackage, map[string]string{"installed": `"true"`, "versions": `["4.9-1"]`}},
 		{"service", "ssh", "running\n", parseService, map[string]string{"enabled": `"false"`, "running": `"true"`}},

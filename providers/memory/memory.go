@@ -299,8 +299,10 @@ func (p *Provider) Inspect(ctx context.Context, g lab.Generation) (providers.Mac
 }
 
 func (m *machine) facts() providers.Machine {
-	f := providers.Machine{Generation: m.spec.Generation, State: providers.StateStopped, Image: m.spec.Image.Digest,
-		Disk: m.disk.taken, Written: m.disk.written}
+	f := providers.Machine{
+		Generation: m.spec.Generation, State: providers.StateStopped, Image: m.spec.Image.Digest,
+		Disk: m.disk.taken, Written: m.disk.written,
+	}
 	switch {
 	case m.broken != "":
 		f.State, f.Image, f.Reason = providers.StateBroken, "", m.broken
