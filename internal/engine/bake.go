@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -264,9 +263,6 @@ func (o *oven) tell(j *job, number int, text string, took time.Duration) {
 // makes of it should not differ from bake to bake.
 const bakeHost = "bake"
 
-// throwaway matches the names of the machines that steps are run in.
-var throwaway = regexp.MustCompile(`^bake-[0-9a-f]{6}$`)
-
 // run bakes layers in one throw-away machine, from the first that is missing: all,
 // or until somebody else bakes the next one. lock is that of the first.
 func (o *oven) run(ctx context.Context, j *job, c bake.Chain, lock *bake.Lock, last byte) error {
@@ -274,7 +270,7 @@ func (o *oven) run(ctx context.Context, j *job, c bake.Chain, lock *bake.Lock, l
 	defer func() { lock.Unlock() }()
 	var id [3]byte
 	_, _ = rand.Read(id[:]) // never fails: see crypto/rand
-	g := lab.Generation{Lab: s.id, Machine: lab.Name("bake-" + hex.EncodeToString(id[:])), Number: 1}
+	g := lab.Generation{Lab: s.id, Machine: lab.Name(lab.BakePrefix + hex.EncodeToString(id[:])), Number: 1}
 	defer func() {
 		sure, cancel := cleanup(ctx)
 		defer cancel()
@@ -486,7 +482,7 @@ func (s *session) sweep(ctx context.Context) error {
 	}
 	var errs []error
 	for _, m := range all {
-		if throwaway.MatchString(string(m.Machine)) && s.machine(m.Machine).Phase == "" {
+		if lab.BakeName(m.Machine) && s.machine(m.Machine).Phase == "" {
 			errs = append(errs, (&oven{s: s}).discard(ctx, m.Generation))
 		}
 	}

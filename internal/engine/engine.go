@@ -246,7 +246,7 @@ func observe(ctx context.Context, p providers.Provider, id lab.ID) (map[lab.Name
 	}
 	seen := map[lab.Name][]providers.Machine{}
 	for _, m := range all {
-		if throwaway.MatchString(string(m.Machine)) {
+		if lab.BakeName(m.Machine) {
 			continue
 		}
 		seen[m.Machine] = append(seen[m.Machine], m)

@@ -113,7 +113,7 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 func needless(state ledger.State, m providers.Machine) string {
 	rec, ok := state.Machines[m.Machine]
 	switch {
-	case !ok && throwaway.MatchString(string(m.Machine)):
+	case !ok && lab.BakeName(m.Machine):
 		return "an interrupted bake left it"
 	case !ok && len(state.Machines) > 0:
 		return "the ledger does not know it"

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -144,4 +145,15 @@ func (e Expiry) String() string {
 		return "never"
 	}
 	return fmt.Sprintf("%s after %s", e.Then, e.After)
+}
+
+// BakePrefix begins the names of the throw-away machines that images are baked in:
+// six hexadecimal digits follow.
+const BakePrefix = "bake-"
+
+// BakeName reports whether name is that of a throw-away machine. No machine of a
+// Labfile can be called so.
+func BakeName(name Name) bool {
+	digits, ok := strings.CutPrefix(string(name), BakePrefix)
+	return ok && len(digits) == 6 && strings.Trim(digits, "0123456789abcdef") == ""
 }

@@ -104,6 +104,10 @@ func (c *converter) expand() {
 			c.add(row.key, "%q is not a name; %s", shorten(row.name), labelRule)
 			continue
 		}
+		if lab.BakeName(lab.Name(row.name)) {
+			c.add(row.key, "a machine cannot be called %q: so are the throw-away machines that images are baked in", shorten(row.name))
+			continue
+		}
 		if total += max(1, row.value.Count.value); total > maxMachines {
 			continue
 		}
