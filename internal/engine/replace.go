@@ -341,6 +341,9 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 	defer cancel()
 	var errs []error
 	for _, b := range born {
+		if b.beside && s.machine(b.Machine).Generation == b.Number {
+			continue // it was promoted: there is no way back, and the next command finishes it
+		}
 		if err := s.remove(ctx, b.Generation, []string{why}); err != nil {
 			errs = append(errs, fmt.Errorf("undoing %s: %w", b.Generation, err))
 			continue
