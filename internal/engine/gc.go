@@ -285,10 +285,14 @@ func (h *Host) BoxesInUse(ctx context.Context) ([]string, error) {
 				if m.Create.Box != "" {
 					used = append(used, m.Create.Box)
 				}
-				for _, p := range m.Past {
-					if p.Create.Box != "" {
-						used = append(used, p.Create.Box)
-					}
+			}
+			others := m.Past
+			if m.Standby != nil {
+				others = append(slices.Clone(others), *m.Standby)
+			}
+			for _, o := range others { // their disks stand on layers, and those on the box
+				if o.Create.Box != "" {
+					used = append(used, o.Create.Box)
 				}
 			}
 		}
