@@ -113,9 +113,9 @@ func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, err
 			}
 			u := volumeUser{generation: m.Generation}
 			has := v.Attached.Machine == m.Machine && v.Attached.Generation == m.Number
-			rec := s.machine(m.Machine)
+			rec, _ := s.machine(m.Machine).Of(m.Number) // a standby, or one that gives way, has it, too
 			for _, w := range rec.Create.Spec.Volumes {
-				if w.Name == v.Name && rec.Generation == m.Number {
+				if w.Name == v.Name {
 					has, u.readOnly = true, w.ReadOnly
 				}
 			}
