@@ -86,8 +86,11 @@ func Fold(records []Record) (State, error) {
 	return s, nil
 }
 
-// Apply adds one record to the state.
+// Apply adds one record to the state. The zero State is that of an empty ledger.
 func (s *State) Apply(r Record) error {
+	if s.Machines == nil {
+		s.Machines = map[lab.Name]Machine{}
+	}
 	if r.Type == LabOpened {
 		s.Opened = Opened{} // what a record leaves out does not hold on
 		if err := json.Unmarshal(r.Data, &s.Opened); err != nil {
