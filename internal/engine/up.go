@@ -424,13 +424,19 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 	if step.Action == plan.Replace {
 		return s.replace(ctx, step, m, img, born)
 	}
+	g := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Generation}
+	if step.Action == plan.Keep {
+		// First, for the supervisor may still lead to the generation before, if
+		// lab was killed while this one took over.
+		if err := s.keep(ctx, g, m, step); err != nil {
+			return err
+		}
+		return s.removeLeftovers(ctx, step)
+	}
 	if err := s.removeLeftovers(ctx, step); err != nil {
 		return err
 	}
-	g := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Generation}
 	switch step.Action {
-	case plan.Keep:
-		return s.keep(ctx, g, m, step)
 	case plan.Start:
 		return s.start(ctx, g, m, step.Changes)
 	case plan.Create:
