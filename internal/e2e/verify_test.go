@@ -17,7 +17,7 @@ import (
 // checkedMachines are a small machine and one like those of the real world.
 const checkedMachines = `lab: checked
 machines:
-  tiny: {box: builtin/tiny}
+  tiny: {box: builtin/tiny, ready: [{port: 22}]} # the agent is there before it
   deb: {box: builtin/debian-12, ready: [ssh]}
 `
 
