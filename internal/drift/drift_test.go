@@ -14,12 +14,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// tool runs a program; the test is skipped if the host has none.
+// tool runs a program; the host must have it.
 func tool(t testing.TB, stdin string, argv ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
-		t.Skipf("%s is missing: install e2fsprogs and qemu-utils", argv[0])
+		t.Fatalf("%s is missing: install e2fsprogs and qemu-utils", argv[0])
 	}
 	cmd := exec.Command(path, argv[1:]...)
 	cmd.Stdin = strings.NewReader(stdin)

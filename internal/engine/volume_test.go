@@ -142,7 +142,7 @@ func TestVolumesOutliveMachines(t *testing.T) {
 
 func TestVolumesOfOneMachine(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	b := newBench(t)
 	l := b.open()

@@ -43,7 +43,7 @@ func newStore(t *testing.T) *Store {
 	t.Helper()
 	for _, tool := range []string{"qemu-img", "qemu-io"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 	}
 	return Open(filepath.Join(t.TempDir(), "volumes"))
@@ -216,7 +216,7 @@ func TestExt4(t *testing.T) {
 	s := newStore(t)
 	for _, tool := range []string{"mke2fs", "resize2fs"} {
 		if _, err := exec.LookPath(filepath.Join("/usr/sbin", tool)); err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 	}
 	create(t, s, "db", "ext4", 64*lab.MiB)
