@@ -41,7 +41,7 @@ files. "lab up" does the same for what it needs; no machine of the lab is touche
 With --prune it removes the layers that no recorded generation of any lab and no
 machine of this Labfile is made of.`,
 		flags: []cli.Flag{
-			&cli.BoolFlag{Name: "no-cache", Usage: "run every step, even if its layer is there; \"lab rebuild\" then takes it"},
+			&cli.BoolFlag{Name: "no-cache", Usage: "run every step, even if its layer is there; \"lab replace\" then takes it"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
 			&cli.BoolFlag{Name: "prune", Usage: "remove layers that nobody needs, instead"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "with --prune: only say what would be removed"},
