@@ -39,7 +39,10 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 		return err
 	}
 	err = s.each(ctx, names, func(m ledger.Machine) error {
-		g := lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation}
+		if err := s.stopLeftovers(ctx, m); err != nil {
+			return err
+		}
+		g := s.generation(m)
 		if !runs(m, s.observed[m.Name]) {
 			return nil
 		}
@@ -64,6 +67,23 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 		return nil
 	})
 	return err
+}
+
+// stopLeftovers ends generations beside the present one that still run, because a
+// command was killed that was about to replace the one by the other.
+func (s *session) stopLeftovers(ctx context.Context, m ledger.Machine) error {
+	for _, o := range s.observed[m.Name] {
+		if o.Number == m.Generation || o.State != providers.StateRunning && o.State != providers.StatePaused {
+			continue
+		}
+		if err := s.unplug(ctx, o.Generation); err != nil {
+			return err
+		}
+		if err := s.provider.Stop(ctx, o.Generation, 0); err != nil {
+			return fmt.Errorf("stopping %s: %w", o.Generation, err)
+		}
+	}
+	return nil
 }
 
 // poweroff asks the agent to shut the guest down and waits for that: not every

@@ -129,15 +129,19 @@ type session struct {
 	super     *supervise.Client
 }
 
-// begin locks the lab, reads its ledger and looks at its machines. want may be
-// nil; it chooses the provider of a lab that was not opened yet.
+// begin locks the lab, reads its ledger, looks at its machines, and undoes what a
+// command that was killed left half done. want may be nil; it chooses the provider of a lab that was not opened yet.
 func (l *Lab) begin(ctx context.Context, want *lab.Lab, opt Options) (*session, error) {
 	lk, err := l.acquire(opt.Command)
 	if err != nil {
 		return nil, err
 	}
 	s := &session{Lab: l, opt: opt, lock: lk, fresh: !l.book.Exists()}
-	if err := s.look(ctx, want); err != nil {
+	err = s.look(ctx, want)
+	if err == nil {
+		err = s.resume(ctx)
+	}
+	if err != nil {
 		s.end()
 		return nil, err
 	}

@@ -344,20 +344,21 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 		if b.beside && s.machine(b.Machine).Generation == b.Number {
 			continue // it was promoted: there is no way back, and the next command finishes it
 		}
-		if err := s.remove(ctx, b.Generation, []string{why}); err != nil {
-			errs = append(errs, fmt.Errorf("undoing %s: %w", b.Generation, err))
-			continue
-		}
 		text := why + ", destroyed again"
 		switch {
 		case b.beside:
 			text += fmt.Sprintf("; generation %d runs on", b.instead.Generation)
 		case b.instead != nil:
+			// First, so that there is one to go on with whatever happens.
 			if err := s.restore(*b.instead); err != nil {
 				errs = append(errs, fmt.Errorf("going back to generation %d of %s: %w", b.instead.Generation, b.Machine, err))
 				continue
 			}
 			text += fmt.Sprintf("; generation %d is kept, stopped", b.instead.Generation)
+		}
+		if err := s.remove(ctx, b.Generation, []string{why}); err != nil {
+			errs = append(errs, fmt.Errorf("undoing %s: %w", b.Generation, err))
+			continue
 		}
 		s.emit(Event{Machine: b.Machine, Generation: b.Number, Stage: StageUndone, Text: text})
 	}
@@ -370,7 +371,9 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 // restore records that a generation that was to be replaced is the present one
 // again.
 func (s *session) restore(old ledger.Machine) error {
-	return s.record(ledger.MachineRestored, s.generation(old), ledger.Restored{
-		Create: old.Create, Born: old.Born, Ready: old.Ready, Ports: old.Ports, Tainted: old.Tainted,
-	})
+	return s.record(ledger.MachineRestored, s.generation(old), restored(old))
+}
+
+func restored(old ledger.Machine) ledger.Restored {
+	return ledger.Restored{Create: old.Create, Born: old.Born, Ready: old.Ready, Ports: old.Ports, Tainted: old.Tainted}
 }

@@ -23,6 +23,9 @@ func (l *Lab) Plan(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, 
 	if err := s.look(ctx, want); err != nil {
 		return plan.Plan{}, err
 	}
+	if err := s.presume(); err != nil {
+		return plan.Plan{}, err
+	}
 	p, _, err := s.plan(ctx, want, o, nil)
 	return p, err
 }

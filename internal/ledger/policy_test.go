@@ -53,8 +53,8 @@ func TestWhatPeopleDoByHand(t *testing.T) {
 	if m := machine(); len(m.Tainted) != 0 || m.Entered != 0 || !m.LastEntered.IsZero() {
 		t.Errorf("the next generation inherits %q, %d, %v", m.Tainted, m.Entered, m.LastEntered)
 	}
-	add(MachineRestored, 1, Restored{Tainted: []string{"a"}})
-	if m := machine(); m.Generation != 1 || !cmp.Equal(m.Tainted, []string{"a"}) {
+	add(MachineRestored, 1, Restored{Tainted: []string{"c"}})
+	if m := machine(); m.Generation != 1 || !cmp.Equal(m.Tainted, []string{"c", "late"}) || m.Entered != 2 {
 		t.Errorf("a generation that was not replaced after all is %d, tainted %q", m.Generation, m.Tainted)
 	}
 	for r, want := range map[*Record]string{

@@ -77,7 +77,8 @@ type Changed struct {
 }
 
 // Restored is the data of MachineRestored: an earlier generation, which is stopped,
-// is the present one again, because the one that was to take its place is undone.
+// is the present one again, because the one that was to take its place is undone. Of a
+// generation that the ledger still knows, it tells the ports alone.
 type Restored struct {
 	Create Create    `json:"create"`
 	Born   time.Time `json:"born"`

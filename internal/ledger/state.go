@@ -204,10 +204,15 @@ func (m *Machine) apply(r Record) error {
 		if err := json.Unmarshal(r.Data, &d); err != nil {
 			return err
 		}
-		*m = Machine{
-			Name: r.Machine, Generation: r.Generation, Phase: PhaseStopped,
-			Create: d.Create, Born: d.Born, Ready: d.Ready, Ports: d.Ports, Tainted: d.Tainted,
+		if m.Generation != r.Generation { // the record alone tells of it
+			*m = Machine{
+				Name: r.Machine, Generation: r.Generation,
+				Create: d.Create, Born: d.Born, Ready: d.Ready, Tainted: d.Tainted,
+			}
 		}
+		// What happened to it since the command looked at it still holds.
+		m.Phase, m.Ports, m.Retired = PhaseStopped, d.Ports, false
+		m.Failed, m.Exited = Failed{}, Exited{}
 	case MachineReady:
 		m.Phase = PhaseReady
 		m.Failed, m.Exited = Failed{}, Exited{}
