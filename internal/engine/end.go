@@ -196,6 +196,9 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 		}
 		return fmt.Errorf("there is no provider %q", s.state.Opened.Provider)
 	}
+	if err := s.stillDue(ctx); err != nil {
+		return err
+	}
 	if len(o.Machines) == 0 {
 		return s.destroyAll(ctx, all)
 	}

@@ -58,6 +58,8 @@ type Options struct {
 	Command  string                // what the user typed: for the ledger, and for others who find the lab locked
 	Confirm  func(plan.Plan) error // called once before anything is changed; an error stops it; may be nil
 	Volumes  bool                  // the volumes go, too; Destroy alone looks at it
+
+	due *dueThen // what made the clock ask for this; nil if somebody did
 }
 
 // UpOptions are the options of Plan, Up and Rebuild.
@@ -140,6 +142,9 @@ func (l *Lab) begin(ctx context.Context, want *lab.Lab, opt Options) (*session, 
 	err = s.look(ctx, want)
 	if err == nil {
 		err = s.resume(ctx)
+	}
+	if err == nil {
+		err = s.stillDue(ctx)
 	}
 	if err != nil {
 		s.end()

@@ -36,37 +36,70 @@ type use struct {
 // Due returns what is due now by max_age, idle and expires, as they were recorded:
 // no Labfile is needed. The whole lab comes alone. Errors: ErrNoLab.
 func (l *Lab) Due(ctx context.Context) ([]Due, error) {
-	due, _, err := l.due(ctx)
+	due, _, _, err := l.due(ctx)
 	return due, err
 }
 
+// dueThen is what was due when the clock was looked at, and the use that machines
+// had seen by then.
+type dueThen struct {
+	Due
+	used uses
+}
+
 // due also returns when the next thing will be, as far as that is known: the zero
-// time if nothing ever will.
-func (l *Lab) due(ctx context.Context) ([]Due, time.Time, error) {
+// time if nothing ever will; and when machines were last used.
+func (l *Lab) due(ctx context.Context) ([]Due, time.Time, uses, error) {
 	if !l.book.Exists() {
-		return nil, time.Time{}, ErrNoLab
+		return nil, time.Time{}, nil, ErrNoLab
 	}
 	state, err := l.read()
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, nil, err
 	}
 	if !mortal(state) {
-		return nil, time.Time{}, nil // the machines need not be looked at
+		return nil, time.Time{}, nil, nil // the machines need not be looked at
 	}
 	p, err := l.host.provider(state.Opened.Provider)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, nil, err
 	}
 	seen, err := observe(ctx, p, l.id)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, nil, err
 	}
 	used, err := l.uses(ctx)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, nil, err
 	}
 	due, next := fallDue(state, seen, used, time.Now())
-	return due, next, nil
+	return due, next, used, nil
+}
+
+// errSettled says that what was due no longer is: some command has replaced or
+// stopped the machine meanwhile.
+var errSettled = errors.New("it is not due any more")
+
+// stillDue looks again, now that the lab is locked, whether what the clock asked for
+// is due, and records why it will be done. errSettled if it is not.
+func (s *session) stillDue(ctx context.Context) error {
+	then := s.opt.due
+	if then == nil {
+		return nil
+	}
+	seen, err := observe(ctx, s.provider, s.id)
+	if err != nil {
+		return err
+	}
+	due, _ := fallDue(s.state, seen, then.used, time.Now())
+	i := slices.IndexFunc(due, func(d Due) bool {
+		return d.Machine == then.Machine && d.Generation == then.Generation && d.Then == then.Then
+	})
+	if i < 0 {
+		return errSettled
+	}
+	g := lab.Generation{Lab: s.id, Machine: then.Machine, Number: then.Generation}
+	return s.record(ledger.MachineExpired, g, ledger.Expired{Then: then.Then, Why: due[i].Why})
 }
 
 // mortal reports whether anything of the lab is to end at some time.
@@ -150,43 +183,37 @@ func fallDue(state ledger.State, seen map[lab.Name][]providers.Machine, used use
 	return due, next
 }
 
-// Tend does what is due, records why, and returns what it did. What it could not do
-// is in the error; the rest is done.
+// Tend does what is due, records why before it does, and returns what it did. What it
+// could not do is in the error; the rest is done.
 //
 // Errors: ErrNoLab, *LockedError, and those of Stop, Destroy and Up.
 func (l *Lab) Tend(ctx context.Context, o Options) ([]Due, error) {
-	due, err := l.Due(ctx)
+	due, _, used, err := l.due(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if l.locked() { // nothing is recorded that cannot be done
-		lk, err := l.acquire(o.Command)
-		if err != nil {
-			return nil, err
-		}
-		lk.release()
-	}
+	return l.tendAll(ctx, due, used, o)
+}
+
+func (l *Lab) tendAll(ctx context.Context, due []Due, used uses, o Options) ([]Due, error) {
 	var (
 		done []Due
 		errs []error
 	)
 	for _, d := range due {
-		if err := l.tend(ctx, d, o); err != nil {
+		o.due = &dueThen{d, used}
+		switch err := l.tend(ctx, d, o); {
+		case errors.Is(err, errSettled):
+		case err != nil:
 			errs = append(errs, err)
-			continue
+		default:
+			done = append(done, d)
 		}
-		done = append(done, d)
 	}
 	return done, errors.Join(errs...)
 }
 
 func (l *Lab) tend(ctx context.Context, d Due, o Options) error {
-	_, err := l.book.Append(ledger.Record{
-		Type: ledger.MachineExpired, Command: o.Command, Machine: d.Machine, Generation: d.Generation,
-	}, ledger.Expired{Then: d.Then, Why: d.Why})
-	if err != nil {
-		return err
-	}
 	if d.Machine != "" {
 		o.Machines = []lab.Name{d.Machine}
 	}
@@ -196,7 +223,7 @@ func (l *Lab) tend(ctx context.Context, d Due, o Options) error {
 	case lab.ExpiryDestroy:
 		return l.Destroy(ctx, o)
 	}
-	_, err = l.Renew(ctx, "expired: "+d.Why, o)
+	_, err := l.Renew(ctx, "expired: "+d.Why, o)
 	return err
 }
 
@@ -253,7 +280,7 @@ func (l *Lab) Watch(ctx context.Context, act func(context.Context) error) {
 		case <-time.After(wait):
 		}
 		wait = tendEvery
-		due, next, err := l.due(ctx)
+		due, next, _, err := l.due(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			l.host.Log.Debug("looking for what is due", "err", err)

@@ -133,6 +133,31 @@ func TestTend(t *testing.T) {
 	}
 }
 
+// A generation that was replaced or stopped between the look at the clock and the
+// lock is left alone.
+func TestTendLooksAgain(t *testing.T) {
+	for _, then := range []lab.ExpiryAction{lab.ExpiryReplace, lab.ExpiryStop, lab.ExpiryDestroy} {
+		t.Run(string(then), func(t *testing.T) {
+			b := newBench(t)
+			l := b.open()
+			w := b.want(machine("web"))
+			w.Machines[0].MaxAge = lab.Expiry{After: time.Hour, Then: then}
+			b.up(l, w)
+			due := []Due{{Machine: "web", Generation: 1, Then: then, Why: "it was old"}}
+			b.rebuild(l, w)
+			before, _ := l.History()
+			done, err := l.tendAll(b.ctx, due, uses{}, Options{})
+			if err != nil || len(done) > 0 {
+				t.Errorf("did %v, %v", done, err)
+			}
+			b.expect(l, "web@2 ready")
+			if after, _ := l.History(); len(after) != len(before) {
+				t.Errorf("%d records were written about it", len(after)-len(before))
+			}
+		})
+	}
+}
+
 // Watch sees what is due, and a lab that has expired is gone in the end.
 func TestWatchEndsAnExpiredLab(t *testing.T) {
 	b := newBench(t)
