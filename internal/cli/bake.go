@@ -13,6 +13,7 @@ import (
 	"github.com/labfile/lab/internal/bake"
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/labfile"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/ui"
 )
@@ -109,14 +110,8 @@ func (a *app) bakeImages(ctx context.Context, r request) error {
 
 // pruneLayers removes layers. Those of the present Labfile stay, if there is one.
 func (a *app) pruneLayers(ctx context.Context, dryRun bool) error {
-	want, l, err := a.wanted(ctx)
-	if err != nil {
-		return err
-	}
-	show := a.show()
-	keep, err := l.Images(ctx, want, engine.UpOptions{Options: engine.Options{Events: show.event, Command: a.typed}})
-	show.close()
-	if err != nil {
+	keep, err := a.imagesHere(ctx)
+	if err != nil && !errors.Is(err, labfile.ErrNotFound) {
 		return err
 	}
 	h, err := a.host()
@@ -148,6 +143,17 @@ func (a *app) pruneLayers(ctx context.Context, dryRun bool) error {
 	}
 	_, err = fmt.Fprintf(a.Out, "%s %s\n", freed, ui.Size(int64(bytes)))
 	return err
+}
+
+// imagesHere returns the digests of the images of the present Labfile.
+func (a *app) imagesHere(ctx context.Context) ([]string, error) {
+	want, l, err := a.wanted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	show := a.show()
+	defer show.close()
+	return l.Images(ctx, want, engine.UpOptions{Options: engine.Options{Events: show.event, Command: a.typed}})
 }
 
 // bakeOutput returns the lines that a failed step printed, for the user to read,

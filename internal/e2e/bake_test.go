@@ -67,9 +67,14 @@ func TestBake(t *testing.T) {
 		}
 		s.equal("bake again", s.ok("bake", "--json"), strings.Replace(r.stdout, `"baked": 1`, `"baked": 0`, 1))
 
+		// No machine was born from that layer yet: gc leaves it, and says so.
+		if r := s.lab("gc"); r.code != 0 || !strings.Contains(r.stderr, `1 baked layer that no generation is made of: `) {
+			t.Errorf("gc with a layer to spare: %s", r)
+		}
+
 		// A step that fails says where it stands and what it printed; the machine stays.
 		s.write("Labfile", fmt.Sprintf(baked, "echo told; exit 7"))
-		s.fails(1, []string{"Labfile:11:", "provision step 3 of 3", "exit code 7", "| told"}, "up", "--yes")
+		s.fails(1, []string{"generation 1 stays", "Labfile:11:", "provision step 3 of 3", "exit code 7", "| told"}, "up", "--yes")
 		s.equal("state", s.machine("m").State, "ready")
 		s.equal("generation", s.ok("exec", "m", "--", "cat", "/etc/step"), "first\n")
 	})

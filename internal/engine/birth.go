@@ -272,6 +272,11 @@ func (s *session) await(ctx context.Context, target guest.Target, l launch, c le
 		// Without an agent, a login is the first sign of an identity.
 		checks = []lab.Check{{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}}
 	}
+	return s.waitReady(ctx, target, g, checks)
+}
+
+// waitReady waits until the checks pass.
+func (s *session) waitReady(ctx context.Context, target guest.Target, g lab.Generation, checks []lab.Check) error {
 	console := func() (guest.Log, error) { return s.provider.OpenLog(ctx, g, providers.LogConsole) }
 	return guest.WaitReady(ctx, target, checks, console, func(check lab.Check, last error) {
 		text := "waiting for " + check.String()
@@ -318,6 +323,9 @@ func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, ste
 	if err != nil {
 		return err
 	}
+	if err := s.recheck(ctx, g, m, rec); err != nil {
+		return err
+	}
 	bound, err := plug(ctx, super, cable(g, m, rec.Create), rec.Ports)
 	if err != nil {
 		return err
@@ -337,6 +345,25 @@ func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, ste
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageKept, Text: readyText(rec.Create.Address, bound)})
 	return nil
+}
+
+// recheck waits until a machine that is ready passes the readiness checks that the
+// Labfile has now. If it does not, it stays as it is, and so does what is recorded.
+func (s *session) recheck(ctx context.Context, g lab.Generation, m lab.Machine, rec ledger.Machine) error {
+	if rec.Phase != ledger.PhaseReady || slices.Equal(m.Ready, rec.Create.Spec.Machine(g.Machine).Ready) {
+		return nil
+	}
+	target, err := s.targetOf(g, rec.Create, "")
+	if err == nil {
+		err = s.waitReady(ctx, target, g, m.Ready)
+	}
+	if err == nil || interrupted(ctx, err) {
+		return err
+	}
+	return &MachineError{
+		Machine: g.Machine, Generation: g.Number, Stage: StageCheck, Kept: true,
+		Err: fmt.Errorf("it runs as before, but by the Labfile's new checks it is %w", err),
+	}
 }
 
 // start boots a stopped machine again.

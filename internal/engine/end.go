@@ -264,7 +264,7 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 			defer wg.Done()
 			began := time.Now()
 			g := m.Generation
-			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying"})
+			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
 			if !s.opt.Volumes {
 				s.letGo(ctx, g)
 			}
@@ -274,7 +274,7 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 				errs = append(errs, fmt.Errorf("destroying %s: %w", g, err))
 				return
 			}
-			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroyed, Text: "destroyed", Took: since(began)})
+			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroyed, Text: "destroyed " + g.String(), Took: since(began)})
 		}()
 	}
 	wg.Wait()

@@ -231,6 +231,37 @@ func TestChangesReplaceOrApplyInPlace(t *testing.T) {
 	b.expect(l, "web@1 ready")
 }
 
+// New readiness checks need no replacement, but the machine must pass them.
+func TestNewReadyChecksAreCarriedOut(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	db, web := machine("db"), machine("web", "db")
+	b.up(l, b.want(db, web))
+	good := db.Ready
+	db.Ready = []lab.Check{{Kind: lab.CheckConsole, Pattern: "never printed", Timeout: 200 * time.Millisecond, Interval: 10 * time.Millisecond}}
+	for range 2 { // what was not applied is not forgotten
+		p, err := l.Up(b.ctx, b.want(db, web), UpOptions{})
+		var up *UpError
+		if !errors.As(err, &up) || len(up.Failed) != 1 || up.Failed[0].Machine != "db" ||
+			!strings.Contains(err.Error(), "it runs as before, but by the Labfile's new checks it is not ready") {
+			t.Fatalf("got error %v", err)
+		}
+		if len(up.Skipped) > 0 { // web has nothing to fear of that
+			t.Errorf("not tried: %v", up.Skipped)
+		}
+		if !slices.Equal(p.Steps[0].Changes, []string{"ready checks changed"}) {
+			t.Errorf("the plan was %+v", p.Steps[0])
+		}
+		b.expect(l, "db@1 ready", "web@1 ready")
+	}
+	db.Ready = append(slices.Clone(good), good[0])
+	b.up(l, b.want(db, web))
+	if p := b.up(l, b.want(db, web)); p.Changes() {
+		t.Errorf("there is still something to do: %+v", p)
+	}
+	b.expect(l, "db@1 ready", "web@1 ready")
+}
+
 func TestFailureIsKeptAndReplacedNextTime(t *testing.T) {
 	b := newBench(t)
 	l := b.open()

@@ -50,7 +50,7 @@ func (e *NoMachineError) Error() string { return fmt.Sprintf("there is no machin
 // MachineError is what went wrong with one machine.
 type MachineError struct {
 	Machine    lab.Name
-	Generation int
+	Generation int // 0 if it did not come to one
 	Stage      Stage
 	Kept       bool // the generation still exists, for inspection
 	Instead    int  // the generation that it did not take over from, which is the present one; 0 if there is none
@@ -62,8 +62,11 @@ func (e *MachineError) Error() string { return fmt.Sprintf("%s: %s", e.Machine, 
 
 // text is the error without the machine's name.
 func (e *MachineError) text() string {
-	if e.Instead == 0 {
+	switch {
+	case e.Instead == 0:
 		return e.Err.Error()
+	case e.Generation == 0:
+		return fmt.Sprintf("generation %d stays: %v", e.Instead, e.Err)
 	}
 	return fmt.Sprintf("generation %d did not take over, generation %d stays: %v", e.Generation, e.Instead, e.Err)
 }

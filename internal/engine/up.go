@@ -303,7 +303,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 				}
 			}
 			why := ""
-			if !await(ctx, step, results) {
+			if !await(ctx, step, results) && !s.untouched(step) {
 				why = "what it depends on failed"
 			} else if !rolling.turn(ctx) {
 				why = "a replica before it failed"
@@ -324,7 +324,9 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 				return
 			}
 			m, _ := want.Machine(step.Machine)
-			if err == nil {
+			if err != nil && s.restorable(s.machine(step.Machine)) {
+				err = &MachineError{Machine: step.Machine, Instead: step.Generation, Stage: StageFailed, Err: err}
+			} else if err == nil {
 				err = s.step(ctx, step, m, img, func(b birth) {
 					mu.Lock()
 					born = append(born, b)
@@ -372,6 +374,12 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		return &failed
 	}
 	return nil
+}
+
+// untouched reports whether a step leaves alone a machine that is ready, so that what
+// happens to others does not matter to it.
+func (s *session) untouched(step plan.Step) bool {
+	return step.Action == plan.Keep && len(step.Changes) == 0 && s.machine(step.Machine).Phase == ledger.PhaseReady
 }
 
 // incapable returns those of the generations that failed because the host lacks

@@ -64,7 +64,7 @@ func Generation(w io.Writer, g ledger.Generation, now time.Time, color bool) err
 		line("", "%s  %s", ShortDigest(l.Key), l.Text)
 	}
 	line("spec", "%s", g.SpecDigest)
-	size := fmt.Sprintf("%s, %s of memory", count(g.Spec.CPUs, "processor"), g.Spec.Memory)
+	size := fmt.Sprintf("%s, %s of memory", Count(g.Spec.CPUs, "processor"), g.Spec.Memory)
 	if g.Spec.Disk > 0 {
 		size += fmt.Sprintf(", disk of %s", g.Spec.Disk)
 	}

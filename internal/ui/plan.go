@@ -97,7 +97,7 @@ func Plan(w io.Writer, p plan.Plan, color bool) error {
 // summary is the plan in one sentence.
 func summary(p plan.Plan) string {
 	if !p.Changes() {
-		return "Nothing to do: " + count(len(p.Steps), "machine") + " as wanted."
+		return "Nothing to do: " + Count(len(p.Steps), "machine") + " as wanted."
 	}
 	var parts []string
 	for _, a := range []struct {

@@ -158,9 +158,9 @@ func Findings(w io.Writer, findings []providers.Finding, color bool) error {
 	b.WriteByte('\n')
 	switch {
 	case errors > 0:
-		fmt.Fprintf(&b, "%s: machines cannot run here yet.\n", count(errors, "problem"))
+		fmt.Fprintf(&b, "%s: machines cannot run here yet.\n", Count(errors, "problem"))
 	case warnings > 0:
-		fmt.Fprintf(&b, "Machines can run here; %s above.\n", count(warnings, "warning"))
+		fmt.Fprintf(&b, "Machines can run here; %s above.\n", Count(warnings, "warning"))
 	default:
 		b.WriteString("Machines can run here.\n")
 	}
@@ -192,7 +192,7 @@ func Garbage(w io.Writer, found []engine.Garbage, dry bool) error {
 	if dry {
 		verb = "would be removed"
 	}
-	_, err := fmt.Fprintf(w, "\n%s %s, %s\n", count(len(found), "thing"), verb, Size(total))
+	_, err := fmt.Fprintf(w, "\n%s %s, %s\n", Count(len(found), "thing"), verb, Size(total))
 	return err
 }
 

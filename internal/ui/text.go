@@ -114,8 +114,8 @@ func Names(names []lab.Name) string {
 	return strings.Join(words[:last], ", ") + " and " + words[last]
 }
 
-// count renders a number with its noun: "1 machine", "2 machines".
-func count(n int, noun string) string {
+// Count renders a number with its noun: "1 machine", "2 machines".
+func Count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}

@@ -51,7 +51,7 @@ func Verify(w io.Writer, r verify.Report, color bool) error {
 	if n := r.Count(verify.Skipped); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d skipped", n))
 	}
-	fmt.Fprintf(&b, "%s: %s (%s)\n", count(len(r.Results), "check"), strings.Join(parts, ", "), Duration(r.Took))
+	fmt.Fprintf(&b, "%s: %s (%s)\n", Count(len(r.Results), "check"), strings.Join(parts, ", "), Duration(r.Took))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
