@@ -7,6 +7,7 @@
 //
 //	lab-agent            serve the port, until killed
 //	lab-agent sftp       serve sftp on standard input and output
+//	lab-agent volumes    mount the volumes that the kernel's command line names
 //	lab-agent version    print the version
 package main
 
@@ -47,11 +48,14 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx)
 	case len(args) == 1 && word == "sftp":
 		return sshd.ServeSFTP(os.Stdin, os.Stdout)
+	case len(args) == 1 && word == "volumes":
+		syscall.Umask(0o022)
+		return agent.Kernel{}.MountVolumes()
 	case len(args) == 1 && word == "version":
 		_, err := fmt.Println("lab-agent", version)
 		return err
 	}
-	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|version]", args)
+	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|volumes|version]", args)
 }
 
 func serve(ctx context.Context) error {

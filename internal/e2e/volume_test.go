@@ -20,6 +20,7 @@ machines:
     volumes:
       - {name: data, size: 64MiB, mount: /srv/data, owner: "100:101", mode: "0750"}
       - {name: a-name-too-long-for-a-serial-number, size: 16MiB, mount: /srv/long}
+      - {name: pages, size: 16MiB, mount: /srv/www}
 `
 
 // TestVolumes follows the data through everything that ends machines.
@@ -31,6 +32,19 @@ func TestVolumes(t *testing.T) {
 	owner := func() string { return s.ok("exec", "db", "--", "stat -c %u:%g:%a /srv/data") }
 	s.equal("owner and mode", owner(), "100:101:750\n")
 	s.ok("exec", "db", "--", "echo one > /srv/data/file; chmod 0700 /srv/data; grep -q /srv/long /proc/mounts")
+
+	// A new volume holds what the image has at its place, and nothing of mke2fs.
+	pages := func() string { return s.ok("exec", "db", "--", "ls -A /srv/www; stat -c %u:%g:%a /srv/www /srv/long") }
+	s.equal("pages", pages(), "cgi-bin\nindex.html\n0:0:755\n0:0:755\n")
+	s.ok("exec", "db", "--", "rm -r /srv/www/*")
+
+	// The guest restarts by itself, and has its volumes before anybody asks.
+	boot := func() string { return s.lab("exec", "db", "--", "cat /proc/sys/kernel/random/boot_id").stdout }
+	before := boot()
+	s.lab("exec", "db", "--", "reboot")
+	s.wait("the guest is back", func() bool { b := boot(); return b != "" && b != before })
+	s.equal("after a restart", look(), "one\n")
+	s.equal("what was emptied stays so", pages(), "0:0:755\n0:0:755\n")
 
 	s.ok("replace", "db", "--yes")
 	s.equal("after a replacement", look(), "one\n")

@@ -99,7 +99,7 @@ type launch struct {
 func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Create) (providers.Spec, error) {
 	spec := providers.Spec{
 		Generation: g, Image: img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
-		MAC: lab.MACOf(c.Address), Agent: img.Agent,
+		MAC: lab.MACOf(c.Address), Agent: img.Agent, Append: early(img, m),
 	}
 	if img.Agent && m.UserData == "" {
 		return spec, nil

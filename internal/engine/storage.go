@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/volume"
@@ -192,6 +193,31 @@ func serial(name string) string {
 	return fmt.Sprintf("%s.%x", name[:maxSerial-9], sum[:4])
 }
 
+// maxEarly is how long the kernel parameters for volumes may be together, in bytes: a
+// command line of x86 has 2048, of which boxes need some.
+const maxEarly = 1280
+
+// early returns the kernel parameters by which lab-agent mounts the machine's volumes
+// before the guest's services start, on every boot. What they cannot say is mounted
+// later, by mount.
+func early(img Image, m lab.Machine) string {
+	if !img.Agent || img.Kernel == "" {
+		return ""
+	}
+	var words []string
+	for _, v := range m.Volumes {
+		if v.FS == "none" {
+			continue
+		}
+		words = append(words, agentapi.Volume{Serial: serial(v.Name), Path: v.Mount, ReadOnly: v.ReadOnly}.Param())
+	}
+	line := strings.Join(words, " ")
+	if len(line) > maxEarly {
+		return ""
+	}
+	return line
+}
+
 // mountTime bounds what mounting may take in a guest that answers.
 const mountTime = 3 * time.Minute
 
@@ -262,12 +288,6 @@ func (s *session) mountScript(m lab.Machine) (string, []lab.Volume, error) {
 		if v.FS == "none" {
 			continue
 		}
-		if v.Owner == "" {
-			v.Owner = "root:root"
-		}
-		if v.Mode == "" {
-			v.Mode = "0755"
-		}
 		there, err := s.volumes().Get(v.Name)
 		if err != nil {
 			return "", nil, err
@@ -275,7 +295,7 @@ func (s *session) mountScript(m lab.Machine) (string, []lab.Volume, error) {
 		switch {
 		case v.ReadOnly:
 			call("volume", v.Name, serial(v.Name), v.Mount, "ro")
-		case there.Owner == v.Owner && there.Mode == v.Mode:
+		case there.Owner == v.Owner && there.Mode == v.Mode || v.Owner == "" && v.Mode == "":
 			call("volume", v.Name, serial(v.Name), v.Mount, "rw")
 		default:
 			owned = append(owned, v)
@@ -289,9 +309,22 @@ func (s *session) mountScript(m lab.Machine) (string, []lab.Volume, error) {
 }
 
 // mountFunctions are in what any sh and busybox have. A device is found by the serial
-// number that its disk has.
+// number that its disk has. A volume that was mounted early stays as it is; otherwise a
+// new one, which holds lost+found and nothing else, is given what the image has at its
+// place, as lab-agent does it early. Where no agent will do that at the next boot, the
+// guest's own fstab does.
 const mountFunctions = `fail() { echo "$*" >&2; exit 1; }
 mounted() { while read -r dev _; do [ "$dev" = "$1" ] && return 0; done </proc/mounts; return 1; }
+new() {
+	[ -d "$1/lost+found" ] || return 1
+	[ -e "$1/.lab-filling" ] && return 0
+	[ "$(ls -A "$1")" = lost+found ]
+}
+fill() {
+	find "$1" -mindepth 1 -maxdepth 1 ! -name lost+found ! -name .lab-filling -exec rm -rf {} + &&
+		: >"$1/.lab-filling" && cp -a "$2/." "$1/" && sync &&
+		rm -rf "$1/.lab-filling" "$1/lost+found" && sync
+}
 volume() {
 	disk=
 	for f in /sys/block/*/serial; do
@@ -301,14 +334,26 @@ volume() {
 	if ! mounted "$disk"; then
 		mkdir -p "$3" || fail "volume $1: $3 cannot be made"
 		if [ "$4" = rw ]; then
+			stage=$(mktemp -d) && mount -t ext4 "$disk" "$stage" || fail "volume $1: $disk cannot be mounted"
+			filled=true
+			if new "$stage"; then fill "$stage" "$3" || filled=false; fi
+			umount "$stage" && rmdir "$stage" || fail "volume $1: $disk cannot be unmounted from $stage"
+			[ $filled = true ] || fail "volume $1: what the image has in $3 cannot be copied to it"
 			mount -t ext4 "$disk" "$3" || fail "volume $1: $disk cannot be mounted at $3"
 		else
 			mount -t ext4 -o ro "$disk" "$3" 2>/dev/null || mount -t ext4 -o ro,noload "$disk" "$3" ||
 				fail "volume $1: $disk cannot be mounted at $3"
 		fi
+		id=/dev/disk/by-id/virtio-$2
+		case $3 in *[[:space:]]*) id= ;; esac
+		if [ -e "$id" ] && [ -f /etc/fstab ] && ! grep -qF "$id " /etc/fstab; then
+			echo "$id $3 ext4 $4,nofail 0 2 # lab" >>/etc/fstab
+		fi
 	fi
-	if [ $# -gt 4 ]; then
+	if [ -n "${5:-}" ]; then
 		chown "$5" "$3" || fail "volume $1: $3 cannot belong to $5; does the image have that user?"
+	fi
+	if [ -n "${6:-}" ]; then
 		chmod "$6" "$3" || fail "volume $1: $3 cannot have the mode $6"
 	fi
 }

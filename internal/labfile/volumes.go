@@ -18,8 +18,8 @@ type volumeEntry struct {
 	Size     size    `yaml:"size" need:"1GiB" range:"1MiB..16TiB" also:"capacity" doc:"Size, in whole MiB. It can grow later, and never shrink."`
 	FS       text    `yaml:"fs" oneof:"ext4 none" default:"ext4" also:"filesystem format type" doc:"File system to make on it once; none leaves it a bare disk."`
 	Mount    text    `yaml:"mount" form:"path" also:"to path target mountpoint" doc:"Absolute path in the guest at which it is mounted. Not for fs: none."`
-	Owner    text    `yaml:"owner" form:"owner" default:"root:root" also:"user" doc:"Owner of the mounted folder: user:group, user, or numbers."`
-	Mode     text    `yaml:"mode" form:"mode" default:"0755" also:"permissions" doc:"Permissions of the mounted folder, octal."`
+	Owner    text    `yaml:"owner" form:"owner" also:"user" doc:"Owner of the mounted folder: user:group, user, or numbers. Without it, that of the folder which the image has there; root:root if there is none."`
+	Mode     text    `yaml:"mode" form:"mode" also:"permissions" doc:"Permissions of the mounted folder, octal. Without it, those of the folder which the image has there; 0755 if there is none."`
 	ReadOnly boolean `yaml:"read_only" default:"false" also:"readonly ro" doc:"The machine only reads it. Several machines can have one volume, of which all but one only read."`
 }
 
