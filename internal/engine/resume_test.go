@@ -61,8 +61,10 @@ func TestKilledStopFirstIsUndoneByTheNext(t *testing.T) {
 				}
 				defer c.Close()
 				s := scene{
-					b, l, c, lab.Generation{Lab: l.ID(), Machine: "web", Number: 1},
-					lab.Generation{Lab: l.ID(), Machine: "web", Number: 2}, state.Machines["web"].Create,
+					b, l, c,
+					lab.Generation{Lab: l.ID(), Machine: "web", Number: 1},
+					lab.Generation{Lab: l.ID(), Machine: "web", Number: 2},
+					state.Machines["web"].Create,
 				}
 				for _, step := range steps[:last+1] {
 					if err := step.do(s); err != nil {
