@@ -136,6 +136,20 @@ type VolumeChanger interface {
 	SetVolumes(ctx context.Context, g lab.Generation, volumes []Volume) error
 }
 
+// VolumePusher is implemented by providers that can take a snapshot of a volume while
+// a machine writes to it.
+type VolumePusher interface {
+	// PushVolume makes a machine that runs and writes to the volume v.Name write to
+	// v.Path from now on, an empty file that nobody has open; v.Layers is what lies
+	// below it, with what the machine has written to until now last, but for empty
+	// files. From then on nobody writes to those. The machine pauses for no longer
+	// than an instant. Whoever wants what the guest has in its caches makes the
+	// guest sync first. With an error the machine may or may not have done so: the
+	// volume reads the same. ErrNotRunning; ErrNotFound if there is no such
+	// generation, or if it has no such volume.
+	PushVolume(ctx context.Context, g lab.Generation, v Volume) error
+}
+
 // Frozen is a frozen part of a disk.
 type Frozen struct {
 	// Layers are absolute paths of qcow2 overlays as in Image.Layers: what was

@@ -78,7 +78,9 @@ func (a *app) volumeSnapshotCommand() *command {
 	return &command{
 		name: "snapshot", args: "VOLUME", min: 1, max: 1, lab: true,
 		short:    "take a snapshot",
-		long:     `Freezes what the volume holds; nothing is copied. The machine that has it must be stopped.`,
+		long: `Freezes what the volume holds; nothing is copied. A machine that writes to it goes on:
+the snapshot holds what a power cut at that moment would leave, with what the guest
+had in its caches written before.`,
 		flags:    []cli.Flag{&cli.StringFlag{Name: "why", Usage: "note `TEXT` with the snapshot"}},
 		complete: a.completeVolumes,
 		examples: []string{"lab volume snapshot db --why 'before the import'", "with a note"},
@@ -129,8 +131,8 @@ func (a *app) volumeCloneCommand() *command {
 		name: "clone", args: "VOLUME[@SNAPSHOT] [NEW]", min: 1, max: 2, lab: true,
 		short: "copy a volume or a snapshot of it",
 		long: `Makes a volume of its own, to be named in the Labfile like any other. Without NEW it is
-called VOLUME-SNAPSHOT or VOLUME-copy. A snapshot can be cloned while the volume is in
-use.`,
+called VOLUME-SNAPSHOT or VOLUME-copy. If a machine writes to the volume, a
+snapshot is taken for it.`,
 		complete: a.completeVolumes,
 		examples: []string{
 			"lab volume clone db@3", "an earlier state, as db-3",
@@ -199,7 +201,7 @@ func (a *app) volumeExportCommand() *command {
 		name: "export", args: "VOLUME[@SNAPSHOT] FILE", min: 2, max: 2, lab: true,
 		short: "write a volume into one file",
 		long: `The file is a disk image that any tool reads: raw if its name ends in .raw or .img, else
-qcow2. A snapshot can be exported while the volume is in use.`,
+qcow2. If a machine writes to the volume, a snapshot is taken for it.`,
 		complete: a.completeVolumes,
 		examples: []string{"lab volume export db@3 db.qcow2", "to keep it, or for another lab"},
 		run: func(ctx context.Context, r request) error {

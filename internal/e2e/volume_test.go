@@ -62,6 +62,15 @@ func TestVolumes(t *testing.T) {
 	s.fails(1, []string{"in use by db@3", "lab stop db"}, "volume", "restore", "data@1")
 	s.fails(1, []string{"in use by db@3"}, "volume", "rm", "data", "--yes")
 	s.ok("volume", "clone", "data@1") // while the machine runs
+	// A snapshot under a machine that writes: it goes on, also when it starts again.
+	s.ok("exec", "db", "--", "echo live > /srv/data/file")
+	s.ok("volume", "snapshot", "data")
+	s.ok("exec", "db", "--", "echo later > /srv/data/file; sync")
+	s.ok("volume", "clone", "data@3", "live")
+	s.equal("beside the snapshot", look(), "later\n")
+	s.ok("stop")
+	s.ok("start")
+	s.equal("after a start", look(), "later\n")
 	s.ok("stop")
 	s.ok("volume", "restore", "data@1")
 	s.ok("start")
@@ -89,10 +98,12 @@ func TestVolumes(t *testing.T) {
     box: builtin/tiny
     volumes:
       - {name: data-1, size: 64MiB, mount: /srv/data, read_only: true}
+      - {name: live, size: 64MiB, mount: /srv/live, read_only: true}
 `)
 	s.ok("up")
 	s.equal("after destroy", look(), "one\n")
 	s.equal("an earlier state", s.ok("exec", "old", "--", "cat /srv/data/file; touch /srv/data/x 2>/dev/null || echo read-only"), "one\nread-only\n")
+	s.equal("a snapshot that was taken under a writer", s.ok("exec", "old", "--", "cat /srv/live/file"), "live\n")
 
 	s.ok("destroy", "--yes", "--volumes")
 	s.gone = true

@@ -105,7 +105,16 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 	if want.ReadOnly && s.writes(want.Name) {
 		// What is being written to cannot be read: the newest snapshot can.
 		if len(v.Snapshots) == 0 {
-			return out, fmt.Errorf("another machine writes to it, and there is no snapshot of it to read yet; take one: \"lab volume snapshot %s\"", v.Name)
+			why := fmt.Sprintf("for %s to read", g)
+			snap, err := s.snapshotVolume(ctx, want.Name, why, true)
+			if err != nil {
+				return out, fmt.Errorf("another machine writes to it, and there is no snapshot of it to read yet: %w", err)
+			}
+			note("volume %s: snapshot %d, %s", v.Name, snap.Number, why)
+			if err := s.recordVolume(ledger.VolumeSnapshotted, ledger.VolumeAct{Volume: v.Name, Snapshot: snap.Number, Why: why}); err != nil {
+				return out, err
+			}
+			v.Snapshots = append(v.Snapshots, snap)
 		}
 		newest := v.Snapshots[len(v.Snapshots)-1]
 		return chain(out, store.Paths(newest.Layers)), nil

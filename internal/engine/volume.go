@@ -93,6 +93,7 @@ func (l *Lab) Volumes(ctx context.Context) ([]VolumeStatus, error) {
 // user is a generation that runs and has a volume.
 type volumeUser struct {
 	generation lab.Generation
+	provider   providers.Provider
 	readOnly   bool
 }
 
@@ -111,7 +112,7 @@ func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, err
 			if m.State != providers.StateRunning && m.State != providers.StatePaused {
 				continue
 			}
-			u := volumeUser{generation: m.Generation}
+			u := volumeUser{generation: m.Generation, provider: p}
 			has := v.Attached.Machine == m.Machine && v.Attached.Generation == m.Number
 			rec, _ := s.machine(m.Machine).Of(m.Number) // a standby, or one that gives way, has it, too
 			for _, w := range rec.Create.Spec.Volumes {
@@ -165,18 +166,50 @@ func (l *Lab) withVolumes(o Options, t ledger.Type, do func(*session) (ledger.Vo
 	return s.recordVolume(t, act)
 }
 
-// SnapshotVolume takes a snapshot of a volume that no machine writes to, and returns
-// its number. Errors: volume.ErrNotFound, *VolumeInUseError.
+// SnapshotVolume takes a snapshot of a volume and returns its number. A machine that
+// writes to the volume goes on; its guest is asked to write what it holds first.
+// Errors: volume.ErrNotFound; *VolumeInUseError if the provider cannot do that.
 func (l *Lab) SnapshotVolume(ctx context.Context, name, why string, o Options) (int, error) {
 	number := 0
 	return number, l.withVolumes(o, ledger.VolumeSnapshotted, func(s *session) (ledger.VolumeAct, error) {
-		if err := s.idle(ctx, name); err != nil {
-			return ledger.VolumeAct{}, err
-		}
-		snap, err := s.volumes().Snapshot(name, why, false)
+		snap, err := s.snapshotVolume(ctx, name, why, false)
 		number = snap.Number
 		return ledger.VolumeAct{Volume: name, Snapshot: snap.Number, Why: why}, err
 	})
+}
+
+// snapshotVolume takes a snapshot of a volume, under the machine that writes to it if
+// there is one.
+func (s *session) snapshotVolume(ctx context.Context, name, why string, automatic bool) (volume.Snapshot, error) {
+	store := s.volumes()
+	v, err := store.Get(name)
+	if err != nil {
+		return volume.Snapshot{}, err
+	}
+	users, err := s.users(ctx, v)
+	if err != nil {
+		return volume.Snapshot{}, err
+	}
+	i := slices.IndexFunc(users, func(u volumeUser) bool { return !u.readOnly })
+	if i < 0 {
+		return store.Snapshot(name, why, automatic)
+	}
+	writer := users[i]
+	pusher, ok := writer.provider.(providers.VolumePusher)
+	if !ok {
+		return volume.Snapshot{}, &VolumeInUseError{Volume: name, By: writer.generation}
+	}
+	if m, ok := s.machine(writer.generation.Machine).Of(writer.generation.Number); ok && m.Create.Agent {
+		s.sync(ctx, m)
+	}
+	if v, err = store.Push(name); err != nil {
+		return volume.Snapshot{}, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
+	}
+	attached := chain(providers.Volume{Name: serial(name)}, store.Paths(v.Layers))
+	if err := pusher.PushVolume(ctx, writer.generation, attached); err != nil {
+		return volume.Snapshot{}, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
+	}
+	return store.Keep(name, why, automatic)
 }
 
 // RestoreVolume makes a volume what it was at a snapshot. What it held becomes a
@@ -193,16 +226,32 @@ func (l *Lab) RestoreVolume(ctx context.Context, name string, number int, o Opti
 	})
 }
 
+// still returns the number of a snapshot of what the volume holds if a machine writes
+// to it and number is 0, and number otherwise.
+func (s *session) still(ctx context.Context, name string, number int, why string) (int, error) {
+	if number != 0 {
+		return number, nil
+	}
+	var busy *VolumeInUseError
+	if err := s.idle(ctx, name); !errors.As(err, &busy) {
+		return 0, err
+	}
+	snap, err := s.snapshotVolume(ctx, name, why, true)
+	if err != nil {
+		return 0, err
+	}
+	return snap.Number, s.recordVolume(ledger.VolumeSnapshotted, ledger.VolumeAct{Volume: name, Snapshot: snap.Number, Why: why})
+}
+
 // CloneVolume makes a volume of its own of a snapshot, or of what the volume holds if
-// number is 0. A snapshot can be cloned while the volume is in use.
+// number is 0. If a machine writes to it, that is a snapshot taken for it.
 func (l *Lab) CloneVolume(ctx context.Context, name string, number int, as string, o Options) error {
 	return l.withVolumes(o, ledger.VolumeCloned, func(s *session) (ledger.VolumeAct, error) {
-		if number == 0 {
-			if err := s.idle(ctx, name); err != nil {
-				return ledger.VolumeAct{}, err
-			}
+		number, err := s.still(ctx, name, number, "to be cloned")
+		if err != nil {
+			return ledger.VolumeAct{}, err
 		}
-		_, err := s.volumes().Clone(ctx, name, number, as)
+		_, err = s.volumes().Clone(ctx, name, number, as)
 		return ledger.VolumeAct{Volume: name, Snapshot: number, To: as}, err
 	})
 }
@@ -230,10 +279,9 @@ func (l *Lab) RemoveVolume(ctx context.Context, name string, number int, o Optio
 // file, in the format "qcow2" or "raw".
 func (l *Lab) ExportVolume(ctx context.Context, name string, number int, format, to string, o Options) error {
 	return l.withVolumes(o, ledger.VolumeExported, func(s *session) (ledger.VolumeAct, error) {
-		if number == 0 {
-			if err := s.idle(ctx, name); err != nil {
-				return ledger.VolumeAct{}, err
-			}
+		number, err := s.still(ctx, name, number, "to be exported")
+		if err != nil {
+			return ledger.VolumeAct{}, err
 		}
 		return ledger.VolumeAct{Volume: name, Snapshot: number, To: to}, s.volumes().Export(ctx, name, number, format, to)
 	})

@@ -76,7 +76,6 @@ func TestVolumesOutliveMachines(t *testing.T) {
 	for what, err := range map[string]error{
 		"restore": func() error { _, err := l.RestoreVolume(b.ctx, "data", 1, Options{}); return err }(),
 		"rm":      l.RemoveVolume(b.ctx, "data", 0, Options{}),
-		"clone":   l.CloneVolume(b.ctx, "data", 0, "copy", Options{}),
 	} {
 		var busy *VolumeInUseError
 		if !errors.As(err, &busy) || !errors.Is(err, providers.ErrInUse) || busy.Error() != "volume data is in use by db@2" {
@@ -84,6 +83,26 @@ func TestVolumesOutliveMachines(t *testing.T) {
 		}
 	}
 	if _, err := l.RestoreVolume(b.ctx, "nothing", 1, Options{}); !errors.Is(err, volume.ErrNotFound) {
+		t.Error(err)
+	}
+
+	// A snapshot of it can be taken all the same, and copies are made of one.
+	b.scribble(l, "data")
+	written, _ := l.volumes().Get("data")
+	if n, err := l.SnapshotVolume(b.ctx, "data", "mine", Options{}); err != nil || n != 2 {
+		t.Errorf("snapshot %d, %v", n, err)
+	}
+	v = b.volume(l, "data")
+	if !cmp.Equal(v.InUse, []string{"db@2"}) || len(v.Snapshots) != 2 || v.Snapshots[1].Why != "mine" || v.Snapshots[1].Automatic {
+		t.Errorf("%+v", v)
+	}
+	if now, _ := l.volumes().Get("data"); !cmp.Equal(now.Snapshots[1].Layers, written.Layers) || len(now.Layers) != len(written.Layers)+1 || now.Pushing {
+		t.Errorf("%+v was %+v", now, written)
+	}
+	if n, err := l.SnapshotVolume(b.ctx, "data", "", Options{}); err != nil || n != 3 {
+		t.Errorf("snapshot %d, %v", n, err)
+	}
+	if err := l.RemoveVolume(b.ctx, "data", 0, Options{}); !errors.Is(err, providers.ErrInUse) {
 		t.Error(err)
 	}
 
@@ -151,23 +170,21 @@ func TestVolumesOfOneMachine(t *testing.T) {
 	web.Volumes[0].ReadOnly = true
 	w := b.want(db, web)
 
-	// A reader beside a writer gets the newest snapshot, and there is none yet.
-	_, err := l.Up(b.ctx, w, UpOptions{})
-	if err == nil || !strings.Contains(err.Error(), `take one: "lab volume snapshot data"`) {
-		t.Fatal(err)
-	}
-	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := l.SnapshotVolume(b.ctx, "data", "by hand", Options{}); err != nil || n != 1 {
-		t.Fatal(n, err)
-	}
+	// A reader beside a writer gets the newest snapshot; if there is none yet, one is
+	// taken under the writer.
 	b.up(l, w)
-	if v := b.volume(l, "data"); !cmp.Equal(v.InUse, []string{"db@1", "web@2"}) {
+	v := b.volume(l, "data")
+	if !cmp.Equal(v.InUse, []string{"db@1", "web@1"}) || len(v.Snapshots) != 1 || v.Snapshots[0].Why != "for web@1 to read" || !v.Snapshots[0].Automatic {
 		t.Errorf("%+v", v)
 	}
-	if err := l.CloneVolume(b.ctx, "data", 1, "copy", Options{}); err != nil {
+	if p := b.up(l, w); p.Changes() {
+		t.Errorf("there is still something to do: %+v", p)
+	}
+	if err := l.CloneVolume(b.ctx, "data", 0, "copy", Options{}); err != nil {
 		t.Error(err)
+	}
+	if v := b.volume(l, "data"); len(v.Snapshots) != 2 || v.Snapshots[1].Why != "to be cloned" {
+		t.Errorf("%+v", v)
 	}
 	if err := l.Destroy(b.ctx, Options{Machines: []lab.Name{"web"}, Volumes: true}); err != nil {
 		t.Fatal(err)
@@ -191,7 +208,8 @@ func TestVolumesOfOneMachine(t *testing.T) {
 		}
 	}
 	want := []string{
-		"volume data: made, 1MiB", "volume data@1: snapshot, by hand", "volume data@1: cloned as copy", "volume data: removed",
+		"volume data: made, 1MiB", "volume data@1: snapshot, for web@1 to read", "volume data@2: snapshot, to be cloned",
+		"volume data@2: cloned as copy", "volume data: removed",
 	}
 	if diff := cmp.Diff(want, told); diff != "" {
 		t.Error(diff)

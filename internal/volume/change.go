@@ -97,16 +97,54 @@ func (s *Store) Snapshot(name, why string, automatic bool) (Snapshot, error) {
 }
 
 func (s *Store) snapshot(v *Volume, why string, automatic bool) (Snapshot, error) {
+	snap, err := s.keep(v, v.Layers, why, automatic)
+	if err != nil {
+		return snap, err
+	}
+	return snap, s.grown(v)
+}
+
+// Push puts an empty file on top of a volume that a machine writes to, for that machine
+// to write to from now on. Keep then makes a snapshot of what lies below; until it
+// did, the machine may write to that.
+func (s *Store) Push(name string) (Volume, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return v, err
+	}
+	if err := s.grown(&v); err != nil {
+		return v, err
+	}
+	v.Pushing = true
+	return v, s.save(v)
+}
+
+// Keep makes a snapshot of what lies below the file that Push put on top.
+func (s *Store) Keep(name, why string, automatic bool) (Snapshot, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	snap, err := s.keep(&v, slices.Clone(v.Layers[:len(v.Layers)-1]), why, automatic)
+	if err != nil {
+		return snap, err
+	}
+	return snap, s.save(v)
+}
+
+// keep makes a snapshot of files of the volume that nobody writes to.
+func (s *Store) keep(v *Volume, layers []string, why string, automatic bool) (Snapshot, error) {
 	v.Last++
+	v.Pushing = false
 	snap := Snapshot{
 		Number: v.Last, Taken: time.Now().UTC().Round(0), Why: why, Automatic: automatic,
-		Size: v.Size, Layers: v.Layers,
+		Size: v.Size, Layers: layers,
 	}
-	if err := syncFile(s.Path(v.Layers[len(v.Layers)-1])); err != nil {
+	if err := syncFile(s.Path(layers[len(layers)-1])); err != nil {
 		return snap, err
 	}
 	v.Snapshots = append(v.Snapshots, snap)
-	return snap, s.grown(v)
+	return snap, nil
 }
 
 // Attach notes that a generation has the volume for writing from now on. If it is

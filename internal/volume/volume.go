@@ -51,6 +51,9 @@ type Volume struct {
 	Next      int        `json:"next"`                // number of the next file
 	Last      int        `json:"last,omitempty"`      // number of the newest snapshot that there ever was
 	Snapshots []Snapshot `json:"snapshots,omitempty"` // oldest first
+
+	// A machine may write to the last file but one, although the last one is there.
+	Pushing bool `json:"pushing,omitempty"`
 }
 
 // Attachment is the generation that had a volume.
@@ -203,7 +206,7 @@ func (s *Store) Taken(v Volume) lab.Bytes {
 // Written reports whether anything was written since the newest layer was begun.
 func (s *Store) Written(v Volume) bool {
 	fi, err := os.Stat(s.Path(v.Layers[len(v.Layers)-1]))
-	return err != nil || fi.Size() > qcow2.EmptySize
+	return v.Pushing || err != nil || fi.Size() > qcow2.EmptySize
 }
 
 // newLayer takes the number of a file that is still to be made.

@@ -128,6 +128,8 @@ func (p *Provider) removeDisk(m *machine) error {
 	return nil
 }
 
+var _ providers.VolumePusher = (*Provider)(nil)
+
 // SetVolumes gives the generation other volumes from its next start on.
 func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
 	m, err := p.get(ctx, g)
@@ -140,6 +142,34 @@ func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m.spec.Volumes = slices.Clone(volumes)
+	return nil
+}
+
+// PushVolume makes the generation have another file on top of a volume.
+func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
+	err := checkStorage(providers.Spec{Volumes: []providers.Volume{v}})
+	if err == nil {
+		err = p.pushVolume(ctx, g, v)
+	}
+	if err != nil {
+		return fmt.Errorf("putting a file on top of volume %q of machine %q: %w", v.Name, g, err)
+	}
+	return nil
+}
+
+func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
+	m, _, err := p.guest(ctx, g)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.IndexFunc(m.spec.Volumes, func(w providers.Volume) bool { return w.Name == v.Name && !w.ReadOnly })
+	if i < 0 {
+		return fmt.Errorf("%w: it writes to no volume of that name", providers.ErrNotFound)
+	}
+	m.spec.Volumes = slices.Clone(m.spec.Volumes)
+	m.spec.Volumes[i] = v
 	return nil
 }
 

@@ -144,10 +144,62 @@ func testVolumes(b *bench) {
 			b.ok("Destroy", b.Provider.Destroy(b.ctx(), gen("db", n)))
 		}
 	}
+	if p, ok := b.Provider.(providers.VolumePusher); ok {
+		b.push(p, gen("db", 2), spec)
+	}
 	b.ok("Destroy", b.Provider.Destroy(b.ctx(), gen("db", 2)))
 	for _, path := range []string{data, shared} {
 		if _, err := os.Stat(path); err != nil {
 			b.Errorf("after Destroy: %v", err)
+		}
+	}
+}
+
+// push takes snapshots of a volume while db@2, which runs, writes to it.
+func (b *bench) push(p providers.VolumePusher, g lab.Generation, spec func(int, bool) providers.Spec) {
+	b.Helper()
+	below := []string{b.volume(), b.volume()}
+	attached := providers.Volume{Name: "data", Path: below[1], Layers: below[:1]}
+	b.ok("Stop", b.Provider.Stop(b.ctx(), g, b.Patience))
+	b.is("PushVolume on a machine that is stopped", p.PushVolume(b.ctx(), g, attached), providers.ErrNotRunning)
+	b.is("PushVolume on none", p.PushVolume(b.ctx(), gen("db", 9), attached), providers.ErrNotFound)
+	changer, ok := b.Provider.(providers.VolumeChanger)
+	if !ok {
+		b.Fatal("a provider that pushes volumes changes them")
+	}
+	b.ok("SetVolumes", changer.SetVolumes(b.ctx(), g, []providers.Volume{attached}))
+	b.ok("Start", b.Provider.Start(b.ctx(), g))
+	b.booted(g, 1)
+	other := attached
+	other.Name = "other"
+	b.is("PushVolume of what it does not have", p.PushVolume(b.ctx(), g, other), providers.ErrNotFound)
+	for range 2 {
+		next := b.volume()
+		attached.Layers, attached.Path = append(slices.Clone(attached.Layers), attached.Path), next
+		b.ok("PushVolume", p.PushVolume(b.ctx(), g, attached))
+		b.state(g, providers.StateRunning)
+	}
+	// Others read what it wrote to before, and cannot write to that.
+	reader, writer := spec(7, true), spec(8, false)
+	last := len(attached.Layers) - 1
+	reader.Volumes = []providers.Volume{{Name: "data", Path: attached.Layers[last], Layers: attached.Layers[:last], ReadOnly: true}}
+	writer.Volumes = []providers.Volume{{Name: "data", Path: attached.Layers[last], Layers: attached.Layers[:last]}}
+	b.up(reader)
+	b.ok("Create", b.Provider.Create(b.ctx(), writer))
+	b.is("Start of a writer to what lies below", b.Provider.Start(b.ctx(), writer.Generation), providers.ErrInUse)
+	writer.Generation.Number, writer.Volumes[0] = 10, attached
+	b.ok("Create", b.Provider.Create(b.ctx(), writer))
+	b.is("Start of a second writer", b.Other.Start(b.ctx(), writer.Generation), providers.ErrInUse)
+	for _, n := range []int{7, 8, 10} {
+		b.ok("Destroy", b.Provider.Destroy(b.ctx(), gen("db", n)))
+	}
+	// It starts again on what it was given last.
+	b.ok("Stop", b.Provider.Stop(b.ctx(), g, b.Patience))
+	b.ok("Start", b.Provider.Start(b.ctx(), g))
+	b.booted(g, 1)
+	for _, path := range below {
+		if _, err := os.Stat(path); err != nil { // they stay the caller's
+			b.Error(err)
 		}
 	}
 }

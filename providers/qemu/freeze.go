@@ -243,6 +243,15 @@ func (d *directory) drop(ctx context.Context, c *qmp.Client, n int) error {
 
 // topOf asks QEMU which overlay the machine writes to.
 func topOf(ctx context.Context, c *qmp.Client) (int, error) {
+	top, err := nodeOf(ctx, c, deviceDisk)
+	if err != nil {
+		return 0, err
+	}
+	return overlayOf(top)
+}
+
+// nodeOf asks QEMU which node a virtio disk reads and writes.
+func nodeOf(ctx context.Context, c *qmp.Client, device string) (string, error) {
 	var devices []struct {
 		Qdev     string `json:"qdev"`
 		Inserted struct {
@@ -250,13 +259,13 @@ func topOf(ctx context.Context, c *qmp.Client) (int, error) {
 		} `json:"inserted"`
 	}
 	if err := c.Execute(ctx, "query-block", nil, &devices); err != nil {
-		return 0, err
+		return "", err
 	}
 	for _, d := range devices {
 		// A virtio device's block backend belongs to a child of the device.
-		if d.Qdev == "/machine/peripheral/"+deviceDisk+"/virtio-backend" {
-			return overlayOf(d.Inserted.Node)
+		if d.Qdev == "/machine/peripheral/"+device+"/virtio-backend" {
+			return d.Inserted.Node, nil
 		}
 	}
-	return 0, errors.New("the machine has no disk")
+	return "", fmt.Errorf("the machine has no disk %q", device)
 }
