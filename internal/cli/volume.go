@@ -77,7 +77,7 @@ func (a *app) volumeListCommand() *command {
 func (a *app) volumeSnapshotCommand() *command {
 	return &command{
 		name: "snapshot", args: "VOLUME", min: 1, max: 1, lab: true,
-		short:    "take a snapshot",
+		short: "take a snapshot",
 		long: `Freezes what the volume holds; nothing is copied. A machine that writes to it goes on:
 the snapshot holds what a power cut at that moment would leave, with what the guest
 had in its caches written before.`,
