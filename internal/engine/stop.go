@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/providers"
+)
+
+// StopOptions are the options of Stop.
+type StopOptions struct {
+	Options
+	Grace time.Duration // how long a guest may take to shut down; 0 means by force at once
+}
+
+// Stop shuts the machines down; their disks stay. Stopping what is stopped
+// succeeds. Errors: ErrNoLab, *NoMachineError, *LockedError, *UpError.
+func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
+	s, err := l.begin(ctx, nil, o.Options)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	names, err := s.choose(o.Machines)
+	if err != nil {
+		return err
+	}
+	err = s.each(ctx, names, func(m ledger.Machine) error {
+		if err := s.stopLeftovers(ctx, m); err != nil {
+			return err
+		}
+		g := s.generation(m)
+		if !runs(m, s.observed[m.Name]) {
+			return nil
+		}
+		began := time.Now()
+		if err := s.record(ledger.MachineStop, g, nil); err != nil {
+			return err
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping"})
+		if o.Grace > 0 && m.Create.Agent {
+			s.poweroff(ctx, m, o.Grace)
+		}
+		if err := s.provider.Stop(ctx, g, max(0, o.Grace-time.Since(began))); err != nil {
+			return err
+		}
+		if err := s.unplug(ctx, g); err != nil {
+			return err
+		}
+		if err := s.record(ledger.MachineStopped, g, nil); err != nil {
+			return err
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: "stopped", Took: since(began)})
+		return nil
+	})
+	return err
+}
+
+// stopLeftovers ends generations beside the present one that still run, because a
+// command was killed that was about to replace the one by the other.
+func (s *session) stopLeftovers(ctx context.Context, m ledger.Machine) error {
+	for _, o := range s.observed[m.Name] {
+		if o.Number == m.Generation || o.State != providers.StateRunning && o.State != providers.StatePaused {
+			continue
+		}
+		if err := s.unplug(ctx, o.Generation); err != nil {
+			return err
+		}
+		if err := s.provider.Stop(ctx, o.Generation, 0); err != nil {
+			return fmt.Errorf("stopping %s: %w", o.Generation, err)
+		}
+	}
+	return nil
+}
+
+// poweroff asks the agent to shut the guest down and waits for that: not every
+// guest listens to its power button. What it can't do, the provider does.
+func (s *session) poweroff(ctx context.Context, m ledger.Machine, grace time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	target, err := s.target(m.Name, m.Create, "")
+	if err != nil {
+		return
+	}
+	conn, err := target.Agent(ctx)
+	if err != nil {
+		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
+		return
+	}
+	defer conn.Close()
+	if err := guest.Poweroff(ctx, conn); err != nil {
+		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
+		return
+	}
+	_, _ = s.provider.Wait(ctx, lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation})
+}
+
+// Start boots stopped machines again, in the order of their dependencies, as they
+// were recorded: no Labfile is needed. Errors as Stop.
+func (l *Lab) Start(ctx context.Context, o Options) error {
+	s, err := l.begin(ctx, nil, o)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	names, err := s.choose(o.Machines)
+	if err != nil {
+		return err
+	}
+	want := s.asRecorded()
+	p := plan.Make(s.input(want, nil)) // no digests: the boxes may have moved, and that does not matter here
+	var failed UpError
+	p.Steps = slices.DeleteFunc(p.Steps, func(step plan.Step) bool {
+		if !slices.Contains(names, step.Machine) {
+			return true
+		}
+		if step.Action == plan.Start || step.Action == plan.Keep {
+			return false
+		}
+		failed.Failed = append(failed.Failed, &MachineError{
+			Machine: step.Machine, Generation: step.Generation, Stage: StageFailed, Kept: true,
+			Err: fmt.Errorf("it cannot be started, only replaced by \"lab up\": %s", words(step.Reasons)),
+		})
+		return true
+	})
+	if len(failed.Failed) > 0 {
+		return &failed
+	}
+	return s.apply(ctx, want, p, nil)
+}
+
+// asRecorded returns the lab as the ledger knows it.
+func (s *session) asRecorded() *lab.Lab {
+	want := &lab.Lab{Name: s.state.Opened.Name, File: s.state.Opened.File, Provider: s.state.Opened.Provider, Expires: s.state.Opened.Expires}
+	for _, name := range s.state.Names() {
+		want.Machines = append(want.Machines, s.state.Machines[name].Create.Spec.Machine(name))
+	}
+	return want
+}
+
+// choose returns the machines named, by their own names or their role's, or all
+// that exist.
+func (s *session) choose(names []lab.Name) ([]lab.Name, error) {
+	if !s.book.Exists() {
+		return nil, ErrNoLab
+	}
+	known := s.state.Names()
+	if len(names) == 0 {
+		return known, nil
+	}
+	var machines []lab.Machine
+	for _, name := range known {
+		machines = append(machines, s.state.Machines[name].Create.Spec.Machine(name))
+	}
+	return expand(names, machines)
+}
+
+// each runs fn for every machine at once and collects what went wrong.
+func (s *session) each(ctx context.Context, names []lab.Name, fn func(ledger.Machine) error) error {
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed UpError
+	)
+	for _, name := range names {
+		m := s.machine(name)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			err := fn(m)
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			var me *MachineError
+			if !errors.As(err, &me) {
+				me = &MachineError{Machine: m.Name, Generation: m.Generation, Stage: StageFailed, Kept: true, Err: err}
+			}
+			failed.Failed = append(failed.Failed, me)
+		}()
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(failed.Failed) == 0 {
+		return nil
+	}
+	slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
+	return &failed
+}
