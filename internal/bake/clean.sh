@@ -34,7 +34,8 @@ if [ "$1" = keep ]; then
 	cd /
 	list=
 	for f in etc/machine-id etc/hostname etc/hosts etc/resolv.conf etc/ssh/ssh_host_* etc/dropbear/dropbear_*_host_key \
-		etc/netplan/50-cloud-init.yaml etc/network/interfaces.d/50-cloud-init*; do
+		etc/netplan/50-cloud-init.yaml etc/network/interfaces.d/50-cloud-init* etc/systemd/network/10-cloud-init-* \
+		etc/NetworkManager/system-connections/cloud-init-*; do
 		{ [ -e "$f" ] || [ -L "$f" ]; } && list="$list $f"
 	done
 	for h in $homes; do
@@ -73,7 +74,8 @@ done
 # What it got from the network and from cloud-init.
 rm -f /var/lib/dhcp/*.lease* /var/lib/dhclient/*.lease* /var/lib/dhcpcd/* /var/lib/NetworkManager/*lease* \
 	/var/lib/NetworkManager/secret_key /var/lib/NetworkManager/seen-bssids /var/lib/misc/udhcpd.leases
-rm -f /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* /etc/udev/rules.d/70-persistent-net.rules
+rm -f /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/10-cloud-init-* \
+	/etc/NetworkManager/system-connections/cloud-init-* /etc/udev/rules.d/70-persistent-net.rules
 if [ -d /var/lib/cloud ]; then
 	for f in /var/lib/cloud/*; do
 		[ "$f" = /var/lib/cloud/seed ] || rm -rf "$f"
