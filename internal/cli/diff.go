@@ -25,7 +25,10 @@ func (a *app) diffCommand() *command {
 		name: "diff", group: groupLook, args: "MACHINE[@N] [MACHINE[@N]]", min: 1, max: 2, lab: true, reports: true,
 		short: "say what changed on a machine's disk since its birth",
 		long: `Reads the disk from outside of the guest, which is not asked and not trusted.
-With two names it compares the disks of two machines or generations. What every
+Where the root file system can't be read from outside (only ext4 can), the guest is asked
+for its files, at its birth and now, and lab says so: then a file counts as changed by its
+size, its times and its inode, and what was in it at birth is not known. With two
+names it compares the disks of two machines or generations. What every
 running system touches (logs, leases, caches) is hidden; a file .labignore
 beside the Labfile hides more, one pattern a line as in .gitignore. Exit code 0 if nothing
 changed, 2 if something did.
@@ -97,6 +100,9 @@ func (a *app) diff(ctx context.Context, r request) error {
 	d, err := l.Diff(ctx, o)
 	if err != nil {
 		return err
+	}
+	if len(d.Asked) > 0 {
+		a.ui.Note("%s: the guest was asked what files it has, and believed: the root file system can't be read from outside (%s)", strings.Join(d.Asked, ", "), d.Unreadable)
 	}
 	if r.Bool("taint") && len(d.Changes) > 0 {
 		why := fmt.Sprintf("drift: %d paths changed since birth", len(d.Changes))

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -61,6 +62,7 @@ func newDesk(t *testing.T, labfile string) *desk {
 			p.Name(): p, engine.DefaultProvider: memory.New(memory.Config{}), // a lab that is not there has the default
 		},
 		Boxes: &source.Resolver{Store: store, Cache: places.Downloads()}, Log: slog.New(slog.DiscardHandler),
+		Patience: time.Millisecond, // no guest here has an ssh server
 	}
 	d.host.Spawn = func(id lab.ID) error { return d.spawn(p, id) }
 	d.write("Labfile", labfile)

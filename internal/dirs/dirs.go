@@ -129,6 +129,12 @@ func (d Dirs) Generation(g lab.Generation) string {
 	return filepath.Join(d.Machines(g.Lab), string(g.Machine), strconv.Itoa(g.Number))
 }
 
+// Files is the list of what a generation's disk had at its birth, where that can't be
+// read from outside.
+func (d Dirs) Files(g lab.Generation) string {
+	return filepath.Join(d.Lab(g.Lab), "births", fmt.Sprintf("%s@%d.gz", g.Machine, g.Number))
+}
+
 // Volumes holds the lab's volumes, which outlive it.
 func (d Dirs) Volumes(id lab.ID) string { return filepath.Join(d.Lab(id), "volumes") }
 

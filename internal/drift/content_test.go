@@ -26,7 +26,7 @@ func TestDiff(t *testing.T) {
 	}
 	var got []string
 	for _, c := range r.Changes {
-		text, err := Diff(old, now, c)
+		text, err := Diff(t.Context(), old, now, c)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,11 +6,7 @@
 // is equal without being read, so that the cost is that of what was written.
 package drift
 
-import (
-	"io/fs"
-
-	"github.com/labfile/lab/internal/drift/ext4"
-)
+import "github.com/labfile/lab/internal/drift/ext4"
 
 // Op is what happened to a path.
 type Op string
@@ -70,9 +66,6 @@ type Meta struct {
 
 	inode *ext4.Inode
 }
-
-// Perm is the mode in Go's form.
-func (m *Meta) Perm() fs.FileMode { return m.inode.Perm() }
 
 // Report is the drift between two disks.
 type Report struct {

@@ -7,19 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
-
-	"github.com/labfile/lab/internal/drift/ext4"
 )
 
 // ProvisionOptions say how Provision writes the steps.
@@ -38,12 +34,12 @@ const (
 // Provision returns steps for the Labfile that make what is on the disk old into
 // what is on the disk now: text files as such, all else as commands. Comments name
 // what can't be said, and files with secrets, which are withheld.
-func Provision(ctx context.Context, old, now *Root, changes []Change, o ProvisionOptions) (string, error) {
+func Provision(ctx context.Context, old, now Side, changes []Change, o ProvisionOptions) (string, error) {
 	p := &provision{ctx: ctx, now: now, o: o, changes: changes}
-	for name, to := range map[string]*map[uint32]string{"etc/passwd": &p.users, "etc/group": &p.groups} {
+	for name, to := range map[string]*map[uint32]string{"/etc/passwd": &p.users, "/etc/group": &p.groups} {
 		var err error
-		if *to, err = old.names(name); err != nil {
-			return "", fmt.Errorf("/%s at birth: %w", name, err)
+		if *to, err = old.accounts(ctx, name); err != nil {
+			return "", fmt.Errorf("%s at birth: %w", name, err)
 		}
 	}
 	if o.Files != "" {
@@ -62,7 +58,7 @@ func Provision(ctx context.Context, old, now *Root, changes []Change, o Provisio
 
 type provision struct {
 	ctx     context.Context
-	now     *Root
+	now     Side
 	o       ProvisionOptions
 	changes []Change
 	users   map[uint32]string // those that the image has at birth
@@ -182,25 +178,26 @@ func (p *provision) change(c Change) error {
 // file adds a step for a file with a content of its own.
 func (p *provision) file(c Change) error {
 	m := c.New
-	head, err := p.now.fs.File(m.inode)
+	var head bytes.Buffer
+	why, err := p.now.contents(p.ctx, &head, c.Path, m, maxText)
 	if err != nil {
 		return err
 	}
-	text := make([]byte, min(m.Size, maxText))
-	if _, err := head.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	if why != "" {
+		p.note(c.Path, why)
+		return nil
 	}
+	text := head.Bytes()
 	if secret(c.Path, text) {
 		p.note(c.Path, "has secrets, which are withheld")
 		return nil
 	}
 	body := &yaml.Node{Kind: yaml.MappingNode}
 	set(body, "to", c.Path)
-	why := ""
 	switch {
-	case m.Size > maxInline:
+	case m.Size > maxInline || len(text) > maxInline:
 		why = "is large"
-	case bytes.IndexByte(text, 0) >= 0 || !utf8.Valid(text):
+	case !plain(text):
 		why = "is binary"
 	case p.inline+m.Size > maxInlineAll:
 		why = "is one too many for a Labfile"
@@ -217,7 +214,7 @@ func (p *provision) file(c Change) error {
 		return nil
 	default:
 		p.copied += m.Size
-		if err := p.extract(c.Path, head); err != nil {
+		if err := p.extract(c.Path, m); err != nil {
 			return err
 		}
 		set(body, "from", p.o.From+c.Path)
@@ -241,7 +238,7 @@ func (p *provision) file(c Change) error {
 }
 
 // extract copies a file to the folder. The name is the guest's: os.Root keeps it in.
-func (p *provision) extract(name string, f *ext4.File) (err error) {
+func (p *provision) extract(name string, m *Meta) (err error) {
 	rel := strings.TrimPrefix(path.Clean(name), "/")
 	if err := p.dir.MkdirAll(path.Dir(rel), 0o777); err != nil {
 		return err
@@ -251,19 +248,12 @@ func (p *provision) extract(name string, f *ext4.File) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	for off := int64(0); off < f.Size(); off += chunk {
-		if err := p.ctx.Err(); err != nil {
-			return err
-		}
-		if _, err := io.Copy(w, io.NewSectionReader(f, off, min(chunk, f.Size()-off))); err != nil {
-			return err
-		}
+	why, err := p.now.contents(p.ctx, w, name, m, m.Size)
+	if err == nil && why != "" {
+		err = errors.New(why)
 	}
-	return nil
+	return err
 }
-
-// accountName is what a Labfile takes for a user or group.
-var accountName = regexp.MustCompile(`^[a-z_][a-z0-9_.-]{0,31}$`)
 
 // owner names an owner as the image knows it, or by number.
 func (p *provision) owner(m *Meta) string {
@@ -275,32 +265,6 @@ func (p *provision) owner(m *Meta) string {
 		group = strconv.FormatUint(uint64(m.GID), 10)
 	}
 	return user + ":" + group
-}
-
-// names reads passwd or group. A disk without one has no names.
-func (r *Root) names(file string) (map[uint32]string, error) {
-	names := map[uint32]string{}
-	i, err := r.fs.Lookup(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return names, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if i.Type() != ext4.TypeFile || i.Size > maxText {
-		return names, nil
-	}
-	text, err := r.fs.ReadFile(i, maxText)
-	for line := range strings.Lines(string(text)) {
-		f := strings.Split(line, ":")
-		if len(f) < 3 || !accountName.MatchString(f[0]) {
-			continue
-		}
-		if n, err := strconv.ParseUint(strings.TrimSpace(f[2]), 10, 32); err == nil && names[uint32(n)] == "" {
-			names[uint32(n)] = f[0]
-		}
-	}
-	return names, err
 }
 
 func shell(commands []string) *yaml.Node {

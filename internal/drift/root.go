@@ -8,12 +8,20 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+	"strings"
 
 	"github.com/labfile/lab/internal/drift/ext4"
 )
 
-// ErrUnreadable says that a disk has no file system that can be read from outside.
-var ErrUnreadable = errors.New("no ext4 root file system was found on the disk, and others can't be read from outside; look in the machine itself, with lab exec or lab ssh")
+// UnreadableError says that a disk has no root file system that can be read from
+// outside.
+type UnreadableError struct {
+	Why string
+}
+
+func (e *UnreadableError) Error() string {
+	return "its root file system can't be read from outside: " + e.Why
+}
 
 // Root is the root file system of a disk.
 type Root struct {
@@ -23,12 +31,16 @@ type Root struct {
 }
 
 // OpenRoot finds the root file system: ext4 on the whole disk, or on the first
-// partition that has /etc. ErrUnreadable if there is none.
+// partition that has /etc. *UnreadableError if there is none.
 func OpenRoot(v *View) (*Root, error) {
 	r, err := openAt(v, 0, v.Size())
+	if errors.Is(err, ext4.ErrFeature) {
+		return nil, &UnreadableError{err.Error()}
+	}
 	if err == nil || !errors.Is(err, ext4.ErrNotExt4) {
 		return r, err
 	}
+	others := foreign(v, 0)
 	parts, err := partitions(v)
 	if err != nil {
 		return nil, err
@@ -36,6 +48,11 @@ func OpenRoot(v *View) (*Root, error) {
 	for _, p := range parts {
 		r, err := openAt(v, p.at, p.size)
 		if errors.Is(err, ext4.ErrNotExt4) {
+			others = append(others, foreign(v, p.at)...)
+			continue
+		}
+		if errors.Is(err, ext4.ErrFeature) {
+			others = append(others, err.Error())
 			continue
 		}
 		if err != nil {
@@ -47,7 +64,31 @@ func OpenRoot(v *View) (*Root, error) {
 			return nil, err
 		}
 	}
-	return nil, ErrUnreadable
+	if len(others) == 0 {
+		return nil, &UnreadableError{"no ext4 was found on the disk"}
+	}
+	return nil, &UnreadableError{"it may be on " + strings.Join(others, " or ")}
+}
+
+// foreign names what lies at an offset of the disk, if it is one of those that
+// distributions put their root on.
+func foreign(v *View, at int64) []string {
+	for _, f := range []struct {
+		name, magic string
+		at          int64
+	}{
+		{"xfs", "XFSB", 0},
+		{"btrfs", "_BHRfS_M", 0x10040},
+		{"LVM", "LABELONE", 512},
+		{"LUKS", "LUKS\xba\xbe", 0},
+		{"f2fs", "\x10\x20\xf5\xf2", 1024},
+	} {
+		b := make([]byte, len(f.magic))
+		if _, err := v.ReadAt(b, at+f.at); err == nil && string(b) == f.magic {
+			return []string{f.name}
+		}
+	}
+	return nil
 }
 
 func openAt(v *View, at, size int64) (*Root, error) {

@@ -161,3 +161,55 @@ func TestDriftOfReplicas(t *testing.T) {
 	}
 	s.fails(3, []string{"web-9"}, "diff", "web-9")
 }
+
+// TestDriftAsked compares machines whose disk can't be read from outside, since their
+// ext4 has a feature that is only for kernels: the guest is asked, and lab says so.
+func TestDriftAsked(t *testing.T) {
+	s := worlds[len(worlds)-1].stock(t).site(t, `lab: asked
+machines:
+  m:
+    box: builtin/tiny
+    provision:
+      # The feature "encrypt", in the superblock that the kernel writes at the end.
+      - shell: |
+          mkdir /etc/doomed; echo x > /etc/doomed/file; echo before > /etc/secretive
+          printf '\001' | dd of=/dev/vda bs=1 seek=1122 conv=notrunc
+`)
+	r := s.lab("up")
+	if r.code != 0 || !strings.Contains(r.stderr, "listing its files") {
+		t.Fatal(r)
+	}
+	if got := s.drift("m"); got != nil {
+		t.Errorf("right after the birth: %q", got)
+	}
+	s.ok("stop", "m")
+	s.fails(1, []string{"does not run", "lab start m"}, "diff", "m")
+	s.ok("start", "m")
+	if got := s.drift("m"); got != nil {
+		t.Errorf("after a restart: %q", got)
+	}
+	s.ok("exec", "m", "--", byHand)
+	if got := s.drift("m"); !slices.Equal(got, drifted) {
+		t.Errorf("drift:\n got %q\nwant %q", got, drifted)
+	}
+	r = s.lab("diff", "m", "--content")
+	if r.code != 2 || !strings.Contains(r.stderr, "m@1 at birth, m@1: the guest was asked") || !strings.Contains(r.stderr, "0x10000") ||
+		!strings.Contains(r.stdout, `"/etc/secretive" was changed; what was in it was not kept`) || !strings.Contains(r.stdout, "\n+behind\n") {
+		t.Errorf("the text of the drift: %s", r)
+	}
+	if strings.Contains(r.stdout, "BEGIN PRIVATE KEY") {
+		t.Errorf("a secret was shown: %s", r)
+	}
+	r = s.lab("diff", "m", "--as-provision", "--files", filepath.Join(s.dir, "by-hand"))
+	if r.code != 2 || !strings.Contains(r.stdout, "content: |\n            behind\n") {
+		t.Errorf("as provision steps: %s", r)
+	}
+	if b, err := os.ReadFile(filepath.Join(s.dir, "by-hand/srv/blob")); err != nil || string(b) != strings.Repeat("\x00", 100000) {
+		t.Errorf("the file that was kept has %d bytes: %v", len(b), err)
+	}
+	s.ok("replace", "m", "--yes")
+	r = s.lab("diff", "m@1", "m@2")
+	if r.code > 2 || !strings.Contains(r.stderr, "m@1 at birth, m@2: the guest was asked") || strings.Contains(r.stdout, "/srv/blob") {
+		t.Errorf("two generations: %s", r)
+	}
+}

@@ -83,6 +83,7 @@ func (s *session) birth(ctx context.Context, l launch, img Image, why []string, 
 	if err := s.provider.Create(ctx, spec); err != nil {
 		return s.fail(ctx, g, StageCreate, err)
 	}
+	l.unreadable = s.unreadable(img)
 	return s.boot(ctx, l)
 }
 
@@ -93,6 +94,8 @@ type launch struct {
 	began   time.Time
 	newborn bool // its disk is frozen when it is ready, and it must pass the Labfile's checks
 	beside  bool // it stands by beside the present generation
+
+	unreadable string // why its disk can't be read from outside; empty if it can
 }
 
 // spec is what the provider needs to make the generation.
@@ -110,7 +113,7 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 	}
 	spec.Seed, err = guest.Seed(guest.SeedConfig{
 		Identity: identity, InstanceID: fmt.Sprintf("%s-%s-%d", s.id, g.Machine, g.Number),
-		User: c.User, UserData: m.UserData, AgentRuns: img.Agent,
+		User: user(c), UserData: m.UserData, AgentRuns: img.Agent,
 	})
 	if err != nil {
 		return spec, fmt.Errorf("making the seed: %w", err)
@@ -218,6 +221,9 @@ func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage,
 	if err := s.verify(ctx, target, l); err != nil {
 		return StageCheck, err
 	}
+	if l.unreadable != "" {
+		s.listBirth(ctx, target, l)
+	}
 	return StageBirth, s.freeze(ctx, l.Generation)
 }
 
@@ -242,9 +248,8 @@ func (s *session) freeze(ctx context.Context, g lab.Generation) error {
 		return nil
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBirth, Text: "freezing its disk"})
-	if m, _ := s.machine(g.Machine).Of(g.Number); m.Create.Agent {
-		s.sync(ctx, m)
-	}
+	m, _ := s.machine(g.Machine).Of(g.Number)
+	s.sync(ctx, m)
 	if _, err := f.Freeze(ctx, g); err != nil {
 		return fmt.Errorf("freezing the disk at birth: %w", err)
 	}

@@ -217,6 +217,9 @@ func (s *session) remove(ctx context.Context, g lab.Generation, why []string) er
 	if err := s.provider.Destroy(ctx, g); err != nil {
 		return fmt.Errorf("destroying %s: %w", g, err)
 	}
+	if err := os.Remove(s.host.Dirs.Files(g)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("destroying %s: %w", g, err)
+	}
 	if err := s.record(ledger.MachineDestroyed, g, nil); err != nil {
 		return err
 	}

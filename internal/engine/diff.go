@@ -38,8 +38,11 @@ type Drift struct {
 	drift.Report
 	Texts []string `json:"texts,omitempty"` // unified diffs, with DiffOptions.Content
 
-	Provision string `json:"provision,omitempty"` // steps for a Labfile, with DiffOptions.AsProvision
-	Written   int64  `json:"written"`             // bytes of disk that New's generation has written since birth, at most
+	Provision  string   `json:"provision,omitempty"`  // steps for a Labfile, with DiffOptions.AsProvision
+	Asked      []string `json:"asked,omitempty"`      // what a guest said of itself and was believed: "web@3 at birth", "web@3"
+	Unreadable string   `json:"unreadable,omitempty"` // why it was asked
+
+	Written int64 `json:"written"` // bytes of disk that New's generation has written since birth, at most
 }
 
 // Diff compares the disks of two generations, or one with its birth, from outside
@@ -68,40 +71,42 @@ func (l *Lab) Diff(ctx context.Context, o DiffOptions) (d Drift, err error) {
 	} else if layers == 0 {
 		return Drift{}, fmt.Errorf("%s was never ready, so its birth was not kept and there is nothing to compare with", now.g)
 	}
-	a, err := old.root(layers)
-	if err != nil {
-		return Drift{}, err
-	}
-	b, err := now.root(len(now.disk.Layers))
-	if err != nil {
-		return Drift{}, err
-	}
-	if now.disk.Birth > 0 {
+	if now.disk.Birth > 0 && now.chain != nil {
 		if d.Written, err = now.chain.Written(now.disk.Birth); err != nil {
 			return Drift{}, fmt.Errorf("reading the disk of %s: %w", now.g, err)
 		}
 	}
+	a, aerr := old.root(layers)
+	b, berr := now.root(len(now.disk.Layers))
+	if aerr != nil || berr != nil {
+		return l.diffListed(ctx, o, d, &listedSide{disk: old, birth: len(disks) == 1, root: a, err: aerr}, &listedSide{disk: now, root: b, err: berr})
+	}
 	if d.Report, err = drift.Compare(ctx, a, b, o.Options); err != nil {
 		return Drift{}, fmt.Errorf("comparing %s with %s: %w", d.Old, d.New, err)
 	}
+	return d, d.tell(ctx, a, b, o)
+}
+
+// tell says the changes as texts and as provision steps, as far as that was asked for.
+func (d *Drift) tell(ctx context.Context, old, now drift.Side, o DiffOptions) (err error) {
 	if o.AsProvision != nil {
-		if d.Provision, err = drift.Provision(ctx, a, b, d.Changes, *o.AsProvision); err != nil {
-			return Drift{}, fmt.Errorf("writing the drift of %s as provision steps: %w", d.New, err)
+		if d.Provision, err = drift.Provision(ctx, old, now, d.Changes, *o.AsProvision); err != nil {
+			return fmt.Errorf("writing the drift of %s as provision steps: %w", d.New, err)
 		}
 	}
 	for _, c := range d.Changes {
 		if !o.Content {
 			break
 		}
-		text, err := drift.Diff(a, b, c)
+		text, err := drift.Diff(ctx, old, now, c)
 		if err != nil {
-			return Drift{}, err
+			return err
 		}
 		if text != "" {
 			d.Texts = append(d.Texts, text)
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // openDisk is a disk of a generation, held still.
@@ -109,6 +114,7 @@ type openDisk struct {
 	g     lab.Generation
 	disk  providers.Disk
 	chain *drift.Chain
+	err   error // why there is no chain
 }
 
 // openDisks opens the disks of one or two subjects, and returns those that it opened
@@ -159,7 +165,7 @@ func (l *Lab) openDisk(ctx context.Context, s Subject) (*openDisk, error) {
 	if !ok {
 		return nil, fmt.Errorf("the disk of %s can't be read: the provider %s does not show it", g, p.Name())
 	}
-	if g.Number == m.Generation && m.Create.Agent && m.Phase == ledger.PhaseReady {
+	if g.Number == m.Generation && m.Phase == ledger.PhaseReady {
 		(&session{Lab: l}).sync(ctx, m)
 	}
 	d := &openDisk{g: g}
@@ -173,9 +179,7 @@ func (l *Lab) openDisk(ctx context.Context, s Subject) (*openDisk, error) {
 	for _, y := range d.disk.Layers {
 		layers = append(layers, drift.Layer{Path: y.Path, Format: y.Format})
 	}
-	if d.chain, err = drift.OpenChain(layers); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the disk of %s: %w", g, err), d.close(ctx))
-	}
+	d.chain, d.err = drift.OpenChain(layers)
 	return d, nil
 }
 
@@ -199,6 +203,9 @@ func (l *Lab) noDisk(ctx context.Context, p providers.Provider, g lab.Generation
 }
 
 func (d *openDisk) root(layers int) (*drift.Root, error) {
+	if d.err != nil {
+		return nil, fmt.Errorf("opening the disk of %s: %w", d.g, d.err)
+	}
 	v, err := d.chain.View(layers)
 	if err == nil {
 		var r *drift.Root

@@ -33,6 +33,10 @@ type Host struct {
 	Spawn     func(id lab.ID) error // starts the lab's supervisor, detached
 	Log       *slog.Logger
 	Parallel  int // machines to boot at once; 0 means no limit
+
+	// Patience is how long a guest without an agent may take to let lab in when it
+	// is asked for a favour, such as to write its disk; 0 means 30 seconds.
+	Patience time.Duration
 }
 
 // Lab is one lab of the host, which may or may not exist yet. Its methods may be
@@ -124,9 +128,10 @@ type session struct {
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
 	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 
-	made []string // volumes
+	made   []string          // volumes
+	looked map[string]string // why disks can't be read from outside, by their layers
 
-	mu        sync.Mutex // guards the events, the ledger and state
+	mu        sync.Mutex // guards the events, the ledger, state and looked
 	superOnce sync.Mutex // guards super
 	super     *supervise.Client
 }

@@ -57,6 +57,8 @@ func newBench(t testing.TB) *bench {
 		Dirs: d, Providers: map[string]providers.Provider{"memory": b.provider},
 		Boxes: &source.Resolver{Store: store, Cache: d.Downloads()},
 		Log:   slog.New(slog.DiscardHandler),
+
+		Patience: time.Millisecond, // no guest here has an ssh server
 	}
 	b.Host.Spawn = b.spawn
 	b.disk("disk.raw", 1)

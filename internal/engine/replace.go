@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -293,6 +294,9 @@ func (s *session) withdraw(ctx context.Context, g lab.Generation) error {
 // is shut down by force.
 const syncTime = 5 * time.Second
 
+// loginTime is the default of Host.Patience: an emulated OpenSSH takes seconds.
+const loginTime = 30 * time.Second
+
 // park shuts a generation down at once, with its disk written.
 func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) error {
 	if !runs(m, s.observed[g.Machine]) {
@@ -315,23 +319,39 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 	return s.record(ledger.MachineStopped, g, nil)
 }
 
-// sync asks the agent to write everything to the disk. A guest that does not
+// sync asks the guest to write everything to the disk. One that does not
 // answer loses what it has not written.
 func (s *session) sync(ctx context.Context, m ledger.Machine) {
-	ctx, cancel := context.WithTimeout(ctx, syncTime)
+	limit := syncTime
+	if !m.Create.Agent {
+		limit = cmp.Or(s.host.Patience, loginTime)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	target, err := s.targetOf(s.generation(m), m.Create, "")
 	if err != nil {
 		return
 	}
+	if err := syncGuest(ctx, target); err != nil {
+		s.host.Log.Debug("asking the guest to sync", "machine", s.generation(m), "err", err)
+	}
+}
+
+func syncGuest(ctx context.Context, target guest.Target) error {
+	if target.Agent == nil {
+		client, err := guest.Connect(ctx, target)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return client.Run(ctx, guest.Command{Args: []string{"sync"}})
+	}
 	conn, err := target.Agent(ctx)
-	if err == nil {
-		defer conn.Close()
-		err = guest.Sync(ctx, conn)
-	}
 	if err != nil {
-		s.host.Log.Debug("asking the agent to sync", "machine", s.generation(m), "err", err)
+		return err
 	}
+	defer conn.Close()
+	return guest.Sync(ctx, conn)
 }
 
 // undo destroys what this session gave birth to, and puts back what it took the

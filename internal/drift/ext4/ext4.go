@@ -18,6 +18,9 @@ import (
 // ErrNotExt4 says that there is no ext2, ext3 or ext4 file system.
 var ErrNotExt4 = errors.New("not an ext4 file system")
 
+// ErrFeature says that an ext4 file system has features that are not known here.
+var ErrFeature = errors.New("features that are not supported")
+
 var le = binary.LittleEndian
 
 const (
@@ -106,7 +109,7 @@ func (fs *FS) super(size int64) error {
 	}
 	fs.compat, fs.incompat = le.Uint32(sb[0x5c:]), le.Uint32(sb[0x60:])
 	if rest := fs.incompat &^ incompatReadable; rest != 0 {
-		return fmt.Errorf("ext4 features %#x are not supported", rest)
+		return fmt.Errorf("ext4 with %w: %#x", ErrFeature, rest)
 	}
 	log := le.Uint32(sb[0x18:])
 	if log > 6 {
@@ -168,7 +171,7 @@ func (fs *FS) descriptors(sb []byte, first, blocksPerGroup uint64, groups int) e
 	metaFrom := 1 << 62
 	if fs.incompat&incompatMetaBG != 0 {
 		if fs.compat&compatSparseSuper2 != 0 {
-			return errors.New("ext4 with meta_bg and sparse_super2 is not supported")
+			return fmt.Errorf("ext4 with %w: meta_bg and sparse_super2", ErrFeature)
 		}
 		metaFrom = int(le.Uint32(sb[0x104:]))
 	}

@@ -5,7 +5,6 @@ package ext4
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"time"
 )
@@ -18,7 +17,8 @@ type Inode struct {
 	Size     int64
 	Links    uint16
 	Modified time.Time
-	Device   uint64 // major<<32 | minor, of a device node
+	Changed  time.Time // of the inode itself
+	Device   uint64    // major<<32 | minor, of a device node
 
 	flags uint32
 	block [60]byte
@@ -45,17 +45,6 @@ const (
 // Type is the type bits of the mode.
 func (i *Inode) Type() uint16 { return i.Mode & TypeMask }
 
-// Perm is the mode in Go's form, with setuid, setgid and sticky.
-func (i *Inode) Perm() fs.FileMode {
-	m := fs.FileMode(i.Mode & 0o777)
-	for bit, to := range map[uint16]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if i.Mode&bit != 0 {
-			m |= to
-		}
-	}
-	return m
-}
-
 // Inode reads inode n.
 func (fs *FS) Inode(n uint32) (*Inode, error) {
 	b, err := fs.rawInode(n)
@@ -79,23 +68,27 @@ func (fs *FS) Inode(n uint32) (*Inode, error) {
 	}
 	i.Size = int64(size)
 	copy(i.block[:], b[0x28:])
-	seconds, nanos := int64(int32(le.Uint32(b[0x10:]))), int64(0)
+	var modified, changed uint32 // what a field of 32 bits has no room for
 	if len(b) > 128 {
 		end := 128 + int(le.Uint16(b[0x80:]))
 		if end >= 0x8c && end <= len(b) {
-			extra := le.Uint32(b[0x88:])
-			seconds += int64(extra&3) << 32
-			nanos = int64(extra >> 2)
+			changed, modified = le.Uint32(b[0x84:]), le.Uint32(b[0x88:])
 		}
 		if end >= 128 && end <= len(b) {
 			i.tail = b[end:]
 		}
 	}
-	i.Modified = time.Unix(seconds, nanos)
+	i.Changed, i.Modified = moment(le.Uint32(b[0xc:]), changed), moment(le.Uint32(b[0x10:]), modified)
 	if t := i.Type(); t == TypeChar || t == TypeBlock {
 		i.Device = device(le.Uint32(i.block[0:]), le.Uint32(i.block[4:]))
 	}
 	return i, nil
+}
+
+// moment is a time of seconds and of what the inode has besides: two more bits of
+// them, and nanoseconds.
+func moment(seconds, extra uint32) time.Time {
+	return time.Unix(int64(int32(seconds))+int64(extra&3)<<32, int64(extra>>2))
 }
 
 // device decodes the two forms in which a device number is kept.

@@ -121,6 +121,10 @@ func (a *Agent) Stream(ctx context.Context, c net.Conn) {
 		} else if err = agentapi.Answer(c, nil); err == nil {
 			err = sshd.Serve(ctx, c, cfg)
 		}
+	case agentapi.Files:
+		if err = agentapi.Answer(c, nil); err == nil {
+			err = listFiles(ctx, c, a.Root)
+		}
 	default:
 		err = agentapi.Answer(c, fmt.Errorf("lab-agent %s knows no such stream", a.Version))
 	}

@@ -5,7 +5,8 @@
 //
 // A stream begins with one line of JSON from the host that names what the stream is
 // for, and one line of JSON from the agent that accepts or refuses. On an "ssh"
-// stream the ssh protocol follows. On a "control" stream the host sends requests,
+// stream the ssh protocol follows. On a "files" stream the agent sends a list, which
+// drift.ReadManifest reads. On a "control" stream the host sends requests,
 // one line each, and the agent answers each with one line, in order; for requests at
 // the same time the host opens more streams.
 package agentapi
@@ -33,6 +34,7 @@ type Kind string
 const (
 	Control Kind = "control"
 	SSH     Kind = "ssh"
+	Files   Kind = "files" // the agent lists the files of the root file system, and closes
 )
 
 // The longest lines that are read, in bytes.
