@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -87,8 +88,11 @@ func (r *Root) meta(n uint32) (*Meta, error) {
 	}
 	m := &Meta{Kind: kind(i.Type()), Mode: fmt.Sprintf("%04o", i.Mode&0o7777), UID: i.UID, GID: i.GID, Size: i.Size, inode: i}
 	if m.Kind == KindSymlink {
-		m.Target, err = r.fs.Target(i)
+		if m.Target, err = r.fs.Target(i); err != nil {
+			return m, err
+		}
 	}
+	m.XAttrs, err = r.fs.Attrs(i)
 	return m, err
 }
 
@@ -224,6 +228,9 @@ func (c *comparison) both(path string, a, b *Meta) error {
 	}
 	if a.inode.Device != b.inode.Device {
 		what = append(what, Device)
+	}
+	if !maps.EqualFunc(a.XAttrs, b.XAttrs, bytes.Equal) {
+		what = append(what, XAttr)
 	}
 	if len(what) == 0 && c.o.All && a.Kind == KindFile && !a.inode.Modified.Equal(b.inode.Modified) {
 		what = append(what, MTime)

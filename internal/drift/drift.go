@@ -6,7 +6,13 @@
 // is equal without being read, so that the cost is that of what was written.
 package drift
 
-import "github.com/labfile/lab/internal/drift/ext4"
+import (
+	"bytes"
+	"maps"
+	"slices"
+
+	"github.com/labfile/lab/internal/drift/ext4"
+)
 
 // Op is what happened to a path.
 type Op string
@@ -41,6 +47,7 @@ const (
 	Owner   = "owner"
 	Target  = "target" // of a symbolic link
 	Device  = "device" // the number of a device node
+	XAttr   = "xattr"  // extended attributes: capabilities, access control lists, labels
 	MTime   = "mtime"  // only the time of modification
 )
 
@@ -64,7 +71,25 @@ type Meta struct {
 	Size   int64  `json:"size"`             // bytes
 	Target string `json:"target,omitempty"` // of a symbolic link
 
+	XAttrs map[string][]byte `json:"xattrs,omitempty"` // by their full names, as ext4 keeps them
+
 	inode *ext4.Inode
+}
+
+// XAttrs names the extended attributes that differ, sorted, if Op is Modified.
+func (c Change) XAttrs() []string {
+	all := maps.Clone(c.Old.XAttrs)
+	if all == nil {
+		all = map[string][]byte{}
+	}
+	for name, value := range c.New.XAttrs {
+		if old, had := all[name]; had && bytes.Equal(old, value) {
+			delete(all, name)
+		} else {
+			all[name] = value
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
 }
 
 // Report is the drift between two disks.

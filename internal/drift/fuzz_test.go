@@ -21,6 +21,9 @@ func FuzzCompare(f *testing.F) {
 	write(f, filepath.Join(tree, "etc/a"), "a")
 	write(f, filepath.Join(tree, "etc/b/c"), "bc")
 	base := image(f, tree, "2M", "-b", "1024", "-N", "32")
+	large := filepath.Join(f.TempDir(), "large")
+	write(f, large, string(make([]byte, 900)))
+	tool(f, "ea_set /etc/a user.a small\nea_set -f "+large+" /etc/b/c user.b\n", "debugfs", "-w", "-f", "-", base)
 	data, err := os.ReadFile(base)
 	if err != nil {
 		f.Fatal(err)

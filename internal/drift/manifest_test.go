@@ -245,7 +245,7 @@ func TestSidesOfGuests(t *testing.T) {
 		t.Error(d)
 	}
 	// Names that came later are not those of the image.
-	changes = append(changes, Change{Op: Modified, Path: "/etc/passwd", New: &Meta{Kind: KindFile, Mode: "0644"}, What: []string{MTime}})
+	changes = append(changes, Change{Op: Modified, Path: "/etc/passwd", Old: &Meta{Kind: KindFile}, New: &Meta{Kind: KindFile, Mode: "0644"}, What: []string{MTime}})
 	if steps, err = Provision(t.Context(), Lost(now, changes), now, changes, ProvisionOptions{}); err != nil || !strings.Contains(steps, "owner: 7:ops\n") {
 		t.Errorf("with other accounts: %v\n%s", err, steps)
 	}

@@ -4,6 +4,7 @@ package drift
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,7 +142,11 @@ func (p *provision) change(c Change) error {
 	switch m.Kind {
 	case KindFile:
 		if is(Content) {
-			return p.file(c)
+			there, err := p.file(c)
+			if there {
+				p.attrs(c, true)
+			}
+			return err
 		}
 	case KindDir:
 		if made {
@@ -161,6 +166,7 @@ func (p *provision) change(c Change) error {
 			return nil
 		}
 	}
+	defer p.attrs(c, made) // a new owner takes capabilities away, and a mode changes an access control list
 	if made && m.UID == 0 && m.GID == 0 && (m.Kind == KindSymlink || m.Kind == KindDir && m.Mode == "0755") {
 		return nil
 	}
@@ -175,22 +181,41 @@ func (p *provision) change(c Change) error {
 	return nil
 }
 
-// file adds a step for a file with a content of its own.
-func (p *provision) file(c Change) error {
+// attrs gives what was made anew, or modified, its extended attributes.
+func (p *provision) attrs(c Change, anew bool) {
+	var old map[string][]byte
+	if !anew {
+		old = c.Old.XAttrs
+	}
+	commands, notes := attrCommands(quote(c.Path), old, c.New.XAttrs, func(user bool, id uint32) string {
+		names := p.groups
+		if user {
+			names = p.users
+		}
+		return cmp.Or(names[id], strconv.FormatUint(uint64(id), 10))
+	})
+	p.after = append(p.after, commands...)
+	for _, note := range notes {
+		p.note(c.Path, note)
+	}
+}
+
+// file adds a step for a file with a content of its own, if there can be one.
+func (p *provision) file(c Change) (bool, error) {
 	m := c.New
 	var head bytes.Buffer
 	why, err := p.now.contents(p.ctx, &head, c.Path, m, maxText)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if why != "" {
 		p.note(c.Path, why)
-		return nil
+		return false, nil
 	}
 	text := head.Bytes()
 	if secret(c.Path, text) {
 		p.note(c.Path, "has secrets, which are withheld")
-		return nil
+		return false, nil
 	}
 	body := &yaml.Node{Kind: yaml.MappingNode}
 	set(body, "to", c.Path)
@@ -208,14 +233,14 @@ func (p *provision) file(c Change) error {
 		set(body, "content", string(text))
 	case p.dir == nil:
 		p.note(c.Path, fmt.Sprintf("(%d bytes) %s: --files DIR keeps it there and makes a step of it", m.Size, why))
-		return nil
+		return false, nil
 	case m.Size > maxExtract-p.copied:
 		p.note(c.Path, fmt.Sprintf("(%d bytes) is left out: the files have more than %d bytes in all", m.Size, int64(maxExtract)))
-		return nil
+		return false, nil
 	default:
 		p.copied += m.Size
 		if err := p.extract(c.Path, m); err != nil {
-			return err
+			return false, err
 		}
 		set(body, "from", p.o.From+c.Path)
 	}
@@ -234,7 +259,7 @@ func (p *provision) file(c Change) error {
 	step := &yaml.Node{Kind: yaml.MappingNode}
 	step.Content = append(step.Content, scalar("file"), body)
 	p.files = append(p.files, step)
-	return nil
+	return true, nil
 }
 
 // extract copies a file to the folder. The name is the guest's: os.Root keeps it in.

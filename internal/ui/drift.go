@@ -66,6 +66,8 @@ func aspects(c drift.Change) string {
 			what = fmt.Sprintf("target %s -> %s", printable(c.Old.Target), printable(c.New.Target))
 		case drift.Content:
 			what = fmt.Sprintf("content, %d -> %d bytes", c.Old.Size, c.New.Size)
+		case drift.XAttr:
+			what = "xattr " + printable(strings.Join(c.XAttrs(), ", "))
 		}
 		parts = append(parts, what)
 	}

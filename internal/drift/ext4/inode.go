@@ -23,6 +23,7 @@ type Inode struct {
 	flags uint32
 	block [60]byte
 	tail  []byte // what follows the fixed part: the attributes
+	more  uint64 // the block with further attributes; 0 if there is none
 }
 
 // The types in Inode.Mode.
@@ -58,6 +59,7 @@ func (fs *FS) Inode(n uint32) (*Inode, error) {
 		GID:    uint32(le.Uint16(b[0x18:])) | uint32(le.Uint16(b[0x7a:]))<<16,
 		Links:  le.Uint16(b[0x1a:]),
 		flags:  le.Uint32(b[0x20:]),
+		more:   uint64(le.Uint32(b[0x68:])) | uint64(le.Uint16(b[0x76:]))<<32,
 	}
 	size := uint64(le.Uint32(b[4:]))
 	if t := i.Type(); t == TypeFile || t == TypeDir {
@@ -154,27 +156,11 @@ func (i *Inode) inline() ([]byte, error) {
 
 // attr returns the value of an attribute that is kept in the inode.
 func (i *Inode) attr(index byte, name string) []byte {
-	if len(i.tail) < 4 || le.Uint32(i.tail) != 0xea020000 {
-		return nil
-	}
-	all := i.tail[4:]
-	for e := all; len(e) >= 16 && le.Uint32(e) != 0; {
-		n := int(e[0])
-		if len(e) < 16+n {
-			return nil
+	found, _ := i.own()
+	for _, e := range found {
+		if e.index == index && e.name == name && e.inode == 0 {
+			return e.value
 		}
-		if e[1] == index && string(e[16:16+n]) == name && le.Uint32(e[4:]) == 0 {
-			at, size := uint64(le.Uint16(e[2:])), uint64(le.Uint32(e[8:]))
-			if at > uint64(len(all)) || size > uint64(len(all))-at {
-				return nil
-			}
-			return all[at : at+size]
-		}
-		step := (16 + n + 3) &^ 3
-		if step > len(e) {
-			return nil
-		}
-		e = e[step:]
 	}
 	return nil
 }
