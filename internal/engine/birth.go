@@ -218,6 +218,7 @@ func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage,
 	if err := s.await(ctx, target, l, c); err != nil || !l.newborn {
 		return stage, err
 	}
+	s.awaitCloudInit(ctx, target, l, c)
 	if err := s.verify(ctx, target, l); err != nil {
 		return StageCheck, err
 	}
