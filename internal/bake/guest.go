@@ -186,8 +186,7 @@ func (m *Machine) file(ctx context.Context, p lab.Provision, l lab.Layer, out io
 
 // settleProgram waits until the guest has done what it does at its first boot. What
 // fails of that is not the bake's business.
-const settleProgram = `if command -v cloud-init >/dev/null 2>&1; then timeout 600 cloud-init status --wait; fi >/dev/null 2>&1
-if [ -d /run/systemd/system ]; then timeout 120 systemctl is-system-running --wait; fi >/dev/null 2>&1
+const settleProgram = guest.CloudInitEnds + `if [ -d /run/systemd/system ]; then timeout 120 systemctl is-system-running --wait; fi >/dev/null 2>&1
 :`
 
 // Settle waits until the machine has booted as far as it will: a package manager

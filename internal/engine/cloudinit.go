@@ -10,10 +10,6 @@ import (
 	"github.com/labfile/lab/internal/ledger"
 )
 
-// cloudInitProgram waits until cloud-init has ended, well or not.
-const cloudInitProgram = `command -v cloud-init >/dev/null 2>&1 && timeout 600 cloud-init status --wait >/dev/null 2>&1
-:`
-
 // awaitCloudInit waits until cloud-init has carried out the seed of a newborn. It lets
 // people in long before: what it does then would count as drift.
 func (s *session) awaitCloudInit(ctx context.Context, target guest.Target, l launch, c ledger.Create) {
@@ -29,7 +25,7 @@ func (s *session) awaitCloudInit(ctx context.Context, target guest.Target, l lau
 	}
 	defer client.Close()
 	s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageBirth, Text: "waiting for cloud-init to end"})
-	if err := client.Run(ctx, guest.Command{Args: []string{"sh", "-c", cloudInitProgram}}); err != nil {
+	if err := client.Run(ctx, guest.Command{Args: []string{"sh", "-c", guest.CloudInitEnds}}); err != nil {
 		s.host.Log.Debug("waiting for cloud-init", "machine", l.Generation, "err", err)
 	}
 }

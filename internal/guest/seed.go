@@ -23,6 +23,18 @@ type SeedConfig struct {
 	AgentRuns  bool   // the agent gives name, address and keys: cloud-init must not
 }
 
+// CloudInitEnds is a program for sh that waits until cloud-init has ended, well or not,
+// at most ten minutes. "cloud-init status --wait" takes seconds to begin under emulation,
+// and ends too early if any module failed.
+const CloudInitEnds = `if [ -e /run/cloud-init/enabled ] || [ -e /run/cloud-init/status.json ]; then
+	n=0
+	until [ -e /run/cloud-init/result.json ] || [ $n -ge 600 ] || systemctl is-failed --quiet cloud-final 2>/dev/null; do
+		sleep 1
+		n=$((n + 1))
+	done
+fi
+`
+
 // MaxUserData is how long user data may be, in bytes.
 const MaxUserData = 1 << 20
 
