@@ -8,6 +8,7 @@
 //	lab-agent            serve the port, until killed
 //	lab-agent sftp       serve sftp on standard input and output
 //	lab-agent volumes    mount the volumes that the kernel's command line names
+//	lab-agent folder …   mount a folder of the host: the agent itself calls this
 //	lab-agent version    print the version
 package main
 
@@ -22,6 +23,7 @@ import (
 
 	"github.com/labfile/lab/internal/guest/agent"
 	"github.com/labfile/lab/internal/guest/agentapi"
+	"github.com/labfile/lab/internal/guest/hostfs"
 	"github.com/labfile/lab/internal/guest/sshd"
 )
 
@@ -51,6 +53,8 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 1 && word == "volumes":
 		syscall.Umask(0o022)
 		return agent.Kernel{}.MountVolumes()
+	case len(args) == 2 && word == "folder":
+		return hostfs.Main(ctx, args[1])
 	case len(args) == 1 && word == "version":
 		_, err := fmt.Println("lab-agent", version)
 		return err
@@ -80,6 +84,7 @@ func serve(ctx context.Context) error {
 		Root:    root,
 		Machine: agent.Kernel{},
 		SFTP:    []string{self, "sftp"},
+		Folders: []string{self, "folder"},
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	if err := a.Restore(); err != nil {

@@ -104,6 +104,9 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 		Generation: g, Image: img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
 		MAC: lab.MACOf(c.Address), Agent: img.Agent, Append: early(img, m),
 	}
+	if !img.Agent {
+		spec.Mounts = devices(m)
+	}
 	if img.Agent && m.UserData == "" {
 		return spec, nil
 	}
@@ -271,6 +274,9 @@ func (s *session) await(ctx context.Context, target guest.Target, l launch, c le
 		}
 	}
 	if err := s.mount(ctx, target, g, m, c); err != nil {
+		return err
+	}
+	if err := s.mountFolders(ctx, target, g, m, c); err != nil {
 		return err
 	}
 	checks := m.Ready

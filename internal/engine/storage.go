@@ -32,9 +32,8 @@ func (s *session) storable(want *lab.Lab) error {
 		if len(m.Volumes) > providers.MaxVolumes {
 			refuse("%d volumes; a machine can have %d", len(m.Volumes), providers.MaxVolumes)
 		}
-		if len(m.Mounts) > 0 {
-			refuse("mounts are not supported yet: the kernels of the built-in boxes have no 9p; " +
-				"use \"lab cp\", or put the files into the image by a provision step (file: …)")
+		for _, err := range mountable(m) {
+			refuse("%w", err)
 		}
 		if _, ok := s.provider.(providers.VolumeChanger); !ok && len(m.Volumes) > 0 {
 			refuse("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
@@ -237,36 +236,8 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 	if err != nil || script == "" {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
-	cmd := guest.Command{Args: []string{"sh", "-c", script}}
-	if c.Agent {
-		target.User = "root" // the agent lets the lab in as root on every box
-	} else {
-		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for a login, to mount its volumes"})
-		login := lab.Check{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}
-		if err := guest.WaitReady(ctx, target, []lab.Check{login}, nil, nil); err != nil {
-			return err
-		}
-		if target.User != "root" {
-			cmd.Args = append([]string{"sudo", "-n"}, cmd.Args...)
-		}
-	}
-	client, err := guest.Connect(ctx, target)
-	if err != nil {
+	if err := s.runAsRoot(ctx, target, g, c, "mounting its volumes", script); err != nil {
 		return err
-	}
-	defer client.Close()
-	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "mounting its volumes"})
-	ctx, cancel = context.WithTimeout(ctx, mountTime)
-	defer cancel()
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	if err := client.Run(ctx, cmd); err != nil {
-		if why := strings.TrimSpace(said.String()); why != "" {
-			return fmt.Errorf("mounting its volumes: %s (%w)", why, err)
-		}
-		return fmt.Errorf("mounting its volumes: %w", err)
 	}
 	if len(owned) == 0 {
 		return nil
@@ -280,6 +251,42 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 		if err := s.volumes().Prepared(v.Name, v.Owner, v.Mode); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// runAsRoot runs a script in the guest. What says what that is for.
+func (s *session) runAsRoot(ctx context.Context, target guest.Target, g lab.Generation, c ledger.Create, what, script string) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	cmd := guest.Command{Args: []string{"sh", "-c", script}}
+	if c.Agent {
+		target.User = "root" // the agent lets the lab in as root on every box
+	} else {
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for a login, for " + what})
+		login := lab.Check{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}
+		if err := guest.WaitReady(ctx, target, []lab.Check{login}, nil, nil); err != nil {
+			return err
+		}
+		if target.User != "root" {
+			cmd.Args = append([]string{"sudo", "-n"}, cmd.Args...)
+		}
+	}
+	client, err := guest.Connect(ctx, target)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: what})
+	ctx, cancel = context.WithTimeout(ctx, mountTime)
+	defer cancel()
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := client.Run(ctx, cmd); err != nil {
+		if why := strings.TrimSpace(said.String()); why != "" {
+			return fmt.Errorf("%s: %s (%w)", what, why, err)
+		}
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }

@@ -79,6 +79,7 @@ type Mount struct {
 	From     string // absolute path on the host
 	To       string // absolute path in the guest
 	Writable bool
+	Owner    string // to whom it all belongs in the guest: "user:group", "user", or numbers; empty means the user whom one logs in as
 }
 
 // Strategy says how a generation gives way to the next one.

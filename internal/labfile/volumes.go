@@ -29,6 +29,7 @@ type mountEntry struct {
 	From     text    `yaml:"from" need:"./src" short:"yes" also:"source src host hostpath" doc:"Folder of this host, relative to the Labfile's folder."`
 	To       text    `yaml:"to" need:"/src" form:"path" also:"target guest destination dest mount" doc:"Absolute path in the guest."`
 	Writable boolean `yaml:"writable" default:"false" also:"write rw" doc:"Lets the guest change the folder of this host."`
+	Owner    text    `yaml:"owner" form:"owner" default:"the user whom one logs in as" also:"user" doc:"To whom everything in it belongs, as the guest sees it: user:group, user, or numbers. On this host it is yours."`
 }
 
 // volumes returns the volumes of a role, under the names of the Labfile.
@@ -136,7 +137,7 @@ func (c *converter) mounts(r *role) []lab.Mount {
 		if !e.From.set() {
 			continue // it could not be read, which has been reported
 		}
-		m := lab.Mount{From: e.From.value, To: e.To.value, Writable: e.Writable.value}
+		m := lab.Mount{From: e.From.value, To: e.To.value, Writable: e.Writable.value, Owner: e.Owner.value}
 		if e.From.path == e.path { // the short form
 			colon := strings.LastIndexByte(m.From, ':')
 			if colon < 1 {
@@ -156,6 +157,7 @@ func (c *converter) mounts(r *role) []lab.Mount {
 		from := e.From
 		from.value = m.From
 		c.hostPath(from)
+		m.To = path.Clean(m.To)
 		out = append(out, m)
 	}
 	return out
@@ -189,13 +191,22 @@ func (c *converter) mountPoints(r *role) {
 	for _, e := range r.row.value.Volumes.items {
 		check(e.Mount.place, e.Mount.value)
 	}
+	folder := func(at place, point string) {
+		check(at, point)
+		// Volumes are mounted before folders.
+		for _, v := range r.row.value.Volumes.items {
+			if below := path.Clean(v.Mount.value); strings.HasPrefix(below, path.Clean(point)+"/") {
+				c.add(at, "mounted at %s it would hide the volume at %s (line %d); mount it somewhere else, or below the volume", shorten(point), shorten(below), v.Mount.line)
+			}
+		}
+	}
 	for _, e := range r.row.value.Mounts.items {
 		switch {
 		case e.To.set():
-			check(e.To.place, e.To.value)
+			folder(e.To.place, e.To.value)
 		case e.From.set():
 			if i := strings.LastIndexByte(e.From.value, ':'); i > 0 && guestPath(e.From.value[i+1:]) == nil {
-				check(e.From.place, e.From.value[i+1:])
+				folder(e.From.place, e.From.value[i+1:])
 			}
 		}
 	}

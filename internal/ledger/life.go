@@ -54,6 +54,7 @@ type Mount struct {
 	From     string `json:"from"`
 	To       string `json:"to"`
 	Writable bool   `json:"writable,omitempty"`
+	Owner    string `json:"owner,omitempty"`
 }
 
 // Replace is a lab.Replace as the ledger writes it.

@@ -21,7 +21,7 @@ func TestSpecKeepsLife(t *testing.T) {
 			{Kind: lab.ProvisionFile, Content: &empty, To: "/etc/x", Owner: "a:b", Mode: "0600"},
 		},
 		Volumes: []lab.Volume{{Name: "data-2", Size: lab.GiB, FS: "ext4", Mount: "/srv", Owner: "a", Mode: "0700", ReadOnly: true}},
-		Mounts:  []lab.Mount{{From: "/a", To: "/b", Writable: true}},
+		Mounts:  []lab.Mount{{From: "/a", To: "/b", Writable: true, Owner: "a:b"}},
 		Replace: lab.Replace{Strategy: lab.Rolling, MaxUnavailable: 2, OnFailure: lab.DiscardFailed},
 		OnShell: lab.ShellForbid,
 		MaxAge:  lab.Expiry{After: time.Hour, Then: lab.ExpiryDestroy},

@@ -246,6 +246,15 @@ func (c *Client) Withdraw(ctx context.Context, g lab.Generation) error {
 	return err
 }
 
+// Mount makes a machine's agent mount folders of the host, one after the other, and
+// returns when they are mounted. The supervisor serves them from then on, for as long as the machine
+// runs and whenever its agent starts anew. ErrNotPlugged, ErrNoAgent, or what the agent
+// has against it.
+func (c *Client) Mount(ctx context.Context, g lab.Generation, mounts []Mount) error {
+	_, err := c.call(ctx, request{Op: opMount, Generation: &g, Mounts: mounts})
+	return err
+}
+
 // Unplug takes the machine off the network. It succeeds if the generation is not
 // plugged in.
 func (c *Client) Unplug(ctx context.Context, g lab.Generation) error {

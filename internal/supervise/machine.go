@@ -43,6 +43,7 @@ type machine struct {
 	session *channel.Session
 	changed chan struct{} // closed and replaced when session changes
 	gate    *gate         // the forwards of a machine that is present
+	mounts  []*mount
 }
 
 func newMachine(s *supervisor, spec Machine) *machine {
@@ -74,6 +75,7 @@ func (m *machine) start(ctx context.Context) error {
 	if dialer, ok := m.s.cfg.Provider.(providers.AgentDialer); ok && m.spec.Agent {
 		m.setSession(nil, LinkWaiting)
 		m.wg.Go(func() { m.keepAgent(dialer) })
+		m.keepMounts(m.spec.Mounts, true)
 	}
 	if trimmer, ok := m.s.cfg.Provider.(providers.LogTrimmer); ok {
 		m.wg.Go(func() { m.trimLogs(trimmer) })
@@ -100,7 +102,9 @@ func (m *machine) trimLogs(trimmer providers.LogTrimmer) {
 
 // end takes everything off and returns when it is off. It may be called again.
 func (m *machine) end() {
+	m.mu.Lock() // see keepMounts
 	m.cancel()
+	m.mu.Unlock()
 	for g := m.gateNow(); g != nil && !g.stop(m); g = m.gateNow() {
 	}
 	m.wg.Wait()

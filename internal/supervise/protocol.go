@@ -48,8 +48,20 @@ type Machine struct {
 	// same address and known by no name, until it is promoted.
 	Standby bool `json:"standby,omitempty"`
 
+	// Mounts are served as soon as its agent answers, without anybody waiting for it:
+	// what the machine has had before. Mount adds those that it has not.
+	Mounts []Mount `json:"mounts,omitempty"`
+
 	// Hidden keeps the machine out of the guests' name service.
 	Hidden bool `json:"hidden,omitempty"`
+}
+
+// Mount is a folder of the host that a machine sees.
+type Mount struct {
+	From     string `json:"from"` // absolute path on the host
+	To       string `json:"to"`   // absolute path in the guest
+	Writable bool   `json:"writable,omitempty"`
+	Owner    string `json:"owner"` // in the guest: see agentapi.Folder
 }
 
 // Phase says what a generation is to the machine's name.
@@ -113,6 +125,7 @@ const (
 	opPromote  op = "promote"
 	opDrained  op = "drained"
 	opWithdraw op = "withdraw"
+	opMount    op = "mount"
 	opUnplug   op = "unplug"
 	opDial     op = "dial"  // bytes follow the reply
 	opAgent    op = "agent" // bytes follow the reply
@@ -124,11 +137,12 @@ const (
 type request struct {
 	Op         op              `json:"op"`
 	Machine    *Machine        `json:"machine,omitempty"`    // plug, standby
-	Generation *lab.Generation `json:"generation,omitempty"` // unplug, promote, drained, withdraw; dial and agent without a name
+	Generation *lab.Generation `json:"generation,omitempty"` // unplug, promote, drained, withdraw, mount; dial and agent without a name
 	Name       lab.Name        `json:"name,omitempty"`       // dial, agent
 	Port       uint16          `json:"port,omitempty"`       // dial
 	Forwards   []lab.Forward   `json:"forwards,omitempty"`   // promote
 	Drain      time.Duration   `json:"drain,omitempty"`      // promote; nanoseconds
+	Mounts     []Mount         `json:"mounts,omitempty"`     // mount
 }
 
 // reply is the one line that answers it.

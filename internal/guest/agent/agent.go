@@ -50,12 +50,15 @@ type Agent struct {
 	Root    *os.Root // of the guest's files: "/"
 	Machine Machine
 	SFTP    []string // see sshd.Config
+	Folders []string // the command line that mounts a folder of the host: see hostfs.Main
 	Log     *slog.Logger
 
 	mu       sync.Mutex
 	identity string // Fingerprint; empty if none is applied
 	warnings []string
 	ssh      sshd.Config
+
+	folders folders
 }
 
 // Restore applies the identity of an earlier boot, if there is one.
@@ -102,12 +105,12 @@ func (a *Agent) Serve(ctx context.Context, open func(context.Context) (*os.File,
 // Stream serves one stream of the channel and closes it.
 func (a *Agent) Stream(ctx context.Context, c net.Conn) {
 	defer c.Close()
-	k, err := agentapi.Accept(c)
+	h, err := agentapi.Accept(c)
 	if err != nil {
 		a.Log.Debug("a stream was not begun", "error", err)
 		return
 	}
-	switch k {
+	switch h.Kind {
 	case agentapi.Control:
 		if err = agentapi.Answer(c, nil); err == nil {
 			err = agentapi.Serve(c, a.handle)
@@ -125,11 +128,13 @@ func (a *Agent) Stream(ctx context.Context, c net.Conn) {
 		if err = agentapi.Answer(c, nil); err == nil {
 			err = listFiles(ctx, c, a.Root)
 		}
+	case agentapi.Mount:
+		err = a.mount(ctx, c, h.Folder)
 	default:
 		err = agentapi.Answer(c, fmt.Errorf("lab-agent %s knows no such stream", a.Version))
 	}
 	if err != nil {
-		a.Log.Debug("a stream ended", "kind", k, "error", err)
+		a.Log.Debug("a stream ended", "kind", h.Kind, "error", err)
 	}
 }
 

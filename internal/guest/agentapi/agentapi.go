@@ -5,8 +5,9 @@
 //
 // A stream begins with one line of JSON from the host that names what the stream is
 // for, and one line of JSON from the agent that accepts or refuses. On an "ssh"
-// stream the ssh protocol follows. On a "files" stream the agent sends a list, which
-// drift.ReadManifest reads. On a "control" stream the host sends requests,
+// stream the ssh protocol follows; on a "mount" stream sftp, of which the host is the
+// server; on a "files" stream the agent sends a list, which drift.ReadManifest reads.
+// On a "control" stream the host sends requests,
 // one line each, and the agent answers each with one line, in order; for requests at
 // the same time the host opens more streams.
 package agentapi
@@ -35,11 +36,12 @@ const (
 	Control Kind = "control"
 	SSH     Kind = "ssh"
 	Files   Kind = "files" // the agent lists the files of the root file system, and closes
+	Mount   Kind = "mount" // Header.Folder says what and where
 )
 
 // The longest lines that are read, in bytes.
 const (
-	maxHeader  = 1 << 10
+	maxHeader  = 16 << 10
 	maxMessage = 1 << 20
 )
 
@@ -133,8 +135,10 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("the agent refused %q: %s", e.What, e.Reason)
 }
 
-type header struct {
-	Kind Kind `json:"kind"`
+// Header is how a stream begins.
+type Header struct {
+	Kind   Kind    `json:"kind"`
+	Folder *Folder `json:"folder,omitempty"` // of a "mount" stream
 }
 
 type verdict struct {
@@ -145,29 +149,38 @@ type verdict struct {
 // accepts it. A refusal is a *RefusedError. Begin closes conn if ctx ends, and
 // only then.
 func Begin(ctx context.Context, conn net.Conn, k Kind) error {
+	return begin(ctx, conn, Header{Kind: k})
+}
+
+// BeginMount is Begin for a folder of the host.
+func BeginMount(ctx context.Context, conn net.Conn, f Folder) error {
+	return begin(ctx, conn, Header{Kind: Mount, Folder: &f})
+}
+
+func begin(ctx context.Context, conn net.Conn, h Header) error {
 	var v verdict
 	err := during(ctx, conn, func() error {
-		if err := writeLine(conn, header{k}); err != nil {
+		if err := writeLine(conn, h); err != nil {
 			return err
 		}
 		return readLine(conn, maxHeader, &v)
 	})
 	if err != nil {
-		return fmt.Errorf("beginning a stream for %q: %w", k, err)
+		return fmt.Errorf("beginning a stream for %q: %w", h.Kind, err)
 	}
 	if v.Error != "" {
-		return &RefusedError{What: string(k), Reason: v.Error}
+		return &RefusedError{What: string(h.Kind), Reason: v.Error}
 	}
 	return nil
 }
 
-// Accept reads what kind of stream conn is to be.
-func Accept(conn net.Conn) (Kind, error) {
-	var h header
+// Accept reads what conn is to be.
+func Accept(conn net.Conn) (Header, error) {
+	var h Header
 	if err := readLine(conn, maxHeader, &h); err != nil {
-		return "", fmt.Errorf("reading what a stream is for: %w", err)
+		return Header{}, fmt.Errorf("reading what a stream is for: %w", err)
 	}
-	return h.Kind, nil
+	return h, nil
 }
 
 // Answer accepts the stream, or refuses it if reason is not nil.

@@ -23,8 +23,8 @@ func TestControl(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer guest.Close()
-		if k, err := Accept(guest); k != Control || err != nil {
-			t.Errorf("accepted %q, %v", k, err)
+		if h, err := Accept(guest); h != (Header{Kind: Control}) || err != nil {
+			t.Errorf("accepted %+v, %v", h, err)
 		}
 		if err := Answer(guest, nil); err != nil {
 			t.Error(err)
@@ -91,7 +91,7 @@ func TestContextEndsWaiting(t *testing.T) {
 
 func TestReadLine(t *testing.T) {
 	r := strings.NewReader("{\"kind\":\"ssh\"}\nSSH-2.0")
-	var h header
+	var h Header
 	if err := readLine(r, maxHeader, &h); err != nil || h.Kind != SSH {
 		t.Errorf("got %+v, %v", h, err)
 	}
@@ -99,10 +99,10 @@ func TestReadLine(t *testing.T) {
 		t.Errorf("left %q", rest)
 	}
 	for in, want := range map[string]string{
-		"":                               "EOF",
-		"{":                              "unexpected EOF",
-		"{\n":                            "unexpected end of JSON input",
-		strings.Repeat(" ", 2000) + "\n": "a line of more than 1024 bytes",
+		"":                                      "EOF",
+		"{":                                     "unexpected EOF",
+		"{\n":                                   "unexpected end of JSON input",
+		strings.Repeat(" ", maxHeader+1) + "\n": "a line of more than 16384 bytes",
 	} {
 		if err := readLine(strings.NewReader(in), maxHeader, &h); err == nil || err.Error() != want {
 			t.Errorf("%.10q: got %v, want %s", in, err, want)

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package hostfs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/pkg/sftp"
+)
+
+// Open opens the file. Whoever opens it sees what it is now: what the kernel
+// remembers of it is checked before.
+func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	path := n.path()
+	a, no := n.fs.lstat(ctx, path)
+	if no != 0 {
+		return nil, 0, no
+	}
+	before := n.last.get()
+	if !before.same(a) {
+		return nil, 0, syscall.ESTALE // the kernel looks the name up again
+	}
+	f, no := n.fs.open(ctx, path, access(flags)|int(flags)&os.O_TRUNC)
+	if no != 0 {
+		return nil, 0, no
+	}
+	n.last.set(a)
+	if !before.unchanged(a) {
+		n.NotifyContent(-1, 0) // attributes alone
+	}
+	return n.handle(f, flags), 0, 0
+}
+
+// Create makes a file and opens it.
+func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	path := n.child(name)
+	f, no := n.fs.open(ctx, path, access(flags)|os.O_CREATE|os.O_EXCL)
+	made := no == 0
+	if no == syscall.EEXIST && flags&syscall.O_EXCL == 0 { // the host was faster
+		f, no = n.fs.open(ctx, path, access(flags)|int(flags)&os.O_TRUNC)
+	}
+	if no != 0 {
+		return nil, nil, 0, no
+	}
+	enter := n.made
+	if made {
+		enter = func(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+			return n.madeWith(ctx, name, mode, out)
+		}
+	}
+	inode, no := enter(ctx, name, out)
+	if no != 0 {
+		go f.Close()
+		return nil, nil, 0, no
+	}
+	c, ok := inode.Operations().(*node)
+	if !ok {
+		return nil, nil, 0, syscall.EIO
+	}
+	return inode, c.handle(f, flags), 0, 0
+}
+
+// access is what the file is opened for. A file that is appended to is written at
+// offsets that the kernel knows.
+func access(flags uint32) int { return int(flags) & syscall.O_ACCMODE }
+
+// open opens a file at the host. One that nobody waits for any more is closed again.
+func (f *FS) open(ctx context.Context, path string, flags int) (*sftp.File, syscall.Errno) {
+	var (
+		mu   sync.Mutex
+		file *sftp.File
+		over bool
+	)
+	no := f.link.again(ctx, func(c *sftp.Client) error {
+		opened, err := c.OpenFile(path, flags)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if over {
+			return opened.Close()
+		}
+		file = opened
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	over = true
+	if no != 0 && file != nil {
+		go file.Close()
+	}
+	return file, no
+}
+
+func (n *node) handle(f *sftp.File, flags uint32) *handle {
+	n.opens.Add(1)
+	return &handle{node: n, flags: access(flags), file: f}
+}
+
+// handle is an open file. It is opened again if the host was lost meanwhile.
+type handle struct {
+	node  *node
+	flags int
+
+	mu   sync.Mutex
+	file *sftp.File
+}
+
+var (
+	_ fs.FileReader   = (*handle)(nil)
+	_ fs.FileWriter   = (*handle)(nil)
+	_ fs.FileFlusher  = (*handle)(nil)
+	_ fs.FileReleaser = (*handle)(nil)
+)
+
+func (h *handle) now() *sftp.File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.file
+}
+
+// reopen opens the file again in place of old, if it is still the same one.
+func (h *handle) reopen(ctx context.Context, old *sftp.File) syscall.Errno {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.file != old {
+		return 0 // somebody has done it
+	}
+	path := h.node.path()
+	a, no := h.node.fs.lstat(ctx, path)
+	if no == 0 && !h.node.last.get().same(a) {
+		no = syscall.ESTALE
+	}
+	if no != 0 {
+		return no
+	}
+	f, no := h.node.fs.open(ctx, path, h.flags)
+	if no == 0 {
+		h.file = f
+	}
+	return no
+}
+
+// do uses the open file, twice if it must: to read and to write at an offset does no
+// harm when it is done again.
+func (h *handle) do(ctx context.Context, f func(*sftp.File) error) syscall.Errno {
+	file := h.now()
+	var err error
+	no := on(ctx, func() error { err = f(file); return err })
+	if no != errLost || !lost(err) {
+		return no
+	}
+	if no := h.reopen(ctx, file); no != 0 {
+		return no
+	}
+	file = h.now()
+	return on(ctx, func() error { return f(file) })
+}
+
+// lost reports whether an answer will never come.
+func lost(err error) bool {
+	var status *sftp.StatusError
+	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || err != nil && !errors.As(err, &status)
+}
+
+// Read reads from the file.
+func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	got := make(chan []byte, 2)
+	size := len(dest)
+	no := h.do(ctx, func(f *sftp.File) error {
+		buf := make([]byte, size) // dest is the kernel's again when nobody waits any more
+		n, err := f.ReadAt(buf, off)
+		if err == nil || errors.Is(err, io.EOF) {
+			got <- buf[:n]
+			return nil
+		}
+		return err
+	})
+	if no != 0 {
+		return nil, no
+	}
+	return fuse.ReadResultData(<-got), 0
+}
+
+// Write writes to the file.
+func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	h.node.listed.forget()
+	data = slices.Clone(data) // as above
+	no := h.do(ctx, func(f *sftp.File) error {
+		_, err := f.WriteAt(data, off)
+		return err
+	})
+	if no != 0 {
+		return 0, no
+	}
+	return uint32(len(data)), 0
+}
+
+// Flush is called when a program closes the file: what it wrote is at the host
+// already.
+func (h *handle) Flush(context.Context) syscall.Errno { return 0 }
+
+// Release closes the file. Nobody waits for it.
+func (h *handle) Release(context.Context) syscall.Errno {
+	h.node.opens.Add(-1)
+	f := h.now()
+	go func() { _ = f.Close() }()
+	return 0
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Package hostfs is a folder of the host as a file system of the guest: FUSE to the
+// kernel, sftp to the host. Files are known by their paths. What the host changes is
+// seen within a fifth of a second, and at once by whoever opens a file anew.
+package hostfs
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Config says how a folder is mounted.
+type Config struct {
+	Path     string `json:"path"` // an existing folder
+	Source   string `json:"source"`
+	Writable bool   `json:"writable"`
+	UID      uint32 `json:"uid"` // to whom everything belongs
+	GID      uint32 `json:"gid"`
+}
+
+// Type is the file system's type as /proc/mounts has it.
+const Type = "fuse.lab"
+
+// ttl is how long the kernel may remember what it was told of a file.
+const ttl = 200 * time.Millisecond
+
+var (
+	errNotExist   = os.ErrNotExist
+	errPermission = os.ErrPermission
+)
+
+// FS is a mounted folder.
+type FS struct {
+	config Config
+	link   *link
+	server *fuse.Server
+}
+
+// Mount mounts a folder. It answers when Serve has connected it with the host.
+func Mount(c Config) (*FS, error) {
+	f := &FS{config: c, link: newLink()}
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if !c.Writable {
+		flags |= unix.MS_RDONLY
+	}
+	timeout := ttl
+	server, err := fs.Mount(c.Path, &node{fs: f}, &fs.Options{
+		EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, UID: c.UID, GID: c.GID,
+		MountOptions: fuse.MountOptions{
+			AllowOther: true, Options: []string{"default_permissions"}, Name: "lab", FsName: c.Source,
+			DirectMountStrict: true, DirectMountFlags: flags, DisableXAttrs: true, MaxWrite: maxPacket,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mounting %s: %w", c.Path, err)
+	}
+	f.server = server
+	return f, nil
+}
+
+// Serve connects the folder with the host, until conn ends. It takes the place of the
+// connection before.
+func (f *FS) Serve(conn io.ReadWriteCloser) error { return f.link.serve(conn) }
+
+// Close takes the folder away, at once from new users, and from those who have a file
+// open when they close it.
+func (f *FS) Close() error { return unix.Unmount(f.config.Path, unix.MNT_DETACH) }
+
+// node is a file or a folder.
+type node struct {
+	fs.Inode
+	fs *FS
+
+	listed cache // of a folder
+	last   lastAttr
+	opens  atomic.Int64 // how often the file is open
+}
+
+var (
+	_ fs.NodeStatfser   = (*node)(nil)
+	_ fs.NodeGetattrer  = (*node)(nil)
+	_ fs.NodeSetattrer  = (*node)(nil)
+	_ fs.NodeLookuper   = (*node)(nil)
+	_ fs.NodeReaddirer  = (*node)(nil)
+	_ fs.NodeReadlinker = (*node)(nil)
+	_ fs.NodeMkdirer    = (*node)(nil)
+	_ fs.NodeUnlinker   = (*node)(nil)
+	_ fs.NodeRmdirer    = (*node)(nil)
+	_ fs.NodeRenamer    = (*node)(nil)
+	_ fs.NodeLinker     = (*node)(nil)
+	_ fs.NodeSymlinker  = (*node)(nil)
+	_ fs.NodeCreater    = (*node)(nil)
+	_ fs.NodeOpener     = (*node)(nil)
+)
+
+// path is the file's name at the host.
+func (n *node) path() string { return "/" + n.Path(nil) }
+
+func (n *node) child(name string) string {
+	if p := n.path(); p != "/" {
+		return p + "/" + name
+	}
+	return "/" + name
+}
+
+// enter makes the node of a child, or finds the one that it has: a file that the
+// host replaced under the same name is another one.
+func (n *node) enter(ctx context.Context, name string, a attr, out *fuse.EntryOut) *fs.Inode {
+	n.fs.fill(&out.Attr, a)
+	if old := n.GetChild(name); old != nil {
+		if c, ok := old.Operations().(*node); ok && c.last.get().same(a) {
+			c.last.set(a)
+			return old
+		}
+	}
+	c := &node{fs: n.fs}
+	c.last.set(a)
+	return n.NewInode(ctx, c, fs.StableAttr{Mode: a.mode & syscall.S_IFMT})
+}
+
+// Lookup finds a child.
+func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	a, ok := n.listed.take(name)
+	if !ok {
+		var no syscall.Errno
+		if a, no = n.fs.lstat(ctx, n.child(name)); no != 0 {
+			return nil, no
+		}
+	}
+	return n.enter(ctx, name, a, out), 0
+}
+
+// Getattr tells of the file. What was deleted or replaced while it is open stays as
+// it was last seen.
+func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	if n.IsRoot() && n.fs.link.new() { // to mount it, the kernel has to know that it is a folder
+		n.fs.fill(&out.Attr, attr{mode: syscall.S_IFDIR | 0o755})
+		return 0
+	}
+	a, no := n.fs.lstat(ctx, n.path())
+	before := n.last.get()
+	switch {
+	case no == 0 && (n.IsRoot() || before.same(a)):
+		n.last.set(a)
+	case n.opens.Load() > 0 && (no == 0 || no == syscall.ENOENT):
+		a = before
+	case no == 0:
+		return syscall.ESTALE // the kernel looks the name up again
+	default:
+		return no
+	}
+	n.fs.fill(&out.Attr, a)
+	return 0
+}
+
+// Readdir lists the folder.
+func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	files, no := n.fs.readDir(ctx, n.path())
+	if no != 0 {
+		return nil, no
+	}
+	list := make([]fuse.DirEntry, 0, len(files))
+	known := make(map[string]attr, len(files))
+	for _, f := range files {
+		a := attrOf(f)
+		list = append(list, fuse.DirEntry{Name: f.Name(), Mode: a.mode & syscall.S_IFMT})
+		known[f.Name()] = a
+	}
+	n.listed.fill(known)
+	return fs.NewListDirStream(list), 0
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/labfile/lab/internal/guest/agentapi"
+	"github.com/labfile/lab/internal/share"
+	"github.com/labfile/lab/providers"
+)
+
+// mount is a folder of the host that a machine sees.
+type mount struct {
+	Mount
+	old   bool          // the machine has had it before: it is tried until it works
+	tried chan struct{} // closed when the agent has mounted it, or refused to
+	err   error         // why it refused; valid once tried is closed
+}
+
+// mount carries out a request.
+func (s *supervisor) mount(ctx context.Context, q request) error {
+	m, err := s.asked(ctx, q)
+	if err != nil {
+		return err
+	}
+	if _, ok := s.cfg.Provider.(providers.AgentDialer); !ok || !m.spec.Agent {
+		return fmt.Errorf("machine %q: %w", m.spec.Generation.Machine, ErrNoAgent)
+	}
+	// One after the other: one may be mounted in another.
+	for _, want := range q.Mounts {
+		f := m.keepMounts([]Mount{want}, false)[0]
+		select {
+		case <-f.tried:
+		case <-m.ctx.Done():
+			return fmt.Errorf("machine %q: %w", m.spec.Generation.Machine, ErrNotPlugged)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if f.err != nil {
+			return fmt.Errorf("mounting %s at %s: %w", f.From, f.To, f.err)
+		}
+	}
+	return nil
+}
+
+// keepMounts serves folders for as long as the machine runs; those that are served
+// already stay.
+func (m *machine) keepMounts(want []Mount, old bool) []*mount {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*mount
+	for _, w := range want {
+		i := slices.IndexFunc(m.mounts, func(f *mount) bool { return f.Mount == w })
+		if i >= 0 {
+			out = append(out, m.mounts[i])
+			continue
+		}
+		f := &mount{Mount: w, old: old, tried: make(chan struct{})}
+		m.mounts = append(m.mounts, f)
+		out = append(out, f)
+		if m.ctx.Err() == nil { // else its end may be waited for
+			m.wg.Go(func() { m.keepMount(f) })
+		}
+	}
+	return out
+}
+
+// The agent is not asked more often than this, and ever more rarely if it refuses.
+const (
+	mountPause = 50 * time.Millisecond
+	mountMost  = 10 * time.Second
+)
+
+// keepMount serves a folder, over one stream after the other.
+func (m *machine) keepMount(f *mount) {
+	met := false
+	for wait := mountPause; ; wait = min(2*wait, mountMost) {
+		began := time.Now()
+		err := m.serveMount(f, func() {
+			if !met {
+				met = true
+				close(f.tried)
+			}
+		})
+		var refused *agentapi.RefusedError
+		if errors.As(err, &refused) && !met && !f.old { // whoever asked for it is told, and may ask again
+			m.mu.Lock()
+			m.mounts = slices.DeleteFunc(m.mounts, func(other *mount) bool { return other == f })
+			m.mu.Unlock()
+			f.err = errors.New(refused.Reason)
+			close(f.tried)
+			return
+		}
+		if m.ctx.Err() == nil {
+			m.s.log.Debug("a folder is no longer served", "machine", m.spec.Generation, "folder", f.To, "err", err)
+		}
+		if time.Since(began) > mountMost {
+			wait = mountPause
+		}
+		if !m.sleep(wait) {
+			return
+		}
+	}
+}
+
+// serveMount makes the agent mount a folder, and serves it until the stream ends.
+func (m *machine) serveMount(f *mount, mounted func()) error {
+	conn, err := m.openAgent(m.ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	folder := agentapi.Folder{Path: f.To, Writable: f.Writable, Owner: f.Owner, Source: "host:" + f.From}
+	if err := agentapi.BeginMount(m.ctx, conn, folder); err != nil {
+		return err
+	}
+	mounted()
+	return m.share(conn, share.Folder{Path: f.From, Writable: f.Writable})
+}
+
+func (m *machine) share(conn net.Conn, f share.Folder) error {
+	defer context.AfterFunc(m.ctx, func() { conn.Close() })()
+	return share.Serve(conn, f)
+}
