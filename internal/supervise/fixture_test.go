@@ -127,8 +127,9 @@ type vm struct {
 
 	nics chan net.Conn // the cables, in the order they were plugged in
 
-	mu    sync.Mutex
-	agent context.CancelFunc
+	mu      sync.Mutex
+	agent   context.CancelFunc
+	streams func(net.Conn) // what the agent does with a stream, if it is not to echo
 }
 
 func (v *vm) machine(forwards ...lab.Forward) Machine {
@@ -155,6 +156,13 @@ func boot(t testing.TB, d dirs.Dirs, name lab.Name, number int, host byte) *vm {
 		v.mu.Unlock()
 		_ = agentchannel.Serve(ctx, c, func(s net.Conn) {
 			defer s.Close()
+			v.mu.Lock()
+			serve := v.streams
+			v.mu.Unlock()
+			if serve != nil {
+				serve(s)
+				return
+			}
 			_, _ = io.Copy(s, s)
 		})
 	})
