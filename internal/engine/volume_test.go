@@ -248,19 +248,6 @@ func TestVolumesUndone(t *testing.T) {
 	}
 }
 
-func TestMountsAreRefused(t *testing.T) {
-	b := newBench(t)
-	l := b.open()
-	web := machine("web")
-	web.Mounts = []lab.Mount{{From: b.folder, To: "/src"}}
-	if _, err := l.Up(b.ctx, b.want(web), UpOptions{}); err == nil || !strings.Contains(err.Error(), "mounts are not supported yet") {
-		t.Error(err)
-	}
-	if _, err := os.Stat(b.Dirs.Lab(l.ID())); !errors.Is(err, os.ErrNotExist) {
-		t.Error("something was made:", err)
-	}
-}
-
 func TestSerial(t *testing.T) {
 	for name, want := range map[string]string{
 		"data":                  "data",

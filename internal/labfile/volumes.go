@@ -197,6 +197,7 @@ func (c *converter) mountPoints(r *role) {
 		for _, v := range r.row.value.Volumes.items {
 			if below := path.Clean(v.Mount.value); strings.HasPrefix(below, path.Clean(point)+"/") {
 				c.add(at, "mounted at %s it would hide the volume at %s (line %d); mount it somewhere else, or below the volume", shorten(point), shorten(below), v.Mount.line)
+				break
 			}
 		}
 	}

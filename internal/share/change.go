@@ -83,12 +83,29 @@ func (s *server) rename(r *sftp.Request, replace bool) error {
 	if from == "." || to == "." {
 		return syscall.EBUSY
 	}
+	// os.Root would refuse to replace an empty folder, and cannot keep what is there.
+	fromDir, err := root.Open(path.Dir(from))
+	if err != nil {
+		return err
+	}
+	defer fromDir.Close()
+	toDir, err := root.Open(path.Dir(to))
+	if err != nil {
+		return err
+	}
+	defer toDir.Close()
+	var flags uint
 	if !replace {
+		flags = unix.RENAME_NOREPLACE
+	}
+	err = unix.Renameat2(int(fromDir.Fd()), path.Base(from), int(toDir.Fd()), path.Base(to), flags)
+	if err == unix.EINVAL && !replace { // some network file systems know no flags
 		if _, err := root.Lstat(to); err == nil {
 			return syscall.EEXIST
 		}
+		err = unix.Renameat(int(fromDir.Fd()), path.Base(from), int(toDir.Fd()), path.Base(to))
 	}
-	return root.Rename(from, to)
+	return err
 }
 
 // setstat changes a file's size, permissions and times. It belongs to the host's
@@ -145,7 +162,8 @@ func (s *server) setstat(r *sftp.Request) error {
 }
 
 // setTimes sets the times of a file, or of the link that it is, which os.Root
-// cannot: the folder that it lies in is found without leaving root.
+// cannot. Like rename, it finds the folder that the file lies in without leaving root,
+// and follows nothing from there.
 func setTimes(root *os.Root, name string, t agentapi.Times) error {
 	dir, err := root.Open(path.Dir(name))
 	if err != nil {

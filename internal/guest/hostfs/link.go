@@ -27,6 +27,8 @@ const maxPacket = 128 << 10
 
 // link is the way to the host, which may be lost and found again.
 type link struct {
+	patience time.Duration
+
 	mu      sync.Mutex
 	client  *sftp.Client  // nil while there is none
 	met     bool          // there was one
@@ -34,7 +36,9 @@ type link struct {
 	changed chan struct{} // closed and replaced when client changes
 }
 
-func newLink() *link { return &link{lost: time.Now(), changed: make(chan struct{})} }
+func newLink() *link {
+	return &link{patience: patience, lost: time.Now(), changed: make(chan struct{})}
+}
 
 // serve uses conn until it ends, in place of the one before.
 func (l *link) serve(conn io.ReadWriteCloser) error {
@@ -85,7 +89,7 @@ func (l *link) get(ctx context.Context) (*sftp.Client, syscall.Errno) {
 		if c != nil {
 			return c, 0
 		}
-		t := time.NewTimer(time.Until(lost.Add(patience)))
+		t := time.NewTimer(time.Until(lost.Add(l.patience)))
 		select {
 		case <-changed:
 			t.Stop()
