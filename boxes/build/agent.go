@@ -17,8 +17,8 @@ func AgentIncluded() bool {
 	return err == nil
 }
 
-// agent returns lab-agent, or nil if this binary does not carry it.
-func agent() []byte {
+// Agent returns lab-agent, or nil if this binary does not carry it.
+func Agent() []byte {
 	b, err := embedded.ReadFile("embedded/lab-agent")
 	if err != nil {
 		return nil

@@ -286,7 +286,7 @@ func furnish(t *tree, k *kernel, r recipes.Recipe) error {
 	if err != nil {
 		return fmt.Errorf("adding the recipe's files: %w", err)
 	}
-	if a := agent(); a != nil {
+	if a := Agent(); a != nil {
 		if err := t.file("usr/sbin/lab-agent", a, 0o755); err != nil {
 			return err
 		}

@@ -9,11 +9,13 @@
 //	lab-agent sftp       serve sftp on standard input and output
 //	lab-agent volumes    mount the volumes that the kernel's command line names
 //	lab-agent folder …   mount a folder of the host: the agent itself calls this
+//	lab-agent mount …    the same in a guest without the agent, over standard input and output
 //	lab-agent version    print the version
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,11 +57,30 @@ func run(ctx context.Context, args []string) error {
 		return agent.Kernel{}.MountVolumes()
 	case len(args) == 2 && word == "folder":
 		return hostfs.Main(ctx, args[1])
+	case len(args) == 2 && word == "mount":
+		return mount(args[1])
 	case len(args) == 1 && word == "version":
 		_, err := fmt.Println("lab-agent", version)
 		return err
 	}
 	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|volumes|version]", args)
+}
+
+// mount outlives the login that started it.
+func mount(folder string) error {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	_, _ = syscall.Setsid()
+	var f agentapi.Folder
+	if err := json.Unmarshal([]byte(folder), &f); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot("/")
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	a := &agent.Agent{Version: version, Root: root}
+	return a.MountFolder(os.Stdin, os.Stdout, f)
 }
 
 func serve(ctx context.Context) error {

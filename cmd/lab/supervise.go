@@ -47,7 +47,7 @@ func (w *wiring) supervise(ctx context.Context, id lab.ID, log *slog.Logger) err
 	go host.Lab(id).Watch(watching, func(ctx context.Context) error { return w.tend(ctx, id) })
 	return supervise.Run(ctx, supervise.Config{
 		ID: id, Dirs: d, Provider: p, Version: buildVersion().Version, Log: log,
-		Ready: supervise.Ready(w.getenv),
+		Ready: supervise.Ready(w.getenv), Folder: host.Lab(id).Folder,
 		Record: func(e supervise.Event) error {
 			if e.Kind != supervise.EventExited {
 				log.Info("machine", "event", e.Kind, "generation", e.Generation.String(), "detail", e.Detail)

@@ -104,9 +104,6 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 		Generation: g, Image: img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
 		MAC: lab.MACOf(c.Address), Agent: img.Agent, Append: early(img, m),
 	}
-	if !img.Agent {
-		spec.Mounts = devices(m)
-	}
 	if img.Agent && m.UserData == "" {
 		return spec, nil
 	}

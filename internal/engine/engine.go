@@ -31,6 +31,7 @@ type Host struct {
 	Providers map[string]providers.Provider // by name
 	Boxes     Boxes
 	Spawn     func(id lab.ID) error // starts the lab's supervisor, detached
+	Agent     func() []byte         // lab-agent, for guests that do not carry it; nil, or returns nil, if there is none
 	Log       *slog.Logger
 	Parallel  int // machines to boot at once; 0 means no limit
 

@@ -7,11 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/supervise"
@@ -55,25 +58,16 @@ func shared(m lab.Machine, c ledger.Create) []supervise.Mount {
 	return out
 }
 
-// devices are the machine's mounts as devices of a guest without an agent.
-func devices(m lab.Machine) []providers.Mount {
-	var out []providers.Mount
-	for i, f := range outermost(m) {
-		out = append(out, providers.Mount{Tag: tag(i), Path: f.From, Writable: f.Writable})
-	}
-	return out
-}
-
-func tag(i int) string { return fmt.Sprintf("lab%d", i) }
-
 // mountFolders mounts folders of the host in the guest: through its agent or, where
-// there is none, by 9p. What is mounted already stays.
+// there is none, through one that is handed to it for this alone. What is mounted already stays.
 func (s *session) mountFolders(ctx context.Context, target guest.Target, g lab.Generation, m lab.Machine, c ledger.Create) error {
 	if len(m.Mounts) == 0 {
 		return nil
 	}
 	if !c.Agent {
-		return s.runAsRoot(ctx, target, g, c, "mounting folders of this host", folderScript(m))
+		if err := s.awaitLogin(ctx, target, g, "mounting folders of this host"); err != nil {
+			return err
+		}
 	}
 	for _, f := range m.Mounts {
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "mounting " + describe(f)})
@@ -82,7 +76,7 @@ func (s *session) mountFolders(ctx context.Context, target guest.Target, g lab.G
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, mountTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, mountTime, fmt.Errorf("the guest did not mount its folders within %s; %s has more", mountTime, s.host.Dirs.SupervisorLog(s.id)))
 	defer cancel()
 	err = super.Mount(ctx, g, shared(m, c))
 	if err != nil && strings.Contains(err.Error(), "knows no such stream") {
@@ -98,29 +92,29 @@ func describe(f lab.Mount) string {
 	return f.From + " at " + f.To + ", read-only"
 }
 
-// folderScript is what the root of a guest without an agent runs.
-func folderScript(m lab.Machine) string {
-	var b strings.Builder
-	b.WriteString(folderFunctions)
-	for i, f := range outermost(m) {
-		mode := "ro"
-		if f.Writable {
-			mode = "rw"
-		}
-		b.WriteString(guest.Quote([]string{"folder", tag(i), f.To, mode}) + "\n")
+// Folder makes a machine without an agent mount a folder: see supervise.Config.
+func (l *Lab) Folder(ctx context.Context, g lab.Generation, f agentapi.Folder, dial func(context.Context, uint16) (net.Conn, error)) (io.ReadWriteCloser, error) {
+	var agent []byte
+	if l.host.Agent != nil {
+		agent = l.host.Agent()
 	}
-	return b.String()
+	if agent == nil {
+		return nil, &agentapi.RefusedError{What: string(agentapi.Mount), Reason: "this lab was built without lab-agent, which mounts folders; build it with \"make build\""}
+	}
+	state, err := l.read()
+	if err != nil {
+		return nil, err
+	}
+	rec, ok := state.Machines[g.Machine].Of(g.Number)
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", g, providers.ErrNotFound)
+	}
+	target, err := l.target(g.Machine, rec.Create, "")
+	if err != nil {
+		return nil, err
+	}
+	target.Port = dial
+	ctx, cancel := context.WithTimeout(ctx, mountTime)
+	defer cancel()
+	return guest.MountFolder(ctx, target, agent, f)
 }
-
-// folderFunctions are in what any sh and busybox have. The kernel loads the modules
-// of 9p when it is asked for the file system, if the image has them.
-const folderFunctions = `fail() { echo "$*" >&2; exit 1; }
-mounted() { while read -r _ at type _; do [ "$at $type" = "$1 9p" ] && return 0; done </proc/mounts; return 1; }
-folder() {
-	mounted "$2" && return
-	mkdir -p "$2" || fail "$2 cannot be made"
-	modprobe -q 9pnet_virtio 2>/dev/null; modprobe -q 9p 2>/dev/null
-	grep -qw 9p /proc/filesystems || fail "mounts need lab-agent in the image, or 9p in its kernel ($(uname -r) has none); take a box that has one of them, use \"lab cp\", or put the files into the image by a provision step (file: …)"
-	mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,nosuid,nodev,$3" "$1" "$2" || fail "$2 cannot be mounted by 9p"
-}
-`

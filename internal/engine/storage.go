@@ -263,9 +263,7 @@ func (s *session) runAsRoot(ctx context.Context, target guest.Target, g lab.Gene
 	if c.Agent {
 		target.User = "root" // the agent lets the lab in as root on every box
 	} else {
-		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for a login, for " + what})
-		login := lab.Check{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}
-		if err := guest.WaitReady(ctx, target, []lab.Check{login}, nil, nil); err != nil {
+		if err := s.awaitLogin(ctx, target, g, what); err != nil {
 			return err
 		}
 		if target.User != "root" {
@@ -289,6 +287,13 @@ func (s *session) runAsRoot(ctx context.Context, target guest.Target, g lab.Gene
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// awaitLogin waits until the ssh server of a guest without an agent lets the lab in.
+func (s *session) awaitLogin(ctx context.Context, target guest.Target, g lab.Generation, what string) error {
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for a login, for " + what})
+	login := lab.Check{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}
+	return guest.WaitReady(ctx, target, []lab.Check{login}, nil, nil)
 }
 
 // mountScript is what the guest's root runs, and the volumes whose root folder gets

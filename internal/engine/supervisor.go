@@ -72,7 +72,7 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 			continue
 		}
 		mc := cable(lab.Generation{Lab: l.id, Machine: m.Name, Number: m.Generation}, m.Create.Spec.Machine(m.Name), m.Create)
-		if m.Phase == ledger.PhaseReady && m.Create.Agent {
+		if m.Phase == ledger.PhaseReady {
 			mc.Mounts = shared(m.Create.Spec.Machine(m.Name), m.Create)
 		}
 		_, err := plug(ctx, c, mc, m.Ports)

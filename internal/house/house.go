@@ -42,6 +42,7 @@ var rank = map[string]int{
 	"internal/guest":     2,
 	"internal/bake":      2,
 	"internal/verify":    2,
+	"internal/share":     2,
 	"internal/house":     2,
 	"internal/e2e":       2,
 	"internal/engine":    3,

@@ -75,8 +75,8 @@ func (m *machine) start(ctx context.Context) error {
 	if dialer, ok := m.s.cfg.Provider.(providers.AgentDialer); ok && m.spec.Agent {
 		m.setSession(nil, LinkWaiting)
 		m.wg.Go(func() { m.keepAgent(dialer) })
-		m.keepMounts(m.spec.Mounts, true)
 	}
+	m.keepMounts(m.spec.Mounts, true)
 	if trimmer, ok := m.s.cfg.Provider.(providers.LogTrimmer); ok {
 		m.wg.Go(func() { m.trimLogs(trimmer) })
 	}

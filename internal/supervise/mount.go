@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"slices"
 	"time"
 
@@ -29,7 +29,7 @@ func (s *supervisor) mount(ctx context.Context, q request) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := s.cfg.Provider.(providers.AgentDialer); !ok || !m.spec.Agent {
+	if _, ok := s.cfg.Provider.(providers.AgentDialer); (!ok || !m.spec.Agent) && s.cfg.Folder == nil {
 		return fmt.Errorf("machine %q: %w", m.spec.Generation.Machine, ErrNoAgent)
 	}
 	// One after the other: one may be mounted in another.
@@ -109,22 +109,33 @@ func (m *machine) keepMount(f *mount) {
 	}
 }
 
-// serveMount makes the agent mount a folder, and serves it until the stream ends.
+// serveMount makes the guest mount a folder, and serves it until the connection ends.
 func (m *machine) serveMount(f *mount, mounted func()) error {
-	conn, err := m.openAgent(m.ctx)
+	folder := agentapi.Folder{Path: f.To, Writable: f.Writable, Owner: f.Owner, Source: "host:" + f.From}
+	open := m.openMount
+	if !m.spec.Agent && m.s.cfg.Folder != nil {
+		open = func(folder agentapi.Folder) (io.ReadWriteCloser, error) {
+			return m.s.cfg.Folder(m.ctx, m.spec.Generation, folder, m.dial)
+		}
+	}
+	conn, err := open(folder)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	folder := agentapi.Folder{Path: f.To, Writable: f.Writable, Owner: f.Owner, Source: "host:" + f.From}
-	if err := agentapi.BeginMount(m.ctx, conn, folder); err != nil {
-		return err
-	}
 	mounted()
-	return m.share(conn, share.Folder{Path: f.From, Writable: f.Writable})
+	defer context.AfterFunc(m.ctx, func() { conn.Close() })()
+	return share.Serve(conn, share.Folder{Path: f.From, Writable: f.Writable})
 }
 
-func (m *machine) share(conn net.Conn, f share.Folder) error {
-	defer context.AfterFunc(m.ctx, func() { conn.Close() })()
-	return share.Serve(conn, f)
+// openMount asks the agent to mount a folder.
+func (m *machine) openMount(f agentapi.Folder) (io.ReadWriteCloser, error) {
+	conn, err := m.openAgent(m.ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := agentapi.BeginMount(m.ctx, conn, f); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }

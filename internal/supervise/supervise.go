@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/labfile/lab/internal/dirs"
+	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/providers"
@@ -57,6 +59,11 @@ type Config struct {
 	// Record keeps an event; several goroutines may call it at once. An error is
 	// logged. Nil drops them.
 	Record func(Event) error
+
+	// Folder makes a machine without an agent mount a folder, and returns a connection
+	// of which the host is to be the sftp server. dial connects to a port of the guest. A *agentapi.RefusedError
+	// says why it never will. Nil if such machines mount none.
+	Folder func(ctx context.Context, g lab.Generation, f agentapi.Folder, dial func(context.Context, uint16) (net.Conn, error)) (io.ReadWriteCloser, error)
 
 	// Ready is called once the supervisor serves. May be nil.
 	Ready func()

@@ -136,8 +136,9 @@ func (f *folder) stop() {
 	f.ended = nil
 }
 
-// start mounts a folder. What an earlier agent left behind is taken away.
-func (f *folder) start(ctx context.Context, command []string, c hostfs.Config) error {
+// prepare makes the folder to mount at. What an earlier agent left behind is taken
+// away.
+func prepare(c hostfs.Config) error {
 	for mountedAt(c.Path) {
 		if err := unix.Unmount(c.Path, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("taking away what was mounted at %s: %w", c.Path, err)
@@ -148,6 +149,14 @@ func (f *folder) start(ctx context.Context, command []string, c hostfs.Config) e
 	}
 	if err := os.MkdirAll(c.Path, 0o755); err != nil {
 		return fmt.Errorf("making the folder to mount at: %w", err)
+	}
+	return nil
+}
+
+// start starts the process that mounts a folder.
+func (f *folder) start(ctx context.Context, command []string, c hostfs.Config) error {
+	if err := prepare(c); err != nil {
+		return err
 	}
 	b, err := json.Marshal(c)
 	if err != nil {
@@ -195,6 +204,38 @@ func (f *folder) start(ctx context.Context, command []string, c hostfs.Config) e
 	}
 	f.config, f.control, f.ended = c, control, ended
 	return nil
+}
+
+// MountFolder mounts a folder in this process, for guests that have no agent: it says so on
+// out, and serves it over in and out. When these have ended the folder stays, for those who
+// use it to learn that the host has gone, until the next one takes its place.
+func (a *Agent) MountFolder(in io.Reader, out io.WriteCloser, want agentapi.Folder) error {
+	f, err := a.mountHere(want)
+	if err != nil {
+		_, _ = io.WriteString(out, err.Error()+"\n")
+		return err
+	}
+	if _, err := io.WriteString(out, hostfs.OK); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	_ = f.Serve(struct {
+		io.Reader
+		io.WriteCloser
+	}{in, out})
+	f.Wait()
+	return nil
+}
+
+func (a *Agent) mountHere(want agentapi.Folder) (*hostfs.FS, error) {
+	uid, gid, err := a.ownerOf(want.Owner)
+	if err != nil {
+		return nil, err
+	}
+	c := hostfs.Config{Path: path.Clean(want.Path), Source: want.Source, Writable: want.Writable, UID: uid, GID: gid}
+	if err := prepare(c); err != nil {
+		return nil, err
+	}
+	return hostfs.Mount(c)
 }
 
 // says returns the first line that the process says.

@@ -74,6 +74,9 @@ func Mount(c Config) (*FS, error) {
 // connection before.
 func (f *FS) Serve(conn io.ReadWriteCloser) error { return f.link.serve(conn) }
 
+// Wait returns when the folder was taken away, by whomever.
+func (f *FS) Wait() { f.server.Wait() }
+
 // Close takes the folder away, at once from new users, and from those who have a file
 // open when they close it.
 func (f *FS) Close() error { return unix.Unmount(f.config.Path, unix.MNT_DETACH) }
