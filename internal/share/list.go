@@ -68,7 +68,7 @@ func (l single) ListAt(to []os.FileInfo, _ int64) (int, error) {
 	if len(to) == 0 {
 		return 0, nil
 	}
-	to[0] = info{l.FileInfo}
+	to[0] = info(l)
 	return 1, nil
 }
 

@@ -30,7 +30,7 @@ type Folder struct {
 
 // What a guest can ask for at most.
 const (
-	maxOpen   = 1024      // files and folders that are open at a time
+	maxOpen   = 512       // files and folders that are open at a time
 	maxPacket = 128 << 10 // bytes that are read by one request
 )
 

@@ -3,17 +3,21 @@
 package supervise
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/pkg/sftp"
 
 	"github.com/labfile/lab/internal/guest/agentapi"
+	"github.com/labfile/lab/internal/lab"
 )
 
 // mounting makes the machine's agent one that mounts: it reads the file "name" of every folder
@@ -129,5 +133,59 @@ func TestMounts(t *testing.T) {
 	}
 	if err := c.Mount(ctx, mute.g, mounts); !errors.Is(err, ErrNoAgent) {
 		t.Error(err)
+	}
+}
+
+// TestMountsWithoutAgent asks whoever can reach a guest that has no agent.
+func TestMountsWithoutAgent(t *testing.T) {
+	d := testDirs(t)
+	v := boot(t, d, "db", 1, 10)
+	refuse := true
+	names := make(chan string, 1)
+	_, c := run(t, d, func(cfg *Config) {
+		cfg.Folder = func(ctx context.Context, g lab.Generation, f agentapi.Folder, dial func(context.Context, uint16) (net.Conn, error)) (io.ReadWriteCloser, error) {
+			if refuse {
+				return nil, fmt.Errorf("%s: %w", g, &agentapi.RefusedError{What: "mount", Reason: "no FUSE"})
+			}
+			conn, err := dial(ctx, 7) // the guest echoes there: it is one that can be reached
+			if err != nil {
+				return nil, err
+			}
+			conn.Close()
+			host, guest := net.Pipe()
+			go func() {
+				client, err := sftp.NewClientPipe(guest, guest)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer client.Close()
+				info, err := client.Stat("/name")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				names <- fmt.Sprint(f.Path, " has ", info.Name())
+				_ = client.Wait()
+			}()
+			return host, nil
+		}
+	})
+	ctx := testContext(t)
+	m := v.machine()
+	m.Agent = false
+	if _, err := c.Plug(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	mounts := []Mount{{From: named(t, "src"), To: "/src", Owner: "root"}}
+	if err := c.Mount(ctx, v.g, mounts); err == nil || !strings.HasSuffix(err.Error(), " at /src: no FUSE") {
+		t.Error(err)
+	}
+	refuse = false
+	if err := c.Mount(ctx, v.g, mounts); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-names; got != "/src has name" {
+		t.Error(got)
 	}
 }

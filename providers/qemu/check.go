@@ -33,7 +33,7 @@ const (
 	noSpace  = 512 * lab.MiB
 )
 
-// Check looks at QEMU, its sandbox, acceleration, 9p, directories and limits.
+// Check looks at QEMU, its sandbox, acceleration, directories and limits.
 func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {
 	var found []providers.Finding
 	binary, err := p.binary()
@@ -43,7 +43,7 @@ func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {
 			Detail: p.cfg.Binary + " not found", Cure: installCure(),
 		})
 	} else {
-		found = append(found, checkVersion(ctx, binary), checkSandbox(ctx, binary), p.checkAccel(ctx), checkMounts(ctx, binary))
+		found = append(found, checkVersion(ctx, binary), checkSandbox(ctx, binary), p.checkAccel(ctx))
 	}
 	found = append(found, p.checkImg(ctx), checkKernel())
 	found = append(found, p.checkSpace(), p.checkRun(), checkLimits())

@@ -20,7 +20,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s has no cure", f.Topic)
 		}
 	}
-	for _, topic := range []string{"qemu", "sandbox", "mounts", "qemu-img", "kernel", "runtime directory"} {
+	for _, topic := range []string{"qemu", "sandbox", "qemu-img", "kernel", "runtime directory"} {
 		if levels[topic] != providers.LevelOK {
 			t.Errorf("%s: %q", topic, levels[topic])
 		}

@@ -485,7 +485,4 @@ func TestMountsWithout9P(t *testing.T) {
 	if !errors.Is(err, providers.ErrIncapable) || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
-	if f := checkMounts(testContext(t), bare); f.Level != providers.LevelWarning || f.Cure == "" {
-		t.Errorf("%+v", f)
-	}
 }

@@ -107,16 +107,6 @@ func has9P(ctx context.Context, binary string) error {
 	return fmt.Errorf("running %s: %w", binary, err)
 }
 
-func checkMounts(ctx context.Context, binary string) providers.Finding {
-	if err := has9P(ctx, binary); err != nil {
-		return providers.Finding{
-			Topic: "mounts", Level: providers.LevelWarning, Detail: "folders cannot be mounted: " + err.Error(),
-			Cure: "install QEMU from your distribution: " + installCure(),
-		}
-	}
-	return providers.Finding{Topic: "mounts", Level: providers.LevelOK, Detail: "folders can be mounted by 9p"}
-}
-
 // lockedImage is what QEMU says when another process has an image that it asks
 // for itself (file-posix.c, raw_check_lock_bytes and its caller).
 var lockedImage = regexp.MustCompile(`(?s)Failed to get (?:shared )?"\w+" lock.*?Is another process using the image \[(.*?)\]\?`)
