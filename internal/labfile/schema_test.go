@@ -174,7 +174,7 @@ func TestStarterComments(t *testing.T) {
 	text := string(Starter("try"))
 	for from, to := range map[string]string{
 		"    # cpus:": "    cpus:", "    # memory:": "    memory:", "    # disk:": "    disk:",
-		"    # count:": "    count:", "      # - ": "      - ",
+		"    # count:": "    count:", "    # mounts:": "    mounts:", "      # - ": "      - ",
 		"#\n# boxes:\n#   base:": "boxes:\n  base:", "#   noble:\n#     from:": "  noble:\n    from:",
 		"#     checksum: sha256:…": "    checksum: sha256:" + strings.Repeat("0", 64),
 	} {
@@ -187,7 +187,7 @@ func TestStarterComments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(l.Machines) != 3 || len(l.Machines[1].Ready) != 4 {
+	if len(l.Machines) != 3 || len(l.Machines[1].Ready) != 4 || len(l.Machines[1].Mounts) != 1 {
 		t.Errorf("got %+v", l.Machines)
 	}
 }
