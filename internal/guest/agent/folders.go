@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,7 +87,7 @@ func (a *Agent) connect(ctx context.Context, want *agentapi.Folder) (net.Conn, <
 	if err != nil {
 		return nil, nil, err
 	}
-	c := hostfs.Config{Path: path.Clean(want.Path), Source: want.Source, Writable: want.Writable, UID: uid, GID: gid}
+	c := hostfs.Config{Path: place(want.Path), Source: want.Source, Writable: want.Writable, UID: uid, GID: gid}
 	f := a.folders.at(c.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -231,7 +232,7 @@ func (a *Agent) mountHere(want agentapi.Folder) (*hostfs.FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := hostfs.Config{Path: path.Clean(want.Path), Source: want.Source, Writable: want.Writable, UID: uid, GID: gid}
+	c := hostfs.Config{Path: place(want.Path), Source: want.Source, Writable: want.Writable, UID: uid, GID: gid}
 	if err := prepare(c); err != nil {
 		return nil, err
 	}
@@ -246,6 +247,16 @@ func says(ctx context.Context, control net.Conn) (string, error) {
 		err = errors.New("the process that mounts it has ended")
 	}
 	return line, err
+}
+
+// place is how the kernel calls a path: without the links that lead to it.
+func place(p string) string {
+	p = path.Clean(p)
+	dir, err := filepath.EvalSymlinks(path.Dir(p))
+	if err != nil {
+		return p // it is made
+	}
+	return path.Join(dir, path.Base(p))
 }
 
 // mountedAt reports whether a folder of the host is what is mounted at path.

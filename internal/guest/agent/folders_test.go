@@ -7,6 +7,7 @@ package agent
 import (
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"testing"
 
@@ -56,4 +57,18 @@ func TestFolderRefused(t *testing.T) {
 	refused(agentapi.Folder{}, "no folder was named")
 	refused(agentapi.Folder{Path: "src"}, "no folder was named")
 	refused(agentapi.Folder{Path: "/src", Owner: "bob"}, "the machine has no bob in /etc/passwd")
+}
+
+func TestPlace(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(dir+"/run", 0o755), os.Symlink("run", dir+"/link")); err != nil {
+		t.Fatal(err)
+	}
+	for in, want := range map[string]string{
+		dir + "/link/src/": dir + "/run/src", dir + "/run/src": dir + "/run/src", dir + "/none/src": dir + "/none/src", "/": "/",
+	} {
+		if got := place(in); got != want {
+			t.Errorf("%s is %s, want %s", in, got, want)
+		}
+	}
 }
