@@ -17,6 +17,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/accel"
 	"github.com/labfile/lab/providers/memory"
 	"github.com/labfile/lab/providers/qemu"
 )
@@ -44,7 +45,7 @@ func (w *wiring) host(log *slog.Logger) (*engine.Host, error) {
 }
 
 func (w *wiring) providers(d dirs.Dirs, log *slog.Logger) map[string]providers.Provider {
-	q := qemu.New(qemu.Config{Dirs: d, Accel: w.getenv(qemu.AccelVariable), Log: log})
+	q := qemu.New(qemu.Config{Dirs: d, Accel: w.getenv(accel.Variable), Log: log})
 	m := memory.New(memory.Config{})
 	return map[string]providers.Provider{q.Name(): q, m.Name(): m}
 }

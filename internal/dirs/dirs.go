@@ -135,6 +135,15 @@ func (d Dirs) Files(g lab.Generation) string {
 	return filepath.Join(d.Lab(g.Lab), "births", fmt.Sprintf("%s@%d.gz", g.Machine, g.Number))
 }
 
+// Domains holds the directories of those of the lab's generations that libvirt runs,
+// as Machines does: no provider mistakes another's for its own.
+func (d Dirs) Domains(id lab.ID) string { return filepath.Join(d.Lab(id), "domains") }
+
+// Domain is the directory of one generation that libvirt runs.
+func (d Dirs) Domain(g lab.Generation) string {
+	return filepath.Join(d.Domains(g.Lab), string(g.Machine), strconv.Itoa(g.Number))
+}
+
 // Volumes holds the lab's volumes, which outlive it.
 func (d Dirs) Volumes(id lab.ID) string { return filepath.Join(d.Lab(id), "volumes") }
 

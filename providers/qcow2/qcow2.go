@@ -78,3 +78,29 @@ func Create(path string, size lab.Bytes) error {
 	}
 	return f.Close()
 }
+
+// ForgetBacking takes the name of a backing file out of the image's header, where
+// others may have written it. Nobody writes to the image meanwhile.
+func ForgetBacking(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var head [20]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil {
+		return fmt.Errorf("reading the header of %s: %w", path, err)
+	}
+	if binary.BigEndian.Uint64(head[8:]) == 0 && binary.BigEndian.Uint32(head[16:]) == 0 {
+		return nil
+	}
+	w, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := w.WriteAt(make([]byte, 12), 8); err != nil { // where the name stands, and how long it is
+		w.Close()
+		return err
+	}
+	return w.Close()
+}

@@ -3,7 +3,6 @@
 package qemu
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -18,7 +17,9 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/accel"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // The oldest QEMU that has the stream netdev.
@@ -43,7 +44,7 @@ func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {
 			Detail: p.cfg.Binary + " not found", Cure: installCure(),
 		})
 	} else {
-		found = append(found, checkVersion(ctx, binary), checkSandbox(ctx, binary), p.checkAccel(ctx))
+		found = append(found, checkVersion(ctx, binary), checkSandbox(ctx, binary), p.prober.Check(ctx, binary))
 	}
 	found = append(found, p.checkImg(ctx), checkKernel())
 	found = append(found, p.checkSpace(), p.checkRun(), checkLimits())
@@ -107,28 +108,10 @@ func checkSandbox(ctx context.Context, binary string) providers.Finding {
 	if err := cmd.Run(); err != nil {
 		f.Level = providers.LevelError
 		f.Detail = "QEMU does not run in its seccomp sandbox: " + err.Error()
-		if said := lastLine(stderr.String()); said != "" {
+		if said := accel.LastLine(stderr.String()); said != "" {
 			f.Detail = "QEMU does not run in its seccomp sandbox: " + said
 		}
 		f.Cure = "use a QEMU that is built with seccomp, on a kernel with CONFIG_SECCOMP_FILTER"
-	}
-	return f
-}
-
-func (p *Provider) checkAccel(ctx context.Context) providers.Finding {
-	f := providers.Finding{Topic: "acceleration"}
-	a, err := p.Accel(ctx, providers.Image{})
-	switch {
-	case err != nil:
-		f.Level, f.Detail = providers.LevelError, err.Error()
-	case a.Name == accelTCG:
-		f.Level, f.Cure = providers.LevelWarning, a.Cure
-		f.Detail = "tcg, pure emulation, some ten times slower: " + a.Reason
-		if p.cfg.Accel == accelTCG {
-			f.Cure = "set " + AccelVariable + "=auto to have KVM tried"
-		}
-	default:
-		f.Level, f.Detail = providers.LevelOK, a.Name+": "+a.Reason
 	}
 	return f
 }
@@ -225,34 +208,11 @@ func checkLimits() providers.Finding {
 }
 
 // installCure returns the command that installs QEMU on this host.
-func installCure() string {
-	b, _ := os.ReadFile("/etc/os-release") // without it the advice is general
-	return installCommand(b)
-}
+func installCure() string { return local.InstallCure(packages) }
 
-// installCommand picks the command by os-release(5)'s ID and ID_LIKE.
-func installCommand(osRelease []byte) string {
-	ids := ""
-	s := bufio.NewScanner(bytes.NewReader(osRelease))
-	for s.Scan() {
-		k, v, _ := strings.Cut(s.Text(), "=")
-		if k == "ID" || k == "ID_LIKE" {
-			ids += " " + strings.Trim(v, `"'`)
-		}
-	}
-	for id := range strings.FieldsSeq(ids) {
-		switch id {
-		case "debian", "ubuntu":
-			return "sudo apt install qemu-system-x86 qemu-utils"
-		case "fedora", "rhel":
-			return "sudo dnf install qemu-system-x86-core qemu-img"
-		case "arch":
-			return "sudo pacman -S qemu-base"
-		case "suse", "opensuse":
-			return "sudo zypper install qemu-x86 qemu-tools"
-		case "alpine":
-			return "sudo apk add qemu-system-x86_64 qemu-img"
-		}
-	}
-	return "install QEMU 7.2 or newer (qemu-system-x86_64 and qemu-img) with your package manager"
+// packages has QEMU's packages by distribution.
+var packages = local.Packages{
+	APT: "qemu-system-x86 qemu-utils", DNF: "qemu-system-x86-core qemu-img", Pacman: "qemu-base",
+	Zypper: "qemu-x86 qemu-tools", APK: "qemu-system-x86_64 qemu-img",
+	Else: "install QEMU 7.2 or newer (qemu-system-x86_64 and qemu-img) with your package manager",
 }

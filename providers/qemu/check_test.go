@@ -3,10 +3,13 @@
 package qemu
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 func TestCheck(t *testing.T) {
@@ -75,8 +78,15 @@ func TestInstallCommand(t *testing.T) {
 		"ID=alpine": "sudo apk add qemu-system-x86_64 qemu-img",
 		"ID=plan9":  "install QEMU 7.2 or newer (qemu-system-x86_64 and qemu-img) with your package manager",
 	} {
-		if got := installCommand([]byte(text)); got != want {
+		if got := local.InstallCommand([]byte(text), packages); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
 	}
+}
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
 }

@@ -10,17 +10,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
 )
 
 // DialNIC connects to the machine's network cable.
 func (p *Provider) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	c, err := p.dial(ctx, g, socketNIC, func(d definition) error {
+	c, err := p.dial(ctx, g, socketNIC, func(d local.Definition) error {
 		if d.MAC == "" {
 			return errors.New("it has no network card")
 		}
@@ -34,7 +34,7 @@ func (p *Provider) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, err
 
 // DialAgent connects to the agent's virtio-serial port.
 func (p *Provider) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	c, err := p.dial(ctx, g, socketAgent, func(d definition) error {
+	c, err := p.dial(ctx, g, socketAgent, func(d local.Definition) error {
 		if !d.Agent {
 			return errors.New("it has no port for the agent")
 		}
@@ -58,8 +58,8 @@ func (p *Provider) Console(ctx context.Context, g lab.Generation) (io.ReadWriteC
 
 func (p *Provider) console(ctx context.Context, g lab.Generation) (io.ReadWriteCloser, error) {
 	var busy *os.File
-	conn, err := p.dial(ctx, g, socketConsole, func(definition) error {
-		f, free, err := tryLock(filepath.Join(p.cfg.Dirs.Generation(g), fileBusy))
+	conn, err := p.dial(ctx, g, socketConsole, func(local.Definition) error {
+		f, free, err := local.TryLock(filepath.Join(p.cfg.Dirs.Generation(g), local.FileBusy))
 		if err == nil && !free {
 			err = errors.New("somebody else is using it")
 		}
@@ -72,41 +72,26 @@ func (p *Provider) console(ctx context.Context, g lab.Generation) (io.ReadWriteC
 		}
 		return nil, err
 	}
-	return &consoleConn{Conn: conn, busy: busy}, nil
+	return &local.Console{Conn: conn, Busy: busy}, nil
 }
-
-// consoleConn frees the console for the next user when it is closed.
-type consoleConn struct {
-	net.Conn
-	busy *os.File
-}
-
-func (c *consoleConn) Close() error {
-	err := c.Conn.Close()
-	c.busy.Close()
-	return err
-}
-
-// dialRetry is how often a socket whose queue is full is tried again.
-const dialRetry = 5 * time.Millisecond
 
 // dial connects to one of the generation's sockets; check may refuse before.
-func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, check func(definition) error) (net.Conn, error) {
+func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, check func(local.Definition) error) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := checkGeneration(g); err != nil {
+	if err := local.CheckGeneration(g); err != nil {
 		return nil, err
 	}
 	dir := p.cfg.Dirs.Generation(g)
-	def, ok, err := readDefinition(dir, g)
+	def, ok, err := local.ReadDefinition(dir, g)
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
 		return nil, providers.ErrNotFound
 	}
-	pid, err := lockHolder(filepath.Join(dir, filePID))
+	pid, err := lockHolder(filepath.Join(dir, local.FilePID))
 	if err != nil {
 		return nil, err
 	}
@@ -116,22 +101,13 @@ func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, chec
 	if err := check(def); err != nil {
 		return nil, err
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", p.cfg.Dirs.Socket(g, kind))
-	for errors.Is(err, unix.EAGAIN) {
-		// QEMU listens again only once it has noticed that the one before hung
-		// up; until then there is hardly a queue.
-		if err := pause(ctx, dialRetry); err != nil {
-			return nil, err
-		}
-		conn, err = d.DialContext(ctx, "unix", p.cfg.Dirs.Socket(g, kind))
-	}
+	conn, err := local.Dial(ctx, p.cfg.Dirs.Socket(g, kind))
 	if err == nil {
 		return conn, nil
 	}
-	if errors.Is(err, unix.ECONNREFUSED) || gone(err) {
+	if errors.Is(err, unix.ECONNREFUSED) || local.Gone(err) {
 		// It ended meanwhile, unless somebody removed the socket.
-		if pid, err := lockHolder(filepath.Join(dir, filePID)); err == nil && pid == 0 {
+		if pid, err := lockHolder(filepath.Join(dir, local.FilePID)); err == nil && pid == 0 {
 			return nil, providers.ErrNotRunning
 		}
 	}

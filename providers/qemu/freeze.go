@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // Freeze makes the overlays that there are the birth.
@@ -39,104 +39,26 @@ func (p *Provider) freeze(ctx context.Context, g lab.Generation, birth bool) (pr
 	if err != nil {
 		return providers.Frozen{}, err
 	}
-	defer d.reading.Close()
-	held, err := d.lock(ctx)
-	if err != nil {
-		return providers.Frozen{}, err
-	}
-	defer held.Close()
-	c, err := readChain(d.path)
-	if err != nil {
-		return providers.Frozen{}, err
-	}
-	if birth && c.Birth > 0 {
-		own, err := overlays(d.path)
-		if err != nil {
-			return providers.Frozen{}, err
-		}
-		f := d.frozen(own, 0, c.Birth)
-		return f, protect(f)
-	}
-	below, err := p.push(ctx, d)
-	if err != nil {
-		return providers.Frozen{}, err
-	}
-	from := c.Frozen
-	c.Frozen = below[len(below)-1] + 1
-	if birth {
-		from, c.Birth = 0, c.Frozen
-	}
-	if err := writeJSON(filepath.Join(d.path, fileChain), c); err != nil {
-		return providers.Frozen{}, err
-	}
-	f := d.frozen(below, from, c.Frozen)
-	return f, protect(f)
-}
-
-// protect makes sure that what is frozen stays so, whoever opens it next.
-func protect(f providers.Frozen) error {
-	for _, path := range f.Layers {
-		if err := os.Chmod(path, 0o400); err != nil {
-			return err
-		}
-	}
-	return nil
+	defer d.Close()
+	return d.Freeze(ctx, birth, func(ctx context.Context) ([]int, error) { return p.push(ctx, d) })
 }
 
 // directory is a generation's directory whose overlays the caller may change.
 type directory struct {
-	path    string
-	def     definition
+	*local.Directory
 	monitor string
-	reading *os.File // the lock; closing it gives it back
 }
 
-// openDirectory takes the lock that whoever reads the disk, or changes which
-// overlays there are, holds all the time. It is taken before the generation's.
 func (p *Provider) openDirectory(ctx context.Context, g lab.Generation) (*directory, error) {
-	if err := ctx.Err(); err != nil {
+	if err := local.CheckGeneration(g); err != nil {
 		return nil, err
 	}
-	if err := checkGeneration(g); err != nil {
-		return nil, err
-	}
-	d := &directory{path: p.cfg.Dirs.Generation(g), monitor: p.cfg.Dirs.Socket(g, socketMonitor)}
-	var err error
-	if d.reading, err = lock(ctx, filepath.Join(d.path, fileReading)); err != nil {
-		if gone(err) {
-			err = providers.ErrNotFound
-		}
-		return nil, err
-	}
-	ok := false
-	if d.def, ok, err = readDefinition(d.path, g); err == nil && !ok {
-		err = providers.ErrNotFound
-	}
+	path := p.cfg.Dirs.Generation(g)
+	d, err := local.Open(ctx, path, func() (local.Definition, bool, error) { return local.ReadDefinition(path, g) })
 	if err != nil {
-		d.reading.Close()
 		return nil, err
 	}
-	return d, nil
-}
-
-// lock takes the generation's lock: the machine is not started or removed.
-func (d *directory) lock(ctx context.Context) (*os.File, error) {
-	held, err := lock(ctx, filepath.Join(d.path, fileLock))
-	if gone(err) {
-		return nil, providers.ErrNotFound
-	}
-	return held, err
-}
-
-// frozen returns those of the overlays own that are numbered from from to below to.
-func (d *directory) frozen(own []int, from, to int) providers.Frozen {
-	f := providers.Frozen{Size: d.def.Disk}
-	for _, n := range own {
-		if n >= from && n < to {
-			f.Layers = append(f.Layers, overlay(d.path, n).Path)
-		}
-	}
-	return f
+	return &directory{Directory: d, monitor: p.cfg.Dirs.Socket(g, socketMonitor)}, nil
 }
 
 // monitorTimeout bounds what is asked of a monitor at once. It is short, for
@@ -146,24 +68,20 @@ const monitorTimeout = 5 * time.Second
 // push lays a fresh overlay on top of the disk, under the machine if it runs, and
 // returns those below it. The caller has the generation's lock.
 func (p *Provider) push(ctx context.Context, d *directory) ([]int, error) {
-	proc, err := p.find(ctx, d.path)
+	proc, err := p.find(ctx, d.Path)
 	if err != nil {
 		return nil, err
 	}
 	if proc == nil {
-		own, err := overlays(d.path)
-		if err != nil {
-			return nil, err
-		}
-		return own, addOverlay(d.path, own[len(own)-1]+1, d.def.Disk)
+		return d.Push()
 	}
-	proc.close()
+	proc.Close()
 	for {
 		own, err := p.pushUnder(ctx, d)
 		if !errors.Is(err, errMerging) {
 			return own, err
 		}
-		if err := pause(ctx, mergeTick); err != nil {
+		if err := local.Pause(ctx, mergeTick); err != nil {
 			return nil, err
 		}
 	}
@@ -183,13 +101,13 @@ func (p *Provider) pushUnder(ctx context.Context, d *directory) ([]int, error) {
 		return nil, err
 	}
 	top := own[len(own)-1]
-	next := overlay(d.path, top+1)
-	if err := addOverlay(d.path, top+1, d.def.Disk); err != nil {
+	next := overlay(d.Path, top+1)
+	if err := local.AddOverlay(d.Path, top+1, d.Def.Disk); err != nil {
 		return nil, err
 	}
 	err = c.Execute(ctx, "blockdev-add", next.blockdev(), nil)
 	if err == nil {
-		err = c.Execute(ctx, "blockdev-snapshot", map[string]string{"node": overlay(d.path, top).Node, "overlay": next.Node}, nil)
+		err = c.Execute(ctx, "blockdev-snapshot", map[string]string{"node": overlay(d.Path, top).Node, "overlay": next.Node}, nil)
 	}
 	if err != nil {
 		// Refused, the overlay is not in use. Else only the next one to ask will
@@ -213,13 +131,13 @@ func (d *directory) settle(ctx context.Context, c *qmp.Client) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	own, err := overlays(d.path)
+	own, err := local.Overlays(d.Path)
 	if err != nil {
 		return nil, err
 	}
 	at := slices.Index(own, top)
 	if at < 0 {
-		return nil, fmt.Errorf("%s is missing", overlay(d.path, top).Path)
+		return nil, fmt.Errorf("%s is missing", overlay(d.Path, top).Path)
 	}
 	for _, n := range own[at+1:] {
 		if err := d.drop(ctx, c, n); err != nil {
@@ -231,14 +149,14 @@ func (d *directory) settle(ctx context.Context, c *qmp.Client) ([]int, error) {
 
 // drop removes an overlay that the machine does not use.
 func (d *directory) drop(ctx context.Context, c *qmp.Client, n int) error {
-	o := overlay(d.path, n)
+	o := overlay(d.Path, n)
 	err := c.Execute(ctx, "blockdev-del", map[string]string{"node-name": o.Node}, nil)
 	// It may never have come as far as a node, or be the child of another one.
 	var refused *qmp.Error
 	if err != nil && !errors.As(err, &refused) {
 		return err
 	}
-	return ignoreGone(os.Remove(o.Path))
+	return local.IgnoreGone(os.Remove(o.Path))
 }
 
 // topOf asks QEMU which overlay the machine writes to.

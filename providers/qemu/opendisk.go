@@ -12,7 +12,8 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // OpenDisk lays an overlay over what is to be read. Its Release does not remove
@@ -33,13 +34,15 @@ func (p *Provider) openDisk(ctx context.Context, g lab.Generation) (providers.Di
 	if err != nil {
 		return providers.Disk{}, err
 	}
-	disk, err := p.layers(ctx, d)
+	disk, err := d.Layers(ctx,
+		func(ctx context.Context) (bool, error) { return p.runs(ctx, d.Path) },
+		func(ctx context.Context) ([]int, error) { return p.push(ctx, d) })
 	if err != nil {
-		d.reading.Close()
+		d.Close()
 		return disk, err
 	}
 	disk.Release = func(ctx context.Context) error {
-		defer d.reading.Close()
+		defer d.Close()
 		if err := p.merge(ctx, d); err != nil {
 			return fmt.Errorf("closing the disk of machine %q: %w", g, err)
 		}
@@ -48,53 +51,14 @@ func (p *Provider) openDisk(ctx context.Context, g lab.Generation) (providers.Di
 	return disk, nil
 }
 
-func (p *Provider) layers(ctx context.Context, d *directory) (providers.Disk, error) {
-	held, err := d.lock(ctx)
-	if err != nil {
-		return providers.Disk{}, err
+// runs reports whether the generation in dir has a QEMU.
+func (p *Provider) runs(ctx context.Context, dir string) (bool, error) {
+	proc, err := p.find(ctx, dir)
+	if err != nil || proc == nil {
+		return false, err
 	}
-	defer held.Close()
-	c, err := readChain(d.path)
-	if err != nil {
-		return providers.Disk{}, err
-	}
-	below, err := p.covered(ctx, d)
-	if err != nil {
-		return providers.Disk{}, err
-	}
-	i := d.def.Image
-	disk := providers.Disk{Layers: []providers.Layer{{Path: i.Disk, Format: i.Format}}}
-	for _, path := range i.Layers {
-		disk.Layers = append(disk.Layers, providers.Layer{Path: path, Format: "qcow2"})
-	}
-	for _, n := range below {
-		disk.Layers = append(disk.Layers, providers.Layer{Path: overlay(d.path, n).Path, Format: "qcow2"})
-		if n < c.Birth {
-			disk.Birth = len(disk.Layers)
-		}
-	}
-	return disk, nil
-}
-
-// covered returns the overlays below one that is empty at this moment: a fresh
-// one, or the top of a machine that does not run, which may start any time.
-func (p *Provider) covered(ctx context.Context, d *directory) ([]int, error) {
-	own, err := overlays(d.path)
-	if err != nil {
-		return nil, err
-	}
-	if last := len(own) - 1; last > 0 {
-		proc, err := p.find(ctx, d.path)
-		if err != nil {
-			return nil, err
-		}
-		if proc != nil {
-			proc.close()
-		} else if is, err := empty(d.path, own[last]); is || err != nil {
-			return own[:last], err
-		}
-	}
-	return p.push(ctx, d)
+	proc.Close()
+	return true, nil
 }
 
 // mergePrefix begins the names of merging jobs: merge-BASE-TOP. QEMU keeps a job
@@ -115,10 +79,10 @@ func (p *Provider) merge(ctx context.Context, d *directory) error {
 		var err error
 		busy, err = p.mergeStep(ctx, d, &started)
 		if err != nil {
-			return ignoreGone(err)
+			return local.IgnoreGone(err)
 		}
 		if busy {
-			if err := pause(ctx, mergeTick); err != nil {
+			if err := local.Pause(ctx, mergeTick); err != nil {
 				return err
 			}
 		}
@@ -129,7 +93,7 @@ func (p *Provider) merge(ctx context.Context, d *directory) error {
 // mergeStep starts the merge, unless started, or sees to its end; busy is true as
 // long as it is under way.
 func (p *Provider) mergeStep(ctx context.Context, d *directory, started *bool) (busy bool, err error) {
-	held, err := d.lock(ctx)
+	held, err := d.Lock(ctx)
 	if errors.Is(err, providers.ErrNotFound) {
 		return false, nil // destroyed
 	}
@@ -137,14 +101,14 @@ func (p *Provider) mergeStep(ctx context.Context, d *directory, started *bool) (
 		return false, err
 	}
 	defer held.Close()
-	proc, err := p.find(ctx, d.path)
+	proc, err := p.find(ctx, d.Path)
 	if err != nil || proc == nil {
 		return false, err
 	}
-	defer proc.close()
+	defer proc.Close()
 	fail := func(err error) (bool, error) {
 		// A machine that ends meanwhile keeps its overlays as they are.
-		if ended, _ := proc.waitFor(ctx, mergeTick); ended {
+		if ended, _ := proc.WaitFor(ctx, mergeTick); ended {
 			return false, nil
 		}
 		return false, err
@@ -167,20 +131,14 @@ func (p *Provider) mergeStep(ctx context.Context, d *directory, started *bool) (
 		return false, nil
 	}
 	*started = true
-	frozen, err := readChain(d.path)
-	if err != nil {
+	base, top, ok, err := d.Mergeable(own)
+	if err != nil || !ok {
 		return false, err
 	}
-	for len(own) > 0 && own[0] < frozen.Frozen {
-		own = own[1:]
-	}
-	if len(own) < 3 {
-		return false, nil
-	}
-	base, top, active := own[0], own[len(own)-2], own[len(own)-1]
+	active := own[len(own)-1]
 	err = c.Execute(ctx, "block-commit", map[string]any{
-		"job-id": fmt.Sprintf("%s%d-%d", mergePrefix, base, top), "device": overlay(d.path, active).Node,
-		"top-node": overlay(d.path, top).Node, "base-node": overlay(d.path, base).Node,
+		"job-id": fmt.Sprintf("%s%d-%d", mergePrefix, base, top), "device": overlay(d.Path, active).Node,
+		"top-node": overlay(d.Path, top).Node, "base-node": overlay(d.Path, base).Node,
 		"backing-file": "", // what the header of the active one is to say
 		"auto-dismiss": false,
 	}, nil)
@@ -214,7 +172,7 @@ func (d *directory) settleMerges(ctx context.Context, c *qmp.Client) error {
 			return errMerging
 		}
 		if j.Error == "" {
-			own, err := overlays(d.path)
+			own, err := local.Overlays(d.Path)
 			if err != nil {
 				return err
 			}

@@ -17,8 +17,9 @@ import (
 	"time"
 
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
 	"github.com/labfile/lab/providers/providertest"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // pile is a machine that runs and writes to its disk.
@@ -33,11 +34,11 @@ func newPile(t *testing.T) *pile {
 	p, d := testProvider(t)
 	ctx := testContext(t)
 	must(t, p.Create(ctx, testSpec(t)))
-	def, ok, err := readDefinition(d.Generation(webOne), webOne)
+	def, ok, err := local.ReadDefinition(d.Generation(webOne), webOne)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	x := &pile{T: t, p: p, d: &directory{path: d.Generation(webOne), def: def, monitor: d.Socket(webOne, socketMonitor)}}
+	x := &pile{T: t, p: p, d: &directory{Directory: &local.Directory{Path: d.Generation(webOne), Def: def}, monitor: d.Socket(webOne, socketMonitor)}}
 	x.start()
 	return x
 }
@@ -52,7 +53,7 @@ func (x *pile) start() {
 // without keys, its beginning), shows want.
 func (x *pile) console(keys, want string) {
 	x.Helper()
-	path := filepath.Join(x.d.path, fileConsole)
+	path := filepath.Join(x.d.Path, local.FileConsole)
 	before := 0
 	if keys != "" {
 		b, err := os.ReadFile(path)
@@ -113,7 +114,7 @@ func (x *pile) read() int {
 	x.Helper()
 	disk, err := x.p.OpenDisk(testContext(x.T), webOne)
 	must(x.T, err)
-	b := readDisk(x.T, disk.Layers)
+	b := providertest.ReadDisk(x.T, disk.Layers)
 	for at := 512; at < len(b); at += 512 {
 		if there := bytes.Contains(b[at:at+512], []byte(providertest.Banner)); there != (at/512 <= x.written) {
 			x.Fatalf("%d sectors were written; sector %d is there: %t", x.written, at/512, there)
@@ -125,7 +126,7 @@ func (x *pile) read() int {
 
 func (x *pile) want(numbers ...int) {
 	x.Helper()
-	if own, err := overlays(x.d.path); err != nil || !slices.Equal(own, numbers) {
+	if own, err := local.Overlays(x.d.Path); err != nil || !slices.Equal(own, numbers) {
 		x.Fatalf("overlays %v, %v; want %v", own, err, numbers)
 	}
 }
@@ -155,7 +156,7 @@ func (x *pile) awaitMerge() {
 				}
 				return nil
 			}
-			if err := pause(ctx, time.Millisecond); err != nil {
+			if err := local.Pause(ctx, time.Millisecond); err != nil {
 				return err
 			}
 		}
@@ -164,11 +165,11 @@ func (x *pile) awaitMerge() {
 
 // Whatever a process that was killed left, the next one finds the disk whole.
 func TestInterruptedChanges(t *testing.T) {
-	blank := func(x *pile) { must(x.T, addOverlay(x.d.path, 1, x.d.def.Disk)) }
+	blank := func(x *pile) { must(x.T, local.AddOverlay(x.d.Path, 1, x.d.Def.Disk)) }
 	node := func(x *pile) {
 		blank(x)
 		x.monitor(func(ctx context.Context, c *qmp.Client) error {
-			return c.Execute(ctx, "blockdev-add", overlay(x.d.path, 1).blockdev(), nil)
+			return c.Execute(ctx, "blockdev-add", overlay(x.d.Path, 1).blockdev(), nil)
 		})
 	}
 	abandon := func(x *pile) {
@@ -265,7 +266,7 @@ func TestMergedOverlaysGoFromBelow(t *testing.T) {
 	// What each overlay has of the megabyte: "." is nothing.
 	for n, has := range []string{"111111", "22..2.", "3.3.3.", "......"} {
 		if n > 0 {
-			must(t, addOverlay(x.d.path, n, x.d.def.Disk))
+			must(t, local.AddOverlay(x.d.Path, n, x.d.Def.Disk))
 		}
 		args := []string{"-f", "qcow2"}
 		for i, c := range has {
@@ -274,7 +275,7 @@ func TestMergedOverlaysGoFromBelow(t *testing.T) {
 			}
 		}
 		if len(args) > 2 {
-			out, err := exec.Command("qemu-io", append(args, overlay(x.d.path, n).Path)...).CombinedOutput()
+			out, err := exec.Command("qemu-io", append(args, overlay(x.d.Path, n).Path)...).CombinedOutput()
 			must(t, err)
 			t.Logf("%s", out)
 		}
@@ -282,13 +283,13 @@ func TestMergedOverlaysGoFromBelow(t *testing.T) {
 	want := []byte("323131") // the topmost counts
 	check := func() {
 		t.Helper()
-		own, err := overlays(x.d.path)
+		own, err := local.Overlays(x.d.Path)
 		must(t, err)
-		layers := []providers.Layer{{Path: x.d.def.Image.Disk, Format: "raw"}}
+		layers := []providers.Layer{{Path: x.d.Def.Image.Disk, Format: "raw"}}
 		for _, n := range own {
-			layers = append(layers, providers.Layer{Path: overlay(x.d.path, n).Path, Format: "qcow2"})
+			layers = append(layers, providers.Layer{Path: overlay(x.d.Path, n).Path, Format: "qcow2"})
 		}
-		disk := readDisk(t, layers)
+		disk := providertest.ReadDisk(t, layers)
 		got := make([]byte, len(want))
 		for i := range got {
 			got[i] = disk[(i+1)<<16]
@@ -305,7 +306,7 @@ func TestMergedOverlaysGoFromBelow(t *testing.T) {
 	x.want(0, 1, 2, 3)
 	check()
 	for _, n := range []int{1, 2} {
-		must(t, os.Remove(overlay(x.d.path, n).Path))
+		must(t, os.Remove(overlay(x.d.Path, n).Path))
 		check()
 	}
 }
@@ -356,7 +357,7 @@ func TestFreezeOfAHaltedQEMU(t *testing.T) {
 
 func TestOverlayNames(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := overlays(dir); err == nil || err.Error() != filepath.Join(dir, "disk.qcow2")+" is missing" {
+	if _, err := local.Overlays(dir); err == nil || err.Error() != filepath.Join(dir, "disk.qcow2")+" is missing" {
 		t.Errorf("got %v", err)
 	}
 	for _, name := range []string{
@@ -365,7 +366,7 @@ func TestOverlayNames(t *testing.T) {
 	} {
 		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
 	}
-	if own, err := overlays(dir); err != nil || !slices.Equal(own, []int{0, 2, 10}) {
+	if own, err := local.Overlays(dir); err != nil || !slices.Equal(own, []int{0, 2, 10}) {
 		t.Errorf("got %v, %v", own, err)
 	}
 	for _, n := range []int{0, 1, 42} {
@@ -396,7 +397,7 @@ func TestUnknownChain(t *testing.T) {
 	p, d := testProvider(t)
 	ctx := testContext(t)
 	must(t, p.Create(ctx, testSpec(t)))
-	path := filepath.Join(d.Generation(webOne), fileChain)
+	path := filepath.Join(d.Generation(webOne), local.FileChain)
 	must(t, os.WriteFile(path, []byte(`{"version": 2}`), 0o600))
 	_, err := p.Freeze(ctx, webOne)
 	want := `freezing machine "web@1": ` + path + " has version 2, this lab knows version 1"
@@ -418,19 +419,19 @@ func TestDefinitionVersions(t *testing.T) {
 		spec providers.Spec
 		want int
 	}{{plain, 1}, {stored, 2}} {
-		if got := define(c.spec).Version; got != c.want {
+		if got := local.Define(c.spec).Version; got != c.want {
 			t.Errorf("version %d, want %d", got, c.want)
 		}
 	}
 	dir := t.TempDir()
 	for version, want := range map[int]string{
-		1: "", 2: "", 3: filepath.Join(dir, fileDefinition) + " has version 3, this lab knows version 2",
-		0: filepath.Join(dir, fileDefinition) + " has version 0, this lab knows version 2",
+		1: "", 2: "", 3: filepath.Join(dir, local.FileDefinition) + " has version 3, this lab knows version 2",
+		0: filepath.Join(dir, local.FileDefinition) + " has version 0, this lab knows version 2",
 	} {
-		d := define(plain)
+		d := local.Define(plain)
 		d.Version = version
-		must(t, writeJSON(filepath.Join(dir, fileDefinition), d))
-		_, _, err := readDefinition(dir, webOne)
+		must(t, local.WriteJSON(filepath.Join(dir, local.FileDefinition), d))
+		_, _, err := local.ReadDefinition(dir, webOne)
 		if got := fmt.Sprint(err); got != want && !(want == "" && err == nil) {
 			t.Errorf("version %d: got %v, want %s", version, err, want)
 		}
@@ -444,7 +445,7 @@ func TestCommandLine(t *testing.T) {
 	spec.Image.Kernel, spec.Image.Append, spec.Append = spec.Image.Disk, "quiet", "lab.mount=a:/b"
 	must(t, p.Create(ctx, spec))
 	dir := d.Generation(webOne)
-	def, _, err := readDefinition(dir, webOne)
+	def, _, err := local.ReadDefinition(dir, webOne)
 	must(t, err)
 	l, err := p.launchOf(def, dir, "tcg")
 	must(t, err)
@@ -463,7 +464,7 @@ func TestVolumeInUse(t *testing.T) {
 		"qemu-system-x86_64: -blockdev {}: Failed to get shared \"write\" lock\nIs another process using the image [" + path + "]?\n":                                       `volume in use: volume "v" (` + path + `) is attached to another process; stop that machine first`,
 		"Failed to get \"write\" lock\nIs another process using the image [/disk.qcow2]?":                                                                                   "",
 	} {
-		err := volumeInUse(volumes, said)
+		err := local.VolumeInUse(volumes, said)
 		if got := fmt.Sprint(err); got != want && !(want == "" && err == nil) {
 			t.Errorf("got %v\nwant %s", err, want)
 		}

@@ -21,15 +21,16 @@ import (
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
 	"github.com/labfile/lab/providers/providertest"
 	"github.com/labfile/lab/providers/qcow2"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 var webOne = lab.Generation{Lab: "shop-1f3a9c2b", Machine: "web", Number: 1}
 
 func testSpec(t *testing.T) providers.Spec {
-	return providers.Spec{Generation: webOne, Image: testImage(t, false), CPUs: 1, Memory: 16 * lab.MiB}
+	return providers.Spec{Generation: webOne, Image: providertest.BootImage(t, false), CPUs: 1, Memory: 16 * lab.MiB}
 }
 
 // testProvider returns a provider whose machines go with the test.
@@ -77,7 +78,7 @@ func TestStartReportsWhatQEMUSaid(t *testing.T) {
 	p, d := testProvider(t)
 	ctx := testContext(t)
 	must(t, p.Create(ctx, testSpec(t)))
-	overlay := filepath.Join(d.Generation(webOne), fileOverlay)
+	overlay := filepath.Join(d.Generation(webOne), local.FileOverlay)
 	must(t, os.WriteFile(overlay, []byte("no qcow2 at all"), 0o600))
 	err := p.Start(ctx, webOne)
 	if err == nil {
@@ -320,7 +321,7 @@ func TestTrimLogs(t *testing.T) {
 	must(t, err)
 	await("0123456789")
 	must(t, p.TrimLogs(ctx, webOne, 20))
-	file := filepath.Join(d.Generation(webOne), fileConsole)
+	file := filepath.Join(d.Generation(webOne), local.FileConsole)
 	if got, err := os.ReadFile(file); err != nil || string(got) != "0123456789" {
 		t.Fatalf("the trimmed log: %q, %v", got, err)
 	}
@@ -336,42 +337,13 @@ func TestTrimLogs(t *testing.T) {
 	}
 }
 
-func TestEventRecordIsGivenBack(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "events.out")
-	line := []byte(stamp + `"event": "RESET"}` + "\n")
-	f, err := os.Create(path)
-	must(t, err)
-	for range 4 * maxEventTail / len(line) {
-		_, err := f.Write(line)
-		must(t, err)
-	}
-	before := blocks(t, path)
-	must(t, giveBack(path))
-	_, err = f.WriteString(shutdown("guest-shutdown"))
-	must(t, err, f.Close())
-	if after := blocks(t, path); after > before/2 {
-		t.Errorf("%d blocks, before %d", after, before)
-	}
-	spoke, events := readEvents(filepath.Dir(path))
-	if e, ok := announced(events); !spoke || !ok || e.Reason != providers.ExitGuest {
-		t.Errorf("the exit is %+v, %v, %v", e, spoke, ok)
-	}
-}
-
-func blocks(t *testing.T, path string) int64 {
-	t.Helper()
-	var st unix.Stat_t
-	must(t, unix.Stat(path, &st))
-	return st.Blocks
-}
-
 // Stale pid files and sockets, as a host's crash leaves them, are in nobody's way.
 func TestStaleFiles(t *testing.T) {
 	p, d := testProvider(t)
 	ctx := testContext(t)
 	must(t, p.Create(ctx, testSpec(t)))
 	dir := d.Generation(webOne)
-	must(t, os.WriteFile(filepath.Join(dir, filePID), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, local.FilePID), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600))
 	must(t, os.MkdirAll(d.RunLab(webOne.Lab), 0o700))
 	for _, kind := range []string{socketMonitor, socketConsole, socketNIC, socketAgent} {
 		must(t, os.WriteFile(d.Socket(webOne, kind), nil, 0o600))
@@ -390,8 +362,8 @@ func TestNeitherUpNorDown(t *testing.T) {
 	p, d := testProvider(t)
 	ctx := testContext(t)
 	must(t, p.Create(ctx, testSpec(t)))
-	path := filepath.Join(d.Generation(webOne), fileAlive)
-	held, ok, err := tryLock(path)
+	path := filepath.Join(d.Generation(webOne), local.FileAlive)
+	held, ok, err := local.TryLock(path)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -416,7 +388,7 @@ func TestStopWaitsForTheLock(t *testing.T) {
 	must(t, p.Create(ctx, testSpec(t)), os.MkdirAll(d.RunLab(webOne.Lab), 0o700))
 	socket := d.Socket(webOne, socketMonitor)
 	must(t, os.WriteFile(socket, nil, 0o600))
-	held, ok, err := tryLock(filepath.Join(d.Generation(webOne), fileLock))
+	held, ok, err := local.TryLock(filepath.Join(d.Generation(webOne), local.FileLock))
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -490,5 +462,16 @@ func TestMonitorOfALiveQEMU(t *testing.T) {
 	<-c.Done()
 	if err := c.Execute(ctx, "query-status", nil, nil); !errors.Is(err, qmp.ErrClosed) {
 		t.Errorf("a command after the end: %v", err)
+	}
+}
+
+func TestAccelWithoutQEMU(t *testing.T) {
+	_, err := New(Config{Binary: "qemu-none"}).binary()
+	if !errors.Is(err, providers.ErrIncapable) {
+		t.Errorf("without QEMU: %v", err)
+	}
+	var notFound *exec.Error
+	if errors.As(err, &notFound) {
+		t.Errorf("the error speaks of exec: %v", err)
 	}
 }

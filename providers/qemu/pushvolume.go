@@ -10,7 +10,8 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 var _ providers.VolumePusher = (*Provider)(nil)
@@ -25,36 +26,36 @@ func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers
 }
 
 func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
-	if err := checkStorage(providers.Spec{Volumes: []providers.Volume{v}}); err != nil {
+	if err := local.CheckStorage(providers.Spec{Volumes: []providers.Volume{v}}); err != nil {
 		return err
 	}
 	d, err := p.openDirectory(ctx, g)
 	if err != nil {
 		return err
 	}
-	defer d.reading.Close()
-	held, err := d.lock(ctx)
+	defer d.Close()
+	held, err := d.Lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	i := slices.IndexFunc(d.def.Volumes, func(w volume) bool { return w.Name == v.Name && !w.ReadOnly })
+	i := slices.IndexFunc(d.Def.Volumes, func(w local.Volume) bool { return w.Name == v.Name && !w.ReadOnly })
 	if i < 0 {
 		return fmt.Errorf("%w: it writes to no volume of that name", providers.ErrNotFound)
 	}
-	proc, err := p.find(ctx, d.path)
+	proc, err := p.find(ctx, d.Path)
 	if err != nil {
 		return err
 	}
 	if proc == nil {
 		return providers.ErrNotRunning
 	}
-	defer proc.close()
+	defer proc.Close()
 	if err := d.pushUnderVolume(ctx, i, v.Path); err != nil {
 		return err
 	}
-	d.def.Volumes[i] = volume(v)
-	return writeJSON(filepath.Join(d.path, fileDefinition), d.def)
+	d.Def.Volumes[i] = local.Volume(v)
+	return local.WriteJSON(filepath.Join(d.Path, local.FileDefinition), d.Def)
 }
 
 // pushUnderVolume puts the file under the device of volume i, on top of what it has.
@@ -74,7 +75,7 @@ func (d *directory) pushUnderVolume(ctx context.Context, i int, path string) err
 	n := 0
 	if top != device {
 		ok := false
-		if n, ok = number(top, device+"-", ""); !ok {
+		if n, ok = local.Number(top, device+"-", ""); !ok {
 			return fmt.Errorf("the machine writes to %q, which is no node of the volume", top)
 		}
 	}

@@ -7,22 +7,18 @@ package qemu
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qcow2"
+	"github.com/labfile/lab/providers/accel"
+	"github.com/labfile/lab/providers/local"
 )
 
 // Config is what a Provider is made with. Only Dirs is needed.
@@ -30,14 +26,10 @@ type Config struct {
 	Dirs      dirs.Dirs
 	Binary    string       // QEMU, a name in PATH or a path; empty for qemu-system-x86_64
 	ImgBinary string       // qemu-img, which other parts of lab need; empty for qemu-img
-	Accel     string       // "kvm", "tcg", or "auto" (also if empty), which probes; see AccelVariable
+	Accel     string       // "kvm", "tcg", or "auto" (also if empty), which probes
 	KVMDevice string       // empty for /dev/kvm
 	Log       *slog.Logger // debug messages; nil drops them
 }
-
-// AccelVariable is the environment variable that overrules Config.Accel; the
-// program that makes the Provider reads it.
-const AccelVariable = "LAB_ACCEL"
 
 // Provider runs machines with QEMU. It keeps no state besides a cache, so any
 // number of Providers in any number of processes may share one Dirs.
@@ -47,7 +39,7 @@ type Provider struct {
 
 	patience time.Duration // with a machine that is neither up nor down
 
-	probing sync.Mutex // one probe at a time within the process
+	prober *accel.Prober
 }
 
 var (
@@ -66,17 +58,14 @@ func New(cfg Config) *Provider {
 	if cfg.ImgBinary == "" {
 		cfg.ImgBinary = "qemu-img"
 	}
-	if cfg.Accel == "" {
-		cfg.Accel = accelAuto
-	}
-	if cfg.KVMDevice == "" {
-		cfg.KVMDevice = "/dev/kvm"
-	}
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Provider{cfg: cfg, log: log, patience: startTimeout}
+	return &Provider{
+		cfg: cfg, log: log, patience: startTimeout,
+		prober: &accel.Prober{Wanted: cfg.Accel, Device: cfg.KVMDevice, Cache: cfg.Dirs.Cache, Log: log},
+	}
 }
 
 // Name returns "qemu".
@@ -103,7 +92,7 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := checkSpec(spec); err != nil {
+	if err := local.CheckSpec(spec); err != nil {
 		return err
 	}
 	if len(spec.Mounts) > 0 {
@@ -112,126 +101,13 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		}
 	}
 	dir := p.cfg.Dirs.Generation(spec.Generation)
-	if _, ok, err := readDefinition(dir, spec.Generation); ok || err != nil {
-		return err
+	defined := func() (bool, error) {
+		_, ok, err := local.ReadDefinition(dir, spec.Generation)
+		return ok, err
 	}
-	var held *os.File
-	for {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		var err error
-		held, err = lock(ctx, filepath.Join(dir, fileLock))
-		if err == nil {
-			break
-		}
-		if !gone(err) { // else a Destroy took the directory away
-			return err
-		}
-	}
-	defer held.Close()
-	if _, ok, err := readDefinition(dir, spec.Generation); ok || err != nil {
-		return err
-	}
-
-	def := define(spec)
-	if err := qcow2.Create(filepath.Join(dir, fileOverlay), def.Disk); err != nil {
-		return fmt.Errorf("making its disk: %w", err)
-	}
-	if len(spec.Seed) > 0 {
-		if err := os.WriteFile(filepath.Join(dir, fileSeed), spec.Seed, 0o600); err != nil {
-			return fmt.Errorf("writing its seed: %w", err)
-		}
-	}
-	return writeJSON(filepath.Join(dir, fileDefinition), def)
-}
-
-// define turns a specification into what is kept of it.
-func define(s providers.Spec) definition {
-	i := s.Image
-	d := definition{
-		Version:    definitionPlain,
-		Lab:        s.Lab,
-		Machine:    s.Machine,
-		Generation: s.Number,
-		Created:    time.Now().UTC(),
-		Image: image{
-			Digest: i.Digest, Arch: i.Arch, Disk: i.Disk, Format: i.Format, Layers: i.Layers, Size: i.Size,
-			Kernel: i.Kernel, Initrd: i.Initrd, Append: i.Append,
-		},
-		CPUs: s.CPUs, Memory: s.Memory, Disk: s.Disk, MAC: s.MAC,
-		Seed: len(s.Seed) > 0, Agent: s.Agent, Append: s.Append,
-	}
-	if d.Disk == 0 {
-		d.Disk = i.Size
-	}
-	for _, v := range s.Volumes {
-		d.Volumes = append(d.Volumes, volume(v))
-	}
-	for _, m := range s.Mounts {
-		d.Mounts = append(d.Mounts, mount(m))
-	}
-	if len(i.Layers) > 0 || len(d.Volumes) > 0 || len(d.Mounts) > 0 || d.Append != "" {
-		d.Version = definitionStored
-	}
-	return d
-}
-
-// checkGeneration refuses names that could leave the directories they stand in.
-func checkGeneration(g lab.Generation) error {
-	switch {
-	case !lab.ValidLabel(string(g.Lab)) || len(g.Lab) > lab.MaxID:
-		return fmt.Errorf("%q is not the id of a lab", g.Lab)
-	case !lab.ValidLabel(string(g.Machine)):
-		return fmt.Errorf("%q is not the name of a machine", g.Machine)
-	case g.Number < 1:
-		return fmt.Errorf("%d is not the number of a generation", g.Number)
-	}
-	return nil
-}
-
-func checkSpec(s providers.Spec) error {
-	if err := checkGeneration(s.Generation); err != nil {
-		return err
-	}
-	i := s.Image
-	switch {
-	case i.Arch != "amd64":
-		return fmt.Errorf("%w: images for %q are not supported, only amd64", providers.ErrIncapable, i.Arch)
-	case i.Format != "qcow2" && i.Format != "raw":
-		return fmt.Errorf("disk format %q is not supported, only qcow2 and raw", i.Format)
-	case i.Size <= 0:
-		return errors.New("the image's size is not known")
-	case s.Disk != 0 && s.Disk < i.Size:
-		return fmt.Errorf("disk of %s is smaller than the image's %s", s.Disk, i.Size)
-	case s.CPUs < 1:
-		return fmt.Errorf("%d is not a number of processors", s.CPUs)
-	case s.Memory < lab.MiB || s.Memory%lab.KiB != 0:
-		return fmt.Errorf("memory of %s: must be at least 1MiB and whole KiB", s.Memory)
-	}
-	paths := append([]string{i.Disk}, i.Layers...)
-	for _, path := range []string{i.Kernel, i.Initrd} {
-		if path != "" {
-			paths = append(paths, path)
-		}
-	}
-	for _, path := range paths {
-		if err := checkPath(path, false); err != nil {
-			return fmt.Errorf("opening the image: %w", err)
-		}
-	}
-	if s.Append != "" && i.Kernel == "" {
-		return fmt.Errorf("%q cannot go to the kernel's command line: the image boots by itself", s.Append)
-	}
-	if err := checkStorage(s); err != nil {
-		return err
-	}
-	if s.MAC != "" {
-		if m, err := net.ParseMAC(s.MAC); err != nil || len(m) != 6 || m.String() != s.MAC {
-			return fmt.Errorf("%q is not a hardware address in lower case", s.MAC)
-		}
-	}
-	return nil
+	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
+		return local.WriteJSON(filepath.Join(dir, local.FileDefinition), def)
+	})
 }
 
 // Destroy kills QEMU, moves the directory out of the way in one step and then
@@ -247,13 +123,13 @@ func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := checkGeneration(g); err != nil {
+	if err := local.CheckGeneration(g); err != nil {
 		return err
 	}
 	dir := p.cfg.Dirs.Generation(g)
 	if _, err := os.Stat(dir); err == nil {
-		held, err := lock(ctx, filepath.Join(dir, fileLock))
-		if err != nil && !gone(err) {
+		held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+		if err != nil && !local.Gone(err) {
 			return err
 		}
 		if err == nil {
@@ -262,42 +138,14 @@ func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
 				return err
 			}
 			p.removeSockets(g)
-			trash := filepath.Join(filepath.Dir(dir), fmt.Sprintf("%s-%d-%s", trashPrefix, g.Number, rand.Text()[:8]))
-			if err := os.Rename(dir, trash); err != nil && !gone(err) {
+			if err := local.Discard(dir); err != nil {
 				return err
 			}
 		}
-	} else if !gone(err) {
+	} else if !local.Gone(err) {
 		return err
 	}
-	for _, t := range trashOf(dir) {
-		if err := os.RemoveAll(t); err != nil {
-			return err
-		}
-	}
-	// These go only when empty. What else a lab's directories hold is not ours.
-	os.Remove(p.cfg.Dirs.RunLab(g.Lab))
-	for d := filepath.Dir(dir); d != p.cfg.Dirs.Labs(); d = filepath.Dir(d) {
-		if os.Remove(d) != nil {
-			break
-		}
-	}
-	return nil
-}
-
-// trashOf returns what interrupted Destroys left of the generation in dir.
-func trashOf(dir string) []string {
-	entries, err := os.ReadDir(filepath.Dir(dir))
-	if err != nil {
-		return nil
-	}
-	var found []string
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), trashPrefix+"-"+filepath.Base(dir)+"-") {
-			found = append(found, filepath.Join(filepath.Dir(dir), e.Name()))
-		}
-	}
-	return found
+	return local.Sweep(dir, p.cfg.Dirs.Labs(), p.cfg.Dirs.RunLab(g.Lab))
 }
 
 // removeSockets removes what a QEMU that was killed left behind. The caller

@@ -9,6 +9,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
 )
 
 var _ providers.VolumeChanger = (*Provider)(nil)
@@ -22,34 +23,28 @@ func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []p
 }
 
 func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
-	if err := checkGeneration(g); err != nil {
+	if err := local.CheckGeneration(g); err != nil {
 		return err
 	}
-	if err := checkStorage(providers.Spec{Volumes: volumes}); err != nil {
+	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
 		return err
 	}
 	dir := p.cfg.Dirs.Generation(g)
-	held, err := lock(ctx, filepath.Join(dir, fileLock))
-	if gone(err) {
+	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+	if local.Gone(err) {
 		return providers.ErrNotFound
 	}
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	def, ok, err := readDefinition(dir, g)
+	def, ok, err := local.ReadDefinition(dir, g)
 	if err != nil {
 		return err
 	}
 	if !ok {
 		return providers.ErrNotFound
 	}
-	def.Volumes = nil
-	for _, v := range volumes {
-		def.Volumes = append(def.Volumes, volume(v))
-	}
-	if len(def.Volumes) > 0 {
-		def.Version = definitionStored
-	}
-	return writeJSON(filepath.Join(dir, fileDefinition), def)
+	def.SetVolumes(volumes)
+	return local.WriteJSON(filepath.Join(dir, local.FileDefinition), def)
 }

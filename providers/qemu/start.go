@@ -21,7 +21,8 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // startTimeout bounds the time from QEMU's start to its first answer, beside
@@ -41,19 +42,19 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := checkGeneration(g); err != nil {
+	if err := local.CheckGeneration(g); err != nil {
 		return err
 	}
 	dir := p.cfg.Dirs.Generation(g)
-	def, ok, err := readDefinition(dir, g)
+	def, ok, err := local.ReadDefinition(dir, g)
 	if err != nil {
 		return err
 	}
 	if !ok {
 		return providers.ErrNotFound
 	}
-	if pid, err := lockHolder(filepath.Join(dir, filePID)); err != nil || pid != 0 {
-		if is, _ := paused(dir); err == nil && is {
+	if pid, err := lockHolder(filepath.Join(dir, local.FilePID)); err != nil || pid != 0 {
+		if is, _ := local.Paused(dir); err == nil && is {
 			return command(ctx, p.cfg.Dirs.Socket(g, socketMonitor), "cont")
 		}
 		return err
@@ -62,13 +63,13 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err != nil {
 		return err
 	}
-	accel, err := p.accelFor(ctx, binary, def.Image)
+	how, err := p.prober.Accel(ctx, binary, def.Image.Kernel)
 	if err != nil {
 		return err
 	}
 
-	held, err := lock(ctx, filepath.Join(dir, fileLock))
-	if gone(err) {
+	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+	if local.Gone(err) {
 		return providers.ErrNotFound
 	}
 	if err != nil {
@@ -87,20 +88,20 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	}
 	p.removeSockets(g)
 	p.settle(dir)
-	if err := freshRecords(dir); err != nil {
+	if err := local.FreshRecords(dir, local.FileLog); err != nil {
 		return err
 	}
-	r := run{ID: rand.Text(), Started: time.Now().UTC(), Accel: accel.Name, Boot: bootID()}
-	if err := writeJSON(filepath.Join(dir, fileRun), r); err != nil {
+	r := local.Run{ID: rand.Text(), Started: time.Now().UTC(), Accel: how.Name, Boot: local.BootID()}
+	if err := local.WriteJSON(filepath.Join(dir, local.FileRun), r); err != nil {
 		return err
 	}
-	l, err := p.launchOf(def, dir, accel.Name)
+	l, err := p.launchOf(def, dir, how.Name)
 	if err == nil {
 		err = p.launch(ctx, binary, l, dir, r.ID, alive)
 	}
 	if err != nil {
 		// It never ran, so how it ended before is still how it last ended.
-		os.Remove(filepath.Join(dir, fileRun))
+		os.Remove(filepath.Join(dir, local.FileRun))
 		p.removeSockets(g)
 		os.Remove(sockets)
 		return err
@@ -114,55 +115,29 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 func (p *Provider) claim(ctx context.Context, dir string) (alive *os.File, running bool, err error) {
 	until := time.Now().Add(p.patience)
 	for {
-		f, ok, err := tryLock(filepath.Join(dir, fileAlive))
+		f, ok, err := local.TryLock(filepath.Join(dir, local.FileAlive))
 		if err != nil || ok {
 			return f, false, err
 		}
-		pid, err := lockHolder(filepath.Join(dir, filePID))
+		pid, err := lockHolder(filepath.Join(dir, local.FilePID))
 		if err != nil || pid != 0 {
 			return nil, pid != 0, err
 		}
 		if time.Now().After(until) {
 			return nil, false, stuck(dir, p.patience)
 		}
-		if err := pause(ctx, lockRetry); err != nil {
+		if err := local.Pause(ctx, local.LockRetry); err != nil {
 			return nil, false, err
 		}
 	}
 }
 
-// freshRecords empties what a run leaves behind: logs and events are of one run.
-func freshRecords(dir string) error {
-	console := filepath.Join(dir, fileConsole)
-	if fi, err := os.Stat(console); err == nil && fi.Size() > 0 {
-		if err := os.Rename(console, filepath.Join(dir, fileConsoleOld)); err != nil {
-			return err
-		}
-	}
-	// New files instead of truncated ones: a reader of the old keeps it whole.
-	for name, content := range map[string]string{
-		fileConsole:         "",
-		fileLog:             "",
-		fileEvents + ".in":  `{"execute":"qmp_capabilities"}` + "\n",
-		fileEvents + ".out": "",
-	} {
-		path := filepath.Join(dir, name)
-		if err := os.Remove(path); err != nil && !gone(err) {
-			return err
-		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *Provider) launchOf(d definition, dir, accel string) (Launch, error) {
-	own, err := overlays(dir)
+func (p *Provider) launchOf(d local.Definition, dir, accel string) (Launch, error) {
+	own, err := local.Overlays(dir)
 	if err != nil {
 		return Launch{}, err
 	}
-	g := d.generation()
+	g := d.Generation()
 	l := Launch{
 		Name:          string(g.Lab) + "/" + g.String(),
 		Accel:         accel,
@@ -173,28 +148,20 @@ func (p *Provider) launchOf(d definition, dir, accel string) (Launch, error) {
 		Layers:        d.Image.Layers,
 		Kernel:        d.Image.Kernel,
 		Initrd:        d.Image.Initrd,
-		Append:        d.Image.Append,
+		Append:        d.CommandLine(),
 		MAC:           d.MAC,
 		NICSocket:     p.cfg.Dirs.Socket(g, socketNIC),
 		ConsoleSocket: p.cfg.Dirs.Socket(g, socketConsole),
-		ConsoleLog:    filepath.Join(dir, fileConsole),
-		PIDFile:       filepath.Join(dir, filePID),
-		Events:        filepath.Join(dir, fileEvents),
+		ConsoleLog:    filepath.Join(dir, local.FileConsole),
+		PIDFile:       filepath.Join(dir, local.FilePID),
+		Events:        filepath.Join(dir, local.FileEvents),
 	}
 	for _, n := range own {
 		l.Overlays = append(l.Overlays, overlay(dir, n))
 	}
-	if d.Append != "" {
-		l.Append = strings.TrimSpace(l.Append + " " + d.Append)
-	}
-	for _, v := range d.Volumes {
-		l.Volumes = append(l.Volumes, providers.Volume(v))
-	}
-	for _, m := range d.Mounts {
-		l.Mounts = append(l.Mounts, providers.Mount(m))
-	}
+	l.Volumes, l.Mounts = d.Storage()
 	if d.Seed {
-		l.Seed = filepath.Join(dir, fileSeed)
+		l.Seed = filepath.Join(dir, local.FileSeed)
 	}
 	if d.Agent {
 		l.AgentSocket = p.cfg.Dirs.Socket(g, socketAgent)
@@ -224,7 +191,7 @@ func (p *Provider) launch(ctx context.Context, binary string, l Launch, dir, run
 		return err
 	}
 	defer monitor.Close()
-	logFile, err := os.OpenFile(filepath.Join(dir, fileLog), os.O_WRONLY|os.O_APPEND, 0)
+	logFile, err := os.OpenFile(filepath.Join(dir, local.FileLog), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
 	}
@@ -293,11 +260,11 @@ func (p *Provider) launchError(binary string, argv []string, l Launch, dir strin
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	said, readErr := os.ReadFile(filepath.Join(dir, fileLog))
+	said, readErr := os.ReadFile(filepath.Join(dir, local.FileLog))
 	if readErr != nil || len(bytes.TrimSpace(said)) == 0 {
 		said = []byte("(it printed nothing)")
 	}
-	if inUse := volumeInUse(l.Volumes, string(said)); inUse != nil {
+	if inUse := local.VolumeInUse(l.Volumes, string(said)); inUse != nil {
 		return inUse
 	}
 	if !errors.Is(err, context.DeadlineExceeded) { // an old QEMU ends at once

@@ -8,15 +8,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/lab"
-	"github.com/labfile/lab/providers"
-	"github.com/labfile/lab/providers/qemu/qmp"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // How long each step of a shutdown may take before the next one.
@@ -38,7 +37,7 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := checkGeneration(g); err != nil {
+	if err := local.CheckGeneration(g); err != nil {
 		return err
 	}
 	dir := p.cfg.Dirs.Generation(g)
@@ -47,7 +46,7 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 		return err
 	}
 	if proc != nil {
-		defer proc.close()
+		defer proc.Close()
 		if err := p.shutDown(ctx, g, dir, proc, grace); err != nil {
 			return err
 		}
@@ -57,30 +56,23 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 	// starts or destroys the machine, and removes them as well.
 	limited, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	held, err := lock(limited, filepath.Join(dir, fileLock))
+	held, err := local.Lock(limited, filepath.Join(dir, local.FileLock))
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		return nil
 	}
 	if err != nil {
-		return ignoreGone(err)
+		return local.IgnoreGone(err)
 	}
 	defer held.Close()
-	if pid, err := lockHolder(filepath.Join(dir, filePID)); err == nil && pid == 0 {
+	if pid, err := lockHolder(filepath.Join(dir, local.FilePID)); err == nil && pid == 0 {
 		p.removeSockets(g)
 		os.Remove(p.cfg.Dirs.RunLab(g.Lab))
 	}
 	return nil
 }
 
-func ignoreGone(err error) error {
-	if gone(err) {
-		return nil
-	}
-	return err
-}
-
 // shutDown ends proc. It returns nil once the process has ended.
-func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, proc *process, grace time.Duration) error {
+func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, proc *local.Process, grace time.Duration) error {
 	monitor := p.cfg.Dirs.Socket(g, socketMonitor)
 	until := time.Now().Add(grace)
 	for left := grace; left > 0; left = time.Until(until) {
@@ -90,23 +82,23 @@ func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, p
 			p.log.Debug("power button", "machine", g.String(), "error", err)
 			break // QEMU does not answer, so the guest cannot have heard
 		}
-		if ended, err := proc.waitFor(ctx, min(left, buttonInterval)); ended || err != nil {
+		if ended, err := proc.WaitFor(ctx, min(left, buttonInterval)); ended || err != nil {
 			return err
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p.intend(dir, "stopped by force")
+	p.note(local.Intend(dir, "stopped by force"))
 	if err := command(ctx, monitor, "quit"); err != nil {
 		p.log.Debug("quit", "machine", g.String(), "error", err)
-	} else if ended, err := proc.waitFor(ctx, quitTimeout); ended || err != nil {
+	} else if ended, err := proc.WaitFor(ctx, quitTimeout); ended || err != nil {
 		return err
 	}
-	if err := proc.signal(unix.SIGKILL); err != nil {
+	if err := proc.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	return proc.wait(ctx)
+	return proc.Wait(ctx)
 }
 
 // command runs one monitor command on a connection of its own.
@@ -124,19 +116,19 @@ func command(ctx context.Context, monitor, name string) error {
 // find returns the generation's QEMU, nil if there is none. A QEMU that has just
 // been started has no pid file yet but is alive: it is waited for, as long as a
 // start may take.
-func (p *Provider) find(ctx context.Context, dir string) (*process, error) {
+func (p *Provider) find(ctx context.Context, dir string) (*local.Process, error) {
 	until := time.Now().Add(p.patience)
 	for {
-		proc, err := findProcess(filepath.Join(dir, filePID))
+		proc, err := findProcess(filepath.Join(dir, local.FilePID))
 		if err != nil || proc != nil {
 			return proc, err
 		}
-		if _, err := os.Stat(filepath.Join(dir, fileAlive)); err != nil {
-			return nil, ignoreGone(err)
+		if _, err := os.Stat(filepath.Join(dir, local.FileAlive)); err != nil {
+			return nil, local.IgnoreGone(err)
 		}
-		alive, free, err := tryLock(filepath.Join(dir, fileAlive))
+		alive, free, err := local.TryLock(filepath.Join(dir, local.FileAlive))
 		if err != nil {
-			return nil, ignoreGone(err)
+			return nil, local.IgnoreGone(err)
 		}
 		if free {
 			alive.Close()
@@ -145,7 +137,7 @@ func (p *Provider) find(ctx context.Context, dir string) (*process, error) {
 		if time.Now().After(until) {
 			return nil, stuck(dir, p.patience)
 		}
-		if err := pause(ctx, lockRetry); err != nil {
+		if err := local.Pause(ctx, local.LockRetry); err != nil {
 			return nil, err
 		}
 	}
@@ -154,35 +146,12 @@ func (p *Provider) find(ctx context.Context, dir string) (*process, error) {
 // stuck describes a machine that is neither up nor down: a process has the lock
 // that QEMU inherits, but no QEMU has written its pid.
 func stuck(dir string, waited time.Duration) error {
-	path := filepath.Join(dir, fileAlive)
+	path := filepath.Join(dir, local.FileAlive)
 	who := "an unknown process"
-	if pids := openers(path); len(pids) > 0 {
+	if pids := local.Openers(path); len(pids) > 0 {
 		who = fmt.Sprintf("process %s (end it if it is a QEMU that hangs)", strings.Join(pids, ", "))
 	}
 	return fmt.Errorf("the machine has been neither up nor down for %s: %s is held by %s", waited, path, who)
-}
-
-// openers lists the processes that have the file open, as far as /proc lets this
-// one see.
-func openers(path string) []string {
-	own, err := os.Stat(path)
-	if err != nil {
-		return nil
-	}
-	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	if err != nil {
-		return nil
-	}
-	var pids []string
-	for _, link := range links {
-		pid := strings.Split(link, "/")[2]
-		// By identity, for a path with symbolic links in it reads differently there.
-		opened, err := os.Stat(link)
-		if err == nil && os.SameFile(own, opened) && !slices.Contains(pids, pid) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 // kill ends the generation's QEMU by SIGKILL, if there is one.
@@ -192,27 +161,14 @@ func (p *Provider) kill(ctx context.Context, dir, why string) error {
 		if err != nil || proc == nil {
 			return err
 		}
-		p.intend(dir, why)
-		err = proc.signal(unix.SIGKILL)
+		p.note(local.Intend(dir, why))
+		err = proc.Signal(unix.SIGKILL)
 		if err == nil {
-			err = proc.wait(ctx)
+			err = proc.Wait(ctx)
 		}
-		proc.close()
+		proc.Close()
 		if err != nil {
 			return err
 		}
-	}
-}
-
-// intend records that the present run is about to be ended by lab, for a process
-// that is killed cannot say so itself.
-func (p *Provider) intend(dir, why string) {
-	var r run
-	if ok, err := readJSON(filepath.Join(dir, fileRun), &r); err != nil || !ok {
-		return
-	}
-	rec := exitRecord{Run: r.ID, Reason: providers.ExitHost, Detail: why, At: time.Now().UTC()}
-	if err := writeJSON(filepath.Join(dir, fileExit), rec); err != nil {
-		p.log.Debug("recording an exit", "error", err)
 	}
 }

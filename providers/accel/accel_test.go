@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package accel
 
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,12 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/providertest"
 )
 
 func qemuBinary(t *testing.T) string {
 	t.Helper()
-	path, err := New(Config{}).binary()
+	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,10 +62,10 @@ func TestProbeCanceled(t *testing.T) {
 // Whatever this host's KVM does, the answer comes in time, is remembered, and
 // leaves no process behind.
 func TestAccelAuto(t *testing.T) {
-	d := testDirs(t)
-	p := New(Config{Dirs: d})
+	cache := filepath.Join(t.TempDir(), "cache")
+	p := &Prober{Cache: cache, Log: slog.New(slog.DiscardHandler)}
 	began := time.Now()
-	a, err := p.Accel(testContext(t), providers.Image{})
+	a, err := p.Accel(testContext(t), qemuBinary(t), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,18 +73,18 @@ func TestAccelAuto(t *testing.T) {
 	if took := time.Since(began); took > firmwareTimeout+5*time.Second {
 		t.Errorf("the decision took %s", took)
 	}
-	if a.Name != accelKVM && a.Name != accelTCG || a.Reason == "" {
+	if a.Name != KVM && a.Name != TCG || a.Reason == "" {
 		t.Errorf("Accel: %+v", a)
 	}
 	began = time.Now()
-	again, err := New(Config{Dirs: d}).Accel(testContext(t), providers.Image{})
+	again, err := (&Prober{Cache: cache}).Accel(testContext(t), qemuBinary(t), "")
 	if err != nil || again != a {
 		t.Errorf("Accel again: %+v, %v; before %+v", again, err, a)
 	}
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("the remembered decision took %s", took)
 	}
-	if left := hypervisors(t, d.Cache); len(left) > 0 {
+	if left := providertest.Hypervisors(t, cache); len(left) > 0 {
 		t.Errorf("left over: %q", left)
 	}
 }
@@ -95,33 +96,25 @@ func TestAccelChoices(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		cfg  Config
+		p    *Prober
 		want Accel
 	}{
-		{Config{Accel: "tcg"}, Accel{Name: "tcg", Reason: "as configured"}},
-		{Config{Accel: "kvm"}, Accel{Name: "kvm", Reason: "as configured"}},
-		{Config{KVMDevice: filepath.Join(dir, "none")}, Accel{
+		{&Prober{Wanted: "tcg"}, Accel{Name: "tcg", Reason: "as configured"}},
+		{&Prober{Wanted: "kvm"}, Accel{Name: "kvm", Reason: "as configured"}},
+		{&Prober{Device: filepath.Join(dir, "none")}, Accel{
 			Name: "tcg", Reason: "this host has no " + filepath.Join(dir, "none"),
 			Cure: "enable virtualization in the firmware, or nested virtualization if the host is itself a virtual machine",
 		}},
-		{Config{KVMDevice: forbidden}, Accel{Name: "tcg", Reason: "opening " + forbidden + ": is a directory"}},
+		{&Prober{Device: forbidden}, Accel{Name: "tcg", Reason: "opening " + forbidden + ": is a directory"}},
 	} {
-		got, err := New(c.cfg).Accel(testContext(t), providers.Image{})
+		got, err := c.p.Accel(testContext(t), qemuBinary(t), "")
 		if err != nil || got != c.want {
-			t.Errorf("Accel with %+v:\n got %+v, %v\nwant %+v", c.cfg, got, err, c.want)
+			t.Errorf("got %+v, %v\nwant %+v", got, err, c.want)
 		}
 	}
-	_, err := New(Config{Accel: "magic"}).Accel(testContext(t), providers.Image{})
+	_, err := (&Prober{Wanted: "magic"}).Accel(testContext(t), qemuBinary(t), "")
 	if err == nil || err.Error() != `acceleration "magic": must be auto, kvm or tcg` {
 		t.Errorf("Accel: %v", err)
-	}
-	_, err = New(Config{Binary: "qemu-none"}).Accel(testContext(t), providers.Image{})
-	if !errors.Is(err, providers.ErrIncapable) {
-		t.Errorf("Accel without QEMU: %v", err)
-	}
-	var notFound *exec.Error
-	if errors.As(err, &notFound) {
-		t.Errorf("the error speaks of exec: %v", err)
 	}
 }
 

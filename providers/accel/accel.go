@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+// Package accel decides how machines of this host are run: by KVM only if it was
+// seen to run guest code, else by emulation.
+package accel
 
 import (
 	"bytes"
@@ -8,23 +10,41 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
 )
 
+// What can be asked for, and what is decided.
 const (
-	accelAuto = "auto"
-	accelKVM  = "kvm"
-	accelTCG  = "tcg"
+	Auto = "auto"
+	KVM  = "kvm"
+	TCG  = "tcg"
 )
+
+// Variable is the environment variable that says which acceleration is wanted;
+// the program that makes the provider reads it.
+const Variable = "LAB_ACCEL"
+
+// Prober makes the decision and remembers what it saw.
+type Prober struct {
+	Wanted string // KVM, TCG, or Auto (also if empty), which probes
+	Device string // empty for /dev/kvm
+	Cache  string // directory of what is remembered
+	Log    *slog.Logger
+
+	probing sync.Mutex // one probe at a time within the process
+}
 
 // Accel is a decision about acceleration.
 type Accel struct {
@@ -33,47 +53,46 @@ type Accel struct {
 	Cure   string // what would make it faster; empty if nothing is known to
 }
 
-// Accel decides how machines of an image are run. With "auto" that is KVM only
-// if it was seen to run guest code, which a probe finds out once and remembers;
-// an image with a kernel is probed with that kernel. The zero Image probes with
-// firmware alone, which shows less.
-func (p *Provider) Accel(ctx context.Context, img providers.Image) (Accel, error) {
-	binary, err := p.binary()
-	if err != nil {
-		return Accel{}, err
-	}
-	return p.accelFor(ctx, binary, image{Kernel: img.Kernel})
-}
-
-func (p *Provider) accelFor(ctx context.Context, binary string, img image) (Accel, error) {
-	switch p.cfg.Accel {
-	case accelTCG, accelKVM:
-		return Accel{Name: p.cfg.Accel, Reason: "as configured"}, nil
-	case accelAuto:
+// Accel decides how the QEMU called binary runs machines. With Auto that is KVM
+// only if it was seen to run guest code, which a probe finds out once and
+// remembers. The probe runs kernel; if that is empty it runs firmware alone, which
+// shows less.
+func (p *Prober) Accel(ctx context.Context, binary, kernel string) (Accel, error) {
+	switch p.Wanted {
+	case TCG, KVM:
+		return Accel{Name: p.Wanted, Reason: "as configured"}, nil
+	case Auto, "":
 	default:
-		return Accel{}, fmt.Errorf("acceleration %q: must be auto, kvm or tcg", p.cfg.Accel)
+		return Accel{}, fmt.Errorf("acceleration %q: must be auto, kvm or tcg", p.Wanted)
 	}
 	if runtime.GOARCH != "amd64" {
-		return Accel{Name: accelTCG, Reason: "this host is " + runtime.GOARCH + ", the machines are amd64"}, nil
+		return Accel{Name: TCG, Reason: "this host is " + runtime.GOARCH + ", the machines are amd64"}, nil
 	}
-	dev := p.cfg.KVMDevice
+	dev := p.device()
 	f, err := os.OpenFile(dev, os.O_RDWR, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return Accel{
-			Name: accelTCG, Reason: "this host has no " + dev,
+			Name: TCG, Reason: "this host has no " + dev,
 			Cure: "enable virtualization in the firmware, or nested virtualization if the host is itself a virtual machine",
 		}, nil
 	case errors.Is(err, fs.ErrPermission):
 		return Accel{
-			Name: accelTCG, Reason: "no permission to open " + dev,
+			Name: TCG, Reason: "no permission to open " + dev,
 			Cure: "sudo usermod -aG kvm $USER, then log in again",
 		}, nil
 	case err != nil:
-		return Accel{Name: accelTCG, Reason: "opening " + dev + ": " + unwrapPath(err)}, nil
+		return Accel{Name: TCG, Reason: "opening " + dev + ": " + unwrapPath(err)}, nil
 	}
 	f.Close()
-	return p.probed(ctx, binary, img.Kernel)
+	return p.probed(ctx, binary, kernel)
+}
+
+func (p *Prober) device() string {
+	if p.Device == "" {
+		return "/dev/kvm"
+	}
+	return p.Device
 }
 
 func unwrapPath(err error) string {
@@ -111,10 +130,10 @@ func (v verdict) settles(key string, kernel bool, now time.Time) bool {
 // accel is the decision that follows from the verdict, which is kept in file.
 func (v verdict) accel(file string) Accel {
 	if v.Usable {
-		return Accel{Name: accelKVM, Reason: v.Reason}
+		return Accel{Name: KVM, Reason: v.Reason}
 	}
 	a := Accel{
-		Name: accelTCG, Reason: "KVM does not work here: " + v.Reason,
+		Name: TCG, Reason: "KVM does not work here: " + v.Reason,
 		Cure: "use a host with working (nested) virtualization",
 	}
 	if v.TimedOut {
@@ -124,15 +143,15 @@ func (v verdict) accel(file string) Accel {
 }
 
 // probed returns the cached verdict, or makes one.
-func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, error) {
+func (p *Prober) probed(ctx context.Context, binary, kernel string) (Accel, error) {
 	key, err := p.hostKey(binary)
 	if err != nil {
 		return Accel{}, err
 	}
-	file := filepath.Join(p.cfg.Dirs.Cache, "accel.json")
+	file := filepath.Join(p.Cache, "accel.json")
 	cached := func() (Accel, bool) {
 		var v verdict
-		if ok, err := readJSON(file, &v); err != nil || !ok || !v.settles(key, kernel != "", time.Now()) {
+		if ok, err := local.ReadJSON(file, &v); err != nil || !ok || !v.settles(key, kernel != "", time.Now()) {
 			return Accel{}, false
 		}
 		return v.accel(file), true
@@ -143,10 +162,10 @@ func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, er
 	// Machines start in parallel; one probe is enough for all.
 	p.probing.Lock()
 	defer p.probing.Unlock()
-	if err := os.MkdirAll(p.cfg.Dirs.Cache, 0o700); err != nil {
+	if err := os.MkdirAll(p.Cache, 0o700); err != nil {
 		return Accel{}, err
 	}
-	held, err := lock(ctx, filepath.Join(p.cfg.Dirs.Cache, "accel.lock"))
+	held, err := local.Lock(ctx, filepath.Join(p.Cache, "accel.lock"))
 	if err != nil {
 		return Accel{}, err
 	}
@@ -155,7 +174,7 @@ func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, er
 		return a, nil
 	}
 	v := verdict{Key: key, Kernel: kernel != ""}
-	v.Usable, v.Reason, err = probe(ctx, binary, []string{"-accel", "kvm", "-cpu", "host"}, kernel, p.cfg.Dirs.Cache)
+	v.Usable, v.Reason, err = probe(ctx, binary, []string{"-accel", "kvm", "-cpu", "host"}, kernel, p.Cache)
 	var slow *slowError
 	switch {
 	case errors.As(err, &slow):
@@ -164,8 +183,8 @@ func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, er
 		return Accel{}, fmt.Errorf("probing for KVM: %w", err)
 	}
 	v.At = time.Now().UTC()
-	p.log.Debug("probed KVM", "usable", v.Usable, "reason", v.Reason)
-	if err := writeJSON(file, v); err != nil {
+	p.Log.Debug("probed KVM", "usable", v.Usable, "reason", v.Reason)
+	if err := local.WriteJSON(file, v); err != nil {
 		return Accel{}, err
 	}
 	return v.accel(file), nil
@@ -174,12 +193,12 @@ func (p *Provider) probed(ctx context.Context, binary, kernel string) (Accel, er
 // hostKey identifies everything that the verdict depends on: QEMU's program
 // (asking it for its version would cost 20 ms at each start), the host's kernel,
 // its processor and the device.
-func (p *Provider) hostKey(binary string) (string, error) {
+func (p *Prober) hostKey(binary string) (string, error) {
 	program, err := os.Stat(binary)
 	if err != nil {
 		return "", err
 	}
-	dev, err := os.Stat(p.cfg.KVMDevice)
+	dev, err := os.Stat(p.device())
 	if err != nil {
 		return "", err
 	}
@@ -192,7 +211,7 @@ func (p *Provider) hostKey(binary string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%s %d %d; %s; %s; %s %#x", binary, program.Size(), program.ModTime().UnixNano(),
-		unix.ByteSliceToString(u.Release[:]), cpuModel(), p.cfg.KVMDevice, rdev), nil
+		unix.ByteSliceToString(u.Release[:]), cpuModel(), p.device(), rdev), nil
 }
 
 // cpuModel describes the first processor the way /proc/cpuinfo does.
@@ -211,4 +230,23 @@ func cpuModel() string {
 		}
 	}
 	return strings.Join(parts, "/")
+}
+
+// Check tells what was decided, as a finding about the host.
+func (p *Prober) Check(ctx context.Context, binary string) providers.Finding {
+	f := providers.Finding{Topic: "acceleration"}
+	a, err := p.Accel(ctx, binary, "")
+	switch {
+	case err != nil:
+		f.Level, f.Detail = providers.LevelError, err.Error()
+	case a.Name == TCG:
+		f.Level, f.Cure = providers.LevelWarning, a.Cure
+		f.Detail = "tcg, pure emulation, some ten times slower: " + a.Reason
+		if p.Wanted == TCG {
+			f.Cure = "set " + Variable + "=auto to have KVM tried"
+		}
+	default:
+		f.Level, f.Detail = providers.LevelOK, a.Name+": "+a.Reason
+	}
+	return f
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package local
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLock takes the lock on a file, making the file if need be; ok is false if
+// TryLock takes the lock on a file, making the file if need be; ok is false if
 // somebody else has it. The lock belongs to the open file: it is free once every
 // process that inherited the file has ended or closed it.
-func tryLock(path string) (f *os.File, ok bool, err error) {
+func TryLock(path string) (f *os.File, ok bool, err error) {
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -30,14 +30,15 @@ func tryLock(path string) (f *os.File, ok bool, err error) {
 			return nil, false, &os.PathError{Op: "flock", Path: path, Err: err}
 		}
 		// The directory may have been renamed away and made anew meanwhile.
-		if samePath(f, path) {
+		if SamePath(f, path) {
 			return f, true, nil
 		}
 		f.Close()
 	}
 }
 
-func samePath(f *os.File, path string) bool {
+// SamePath reports whether f is what path names now.
+func SamePath(f *os.File, path string) bool {
 	held, err := f.Stat()
 	if err != nil {
 		return false
@@ -46,26 +47,26 @@ func samePath(f *os.File, path string) bool {
 	return err == nil && os.SameFile(held, now)
 }
 
-// lockRetry is how often a taken lock is tried again. flock(2) cannot be
+// LockRetry is how often a taken lock is tried again. flock(2) cannot be
 // interrupted by a context, and whoever holds these locks holds them for
 // milliseconds.
-const lockRetry = 5 * time.Millisecond
+const LockRetry = 5 * time.Millisecond
 
-// lock is tryLock that waits as long as ctx allows.
-func lock(ctx context.Context, path string) (*os.File, error) {
+// Lock is TryLock that waits as long as ctx allows.
+func Lock(ctx context.Context, path string) (*os.File, error) {
 	for {
-		f, ok, err := tryLock(path)
+		f, ok, err := TryLock(path)
 		if err != nil || ok {
 			return f, err
 		}
-		if err := pause(ctx, lockRetry); err != nil {
+		if err := Pause(ctx, LockRetry); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// pause sleeps for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause sleeps for d or until ctx ends.
+func Pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package accel
 
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -62,12 +63,14 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 		if err != nil {
 			return false, "", err
 		}
-		args = append(args,
-			"-blockdev", encode(node{
-				"driver": "raw", "node-name": "probe", "read-only": true,
-				"file": node{"driver": "file", "filename": disk.Name(), "read-only": true},
-			}),
-			"-device", "virtio-blk-pci,drive=probe,bootindex=1")
+		node, err := json.Marshal(map[string]any{
+			"driver": "raw", "node-name": "probe", "read-only": true,
+			"file": map[string]any{"driver": "file", "filename": disk.Name(), "read-only": true},
+		})
+		if err != nil {
+			return false, "", err
+		}
+		args = append(args, "-blockdev", string(node), "-device", "virtio-blk-pci,drive=probe,bootindex=1")
 	}
 
 	limited, cancel := context.WithTimeout(ctx, limit)
@@ -95,7 +98,7 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
 		return false, "", &slowError{limit}
 	case len(bytes.TrimSpace(stderr.Bytes())) > 0:
-		return false, lastLine(stderr.String()), nil
+		return false, LastLine(stderr.String()), nil
 	case err != nil:
 		return false, err.Error(), nil
 	}
@@ -110,7 +113,8 @@ func (e *slowError) Error() string {
 	return fmt.Sprintf("guest code did not get through in %s", e.limit)
 }
 
-func lastLine(s string) string {
+// LastLine returns the last line of what a program printed.
+func LastLine(s string) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	return strings.TrimSpace(lines[len(lines)-1])
 }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
+)
+
+// The oldest libvirt that lab is tested with, as libvirt counts: 9.0.0.
+const minVersion = 9_000_000
+
+// installCure returns the command that installs libvirt on this host.
+func installCure() string {
+	return local.InstallCure(local.Packages{
+		APT: "libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils",
+		DNF: "libvirt-daemon-driver-qemu libvirt-client qemu-system-x86-core qemu-img", Pacman: "libvirt qemu-base",
+		Zypper: "libvirt-daemon-qemu libvirt-client qemu-x86 qemu-tools", APK: "libvirt-daemon libvirt-qemu libvirt-client qemu-system-x86_64 qemu-img",
+		Else: "install libvirt 9.0 or newer, with its QEMU driver, and QEMU with your package manager",
+	})
+}
+
+// Check looks at the daemon, its version and its emulator, acceleration, 9p and
+// where machines' files lie. Like any other use, it starts a session's daemon, which
+// ends by itself.
+func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {
+	var found []providers.Finding
+	if p.bad != nil {
+		found = append(found, providers.Finding{Topic: "uri", Level: providers.LevelError, Detail: p.bad.Error(), Cure: "name another by uri in the Labfile, or " + URIVariable})
+	} else {
+		found = append(found, providers.Finding{Topic: "uri", Level: providers.LevelOK, Detail: p.addr.uri})
+		found = append(found, p.checkDaemon(ctx)...)
+	}
+	if binary, err := p.binary(); err != nil {
+		found = append(found, providers.Finding{Topic: "qemu", Level: providers.LevelError, Detail: "qemu-system-x86_64 not found", Cure: installCure()})
+	} else {
+		found = append(found, p.prober.Check(ctx, binary))
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("checking the host: %w", err)
+	}
+	return found, nil
+}
+
+// checkDaemon looks at what listens at the address.
+func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
+	var lib, hypervisor uint64
+	err := p.link.ask(ctx, func(l *golibvirt.Libvirt) (err error) {
+		if lib, err = l.ConnectGetLibVersion(); err == nil {
+			hypervisor, err = l.ConnectGetVersion()
+		}
+		return err
+	})
+	daemon := providers.Finding{Topic: "daemon", Level: providers.LevelOK}
+	if err != nil {
+		daemon.Level, daemon.Detail = providers.LevelError, err.Error()
+		var absent *errAbsent
+		if errors.As(err, &absent) {
+			daemon.Detail, daemon.Cure = fmt.Sprintf("nothing listens at %s: %v", absent.where, absent.err), absent.cure
+		}
+		return []providers.Finding{daemon}
+	}
+	daemon.Detail = fmt.Sprintf("libvirt %s with QEMU %s, at %s", version(lib), version(hypervisor), p.link.where())
+	if lib < minVersion {
+		daemon.Level = providers.LevelWarning
+		daemon.Detail += fmt.Sprintf("; lab is tested with %s and newer", version(minVersion))
+		daemon.Cure = "install libvirt from a newer release of your distribution or its backports"
+	}
+	found := []providers.Finding{daemon, p.checkKVM(ctx)}
+	if !p.addr.session {
+		found = append(found, p.checkAccess())
+	}
+	return found
+}
+
+// version renders a version as libvirt counts them.
+func version(v uint64) string {
+	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1000%1000, v%1000)
+}
+
+// checkKVM asks what the daemon thinks of KVM. What lab uses is decided by running
+// guest code, not by that.
+func (p *Provider) checkKVM(ctx context.Context) providers.Finding {
+	f := providers.Finding{Topic: "emulator", Level: providers.LevelOK, Detail: "libvirt offers KVM and emulation"}
+	kinds := func(kind string) error {
+		return p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
+			_, err := l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{kind}, 0)
+			return err
+		})
+	}
+	switch kvm, emulated := kinds("kvm"), kinds("qemu"); {
+	case emulated != nil:
+		f.Level, f.Detail, f.Cure = providers.LevelError, "libvirt cannot run machines of the type q35: "+emulated.Error(), installCure()
+	case kvm != nil:
+		f.Detail = "libvirt offers emulation only"
+	}
+	return f
+}
+
+// checkAccess finds out whether the system's QEMU, which runs as an account of its
+// own and under the distribution's confinement, can read what lab keeps.
+func (p *Provider) checkAccess() providers.Finding {
+	f := providers.Finding{Topic: "files", Level: providers.LevelOK, Detail: "machines' files lie in " + p.cfg.Dirs.Data}
+	if b, err := os.ReadFile("/etc/libvirt/qemu.conf"); err == nil && !runsAsRoot(b) {
+		f.Level = providers.LevelError
+		f.Detail = "the system's QEMU runs as an account that cannot read " + p.cfg.Dirs.Data
+		f.Cure = `use qemu:///session, or set user = "root" and security_driver = "none" in /etc/libvirt/qemu.conf if this host is yours alone`
+	}
+	return f
+}
+
+// userLine is qemu.conf's setting of QEMU's account.
+var userLine = regexp.MustCompile(`(?m)^\s*user\s*=\s*"(?:root|\+?0)"`)
+
+// runsAsRoot reports whether qemu.conf says that QEMU runs as root.
+func runsAsRoot(conf []byte) bool { return userLine.Match(conf) }

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/labfile/lab/providers/local"
+)
+
+// How long the daemon may be silent. It answers in milliseconds; on a busy host,
+// or while it looks at its hypervisors for the first time, in a few seconds.
+const (
+	quietTime = 2 * time.Second  // after which a daemon that owes an answer is asked whether it lives
+	hungTime  = 8 * time.Second  // after which one that says nothing to that is hung
+	bootTime  = 30 * time.Second // for one that was started just now
+)
+
+// link keeps the one connection of this process to a daemon. go-libvirt's calls
+// take no context and wait for ever, so each runs beside a watch: it gives up with
+// its context, or with the connection once the daemon is dead or deaf.
+type link struct {
+	addr address
+	env  func(string) string
+	log  *slog.Logger
+
+	quiet, hung time.Duration // quietTime and hungTime, but for tests
+
+	dialing sync.Mutex // one at a time makes the connection
+	mu      sync.Mutex // guards now
+	now     *conn
+}
+
+// conn is a connection to the daemon.
+type conn struct {
+	*golibvirt.Libvirt
+	wire *wire
+
+	watching sync.Once
+	watchErr error
+	mu       sync.Mutex // guards ears
+	ears     map[chan golibvirt.UUID]bool
+}
+
+// wire tells when the connection has ended. go-libvirt's own channel for that may
+// never be closed if it happens while the connection is being made.
+type wire struct {
+	net.Conn
+	once sync.Once
+	gone chan struct{}
+}
+
+func (w *wire) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if err != nil {
+		w.once.Do(func() { close(w.gone) })
+	}
+	return n, err
+}
+
+// dialed is a socket.Dialer for a connection that is there already.
+type dialed struct{ conn net.Conn }
+
+func (d dialed) Dial() (net.Conn, error) { return d.conn, nil }
+
+// alive reports whether the connection stands as far as this side knows.
+func (c *conn) alive() bool {
+	select {
+	case <-c.wire.gone:
+		return false
+	default:
+		return true
+	}
+}
+
+// connect returns the connection, making it if there is none. A session's daemon is
+// started if need be and wake allows it.
+func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
+	if c := k.current(); c != nil {
+		return c, nil
+	}
+	k.dialing.Lock()
+	defer k.dialing.Unlock()
+	if c := k.current(); c != nil {
+		return c, nil
+	}
+	c, err := k.open(ctx, wake)
+	if err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	k.now = c
+	k.mu.Unlock()
+	return c, nil
+}
+
+func (k *link) current() *conn {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.now != nil && k.now.alive() {
+		return k.now
+	}
+	return nil
+}
+
+// open makes a connection of its own.
+func (k *link) open(ctx context.Context, wake bool) (*conn, error) {
+	limit := k.hung
+	raw, started, err := k.dial(ctx, wake)
+	if err != nil {
+		return nil, err
+	}
+	if started {
+		limit = max(limit, bootTime)
+	}
+	w := &wire{Conn: raw, gone: make(chan struct{})}
+	c := &conn{Libvirt: golibvirt.NewWithDialer(dialed{w}), wire: w, ears: map[chan golibvirt.UUID]bool{}}
+	done := make(chan error, 1)
+	go func() {
+		err := c.ConnectToURI(golibvirt.ConnectURI(k.addr.driver()))
+		if err == nil {
+			// A question, so that go-libvirt's goroutines have met before anybody hangs up.
+			_, err = c.ConnectGetLibVersion()
+		}
+		done <- err
+	}()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case err = <-done:
+		if broken(err) {
+			err = &errLost{k.where()}
+		}
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-t.C:
+		err = &errHung{k.where(), limit}
+	}
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// where names the daemon in errors.
+func (k *link) where() string {
+	if k.addr.transport != viaUnix {
+		return k.addr.uri
+	}
+	paths := k.addr.sockets(k.runtime())
+	for _, path := range paths {
+		if exists(path) {
+			return path
+		}
+	}
+	return paths[len(paths)-1]
+}
+
+// do has the daemon carry something out. If the connection is lost meanwhile, nobody
+// knows whether it did.
+func (k *link) do(ctx context.Context, f func(*golibvirt.Libvirt) error) error {
+	c, err := k.connect(ctx, true)
+	if err != nil {
+		return err
+	}
+	return k.on(ctx, c, f)
+}
+
+// ask puts a question, once more if the connection was lost under it.
+func (k *link) ask(ctx context.Context, f func(*golibvirt.Libvirt) error) error {
+	err := k.do(ctx, f)
+	var lost *errLost
+	if errors.As(err, &lost) && ctx.Err() == nil {
+		err = k.do(ctx, f)
+	}
+	return err
+}
+
+// on runs f on a connection and gives up when that makes sense; f itself goes on
+// until the daemon answers or the connection ends.
+func (k *link) on(ctx context.Context, c *conn, f func(*golibvirt.Libvirt) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- f(c.Libvirt) }()
+	quiet := time.NewTicker(k.quiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case err := <-done:
+			if broken(err) {
+				return &errLost{k.where()}
+			}
+			return err
+		case <-c.wire.gone:
+			return &errLost{k.where()}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-quiet.C:
+			// What was asked may take long, a question on a connection of its own
+			// does not, unless the daemon is deaf.
+			if err := k.ping(ctx); err != nil {
+				c.wire.Close() // what waits on it is not left waiting
+				return err
+			}
+		}
+	}
+}
+
+// ping finds out whether the daemon answers at all.
+func (k *link) ping(ctx context.Context) error {
+	c, err := k.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	return c.wire.Close()
+}
+
+// close ends the connection.
+func (k *link) close() {
+	if c := k.current(); c != nil {
+		c.wire.Close()
+	}
+}
+
+// listen has every change of a domain's life told to the channel that it returns,
+// until stop is called. A full channel misses some: whoever listens looks at the
+// domain anyway.
+func (k *link) listen(ctx context.Context, c *conn) (news <-chan golibvirt.UUID, stop func(), err error) {
+	c.watching.Do(func() {
+		c.watchErr = k.on(ctx, c, func(l *golibvirt.Libvirt) error {
+			events, err := l.LifecycleEvents(context.Background()) // they end with the connection
+			if err == nil {
+				go c.tell(events)
+			}
+			return err
+		})
+	})
+	if c.watchErr != nil {
+		c.wire.Close() // the next connection tries again
+		return nil, nil, fmt.Errorf("asking libvirt for its events: %w", c.watchErr)
+	}
+	ear := make(chan golibvirt.UUID, 64)
+	c.mu.Lock()
+	c.ears[ear] = true
+	c.mu.Unlock()
+	return ear, func() {
+		c.mu.Lock()
+		delete(c.ears, ear)
+		c.mu.Unlock()
+	}, nil
+}
+
+func (c *conn) tell(events <-chan golibvirt.DomainEventLifecycleMsg) {
+	for e := range events {
+		c.mu.Lock()
+		for ear := range c.ears {
+			select {
+			case ear <- e.Dom.UUID:
+			default:
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// runtime is the directory below which session daemons listen (libvirt uses
+// glib's notion of it).
+func (k *link) runtime() string { return runtimeDir(k.env) }
+
+// retry is how often an absent daemon is looked for.
+const retry = 10 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) error { return local.Pause(ctx, d) }

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemontest starts real libvirt daemons for tests: a session's, with
+// directories of its own and nothing of the host's, whoever runs the tests.
+package daemontest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Daemon is a libvirtd and what it started.
+type Daemon struct {
+	Home   string // what it keeps lies below it
+	Socket string
+	PID    int
+
+	t      *testing.T
+	keeper *exec.Cmd
+	orders *os.File
+	said   *bufio.Scanner
+}
+
+// keeperVariable makes the keeper of a test's program.
+const keeperVariable = "LAB_TEST_LIBVIRT_KEEPER"
+
+// Main is called by TestMain of whoever uses this package, before anything else. In
+// a process that Start made it does not return.
+func Main() {
+	if os.Getenv(keeperVariable) != "" {
+		keep()
+	}
+}
+
+// Start starts a daemon; it and all that it started end with the test. libvirt
+// counts root's daemon as the system's, so root's runs in a user namespace in which
+// he is somebody else.
+func Start(t *testing.T) *Daemon {
+	t.Helper()
+	home, err := os.MkdirTemp("/tmp", "labv-") // socket paths are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(home) })
+	d := &Daemon{Home: home, t: t, Socket: filepath.Join(home, "run", "libvirt", "libvirt-sock")}
+	for _, dir := range []string{"run", "config", "cache", "data"} {
+		if err := os.Mkdir(filepath.Join(home, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.keeper = exec.Command(self)
+	d.keeper.Env = append(os.Environ(), append(d.Env(), keeperVariable+"=1")...)
+	d.keeper.Dir = "/"
+	d.keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() == 0 {
+		other := []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}}
+		d.keeper.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+		d.keeper.SysProcAttr.UidMappings, d.keeper.SysProcAttr.GidMappings = other, other
+	}
+	log, err := os.Create(filepath.Join(home, "libvirtd.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	d.keeper.Stderr = log
+	orders, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer orders.Close()
+	d.keeper.Stdin, d.orders = orders, w
+	out, err := d.keeper.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.said = bufio.NewScanner(out)
+	if err := d.keeper.Start(); err != nil {
+		t.Fatalf("starting libvirtd: %v", err)
+	}
+	t.Cleanup(func() {
+		d.orders.Close()
+		d.keeper.Wait()
+		if b, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("libvirtd said:\n%s", b)
+		}
+	})
+	d.Start()
+	return d
+}
+
+// Env is what a program needs in its environment to take this daemon for its user's.
+func (d *Daemon) Env() []string {
+	return []string{
+		"XDG_RUNTIME_DIR=" + filepath.Join(d.Home, "run"), "XDG_CONFIG_HOME=" + filepath.Join(d.Home, "config"),
+		"XDG_CACHE_HOME=" + filepath.Join(d.Home, "cache"), "XDG_DATA_HOME=" + filepath.Join(d.Home, "data"), "HOME=" + d.Home,
+	}
+}
+
+// Getenv looks into Env.
+func (d *Daemon) Getenv(name string) string {
+	for _, e := range d.Env() {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// URI names the daemon, for root too.
+func (d *Daemon) URI() string { return "qemu:///session?socket=" + d.Socket }
+
+// Start starts the daemon again, once it has been killed, and waits until it listens.
+func (d *Daemon) Start() {
+	d.t.Helper()
+	if _, err := d.orders.WriteString("start\n"); err != nil {
+		d.t.Fatal(err)
+	}
+	if !d.said.Scan() {
+		d.t.Fatalf("starting libvirtd: %v", d.said.Err())
+	}
+	pid, err := strconv.Atoi(d.said.Text())
+	if err != nil {
+		d.t.Fatalf("starting libvirtd: %s", d.said.Text())
+	}
+	// In a namespace of users the pid is the same.
+	d.PID = pid
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for {
+		c, err := (&net.Dialer{}).DialContext(ctx, "unix", d.Socket)
+		if err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			d.t.Fatalf("libvirtd does not listen: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Signal sends the daemon a signal; SIGKILL leaves its socket and its machines.
+func (d *Daemon) Signal(s syscall.Signal) {
+	d.t.Helper()
+	if err := syscall.Kill(d.PID, s); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Virsh runs virsh on the daemon.
+func (d *Daemon) Virsh(args ...string) string {
+	d.t.Helper()
+	cmd := exec.Command("virsh", append([]string{"--quiet", "--connect", "qemu+unix:///session?socket=" + d.Socket}, args...)...)
+	cmd.Env = append(os.Environ(), d.Env()...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("virsh %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Leftovers names the files that libvirt keeps of domains.
+func (d *Daemon) Leftovers(t *testing.T) []string {
+	t.Helper()
+	var found []string
+	for _, pattern := range []string{"config/libvirt/qemu/*.xml", "run/libvirt/qemu/run/*.xml", "cache/libvirt/qemu/log/*", "config/libvirt/qemu/*/domain-*"} {
+		files, err := filepath.Glob(filepath.Join(d.Home, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, files...)
+	}
+	return found
+}
+
+func fatal(doing string, err error) {
+	fmt.Fprintf(os.Stderr, "%s: %v\n", doing, err)
+	os.Exit(1)
+}

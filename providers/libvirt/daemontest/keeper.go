@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemontest
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// keep is the main function of the keeper: the parent of the daemon and of all that
+// loses its parent below it. It collects who ends at once, which a host's own init
+// may be slow to do, starts a daemon for each line that it reads, and at the end of
+// its input ends them all and itself.
+func keep() {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fatal("becoming the parent of orphans", err)
+	}
+	program, err := exec.LookPath("libvirtd")
+	if err != nil {
+		program = "/usr/sbin/libvirtd"
+	}
+	children := make(chan struct{}, 1)
+	go collect(children)
+	orders := bufio.NewScanner(os.Stdin)
+	for orders.Scan() {
+		p, err := os.StartProcess(program, []string{program}, &os.ProcAttr{Dir: "/", Files: []*os.File{nil, os.Stderr, os.Stderr}})
+		if err != nil {
+			fatal("starting libvirtd", err)
+		}
+		select {
+		case children <- struct{}{}:
+		default:
+		}
+		fmt.Println(p.Pid)
+	}
+	for {
+		alive := offspring()
+		if len(alive) == 0 {
+			os.Exit(0)
+		}
+		for _, pid := range alive {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// collect waits for children; woken when there are some again.
+func collect(children <-chan struct{}) {
+	for {
+		_, err := syscall.Wait4(-1, nil, 0, nil)
+		if err == syscall.ECHILD {
+			<-children
+		}
+	}
+}
+
+var listing sync.Mutex
+
+// offspring lists the children of this process.
+func offspring() []int {
+	listing.Lock()
+	defer listing.Unlock()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, list := range lists {
+		b, err := os.ReadFile(list)
+		if err != nil {
+			continue
+		}
+		for word := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"crypto/sha1"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"strings"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
+)
+
+// Where devices sit on the PCI bus: as in the QEMU provider, so that a guest finds
+// the same machine whichever of the two runs it.
+const (
+	slotDisk   = 3
+	slotNIC    = 4
+	slotSerial = 5
+	slotRNG    = 6
+	slotSeed   = 7
+
+	slotVolumes = 8
+	slotMounts  = 20
+)
+
+// mainDisk is the target of the machine's own disk.
+const mainDisk = "vda"
+
+// Domain is everything that shapes a machine's domain. All paths are absolute.
+type Domain struct {
+	Name      string
+	UUID      golibvirt.UUID
+	Directory string // of the generation
+	Def       local.Definition
+
+	KVM      bool
+	Emulator string // empty for libvirt's choice
+
+	Overlays []int  // the machine's own, lowest first; it writes to the last
+	NIC      string // sockets
+	Console  string
+	Agent    string
+}
+
+// domainName is how virsh shows a generation. A user may rename it.
+func domainName(g lab.Generation) string {
+	return fmt.Sprintf("lab-%s-%s-%d", g.Lab, g.Machine, g.Number)
+}
+
+// uuidOf is the same for a generation for ever: a name-based UUID (RFC 9562, version
+// 5) of its directory, which no two generations share.
+func uuidOf(directory string) golibvirt.UUID {
+	sum := sha1.Sum([]byte(namespace + "\x00" + directory))
+	var u golibvirt.UUID
+	copy(u[:], sum[:])
+	u[6] = u[6]&0x0f | 0x50
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}
+
+func formatUUID(u golibvirt.UUID) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}
+
+// XML renders the domain. It looks at nothing but d.
+func (d Domain) XML() (string, error) {
+	def := &d.Def
+	definition, err := json.Marshal(def)
+	if err != nil {
+		return "", fmt.Errorf("writing the definition of %s: %w", d.Name, err)
+	}
+	g := def.Generation()
+	doc := domainXML{
+		Type: "qemu", QEMU: qemuNamespace, Name: d.Name, UUID: formatUUID(d.UUID),
+		Title: string(g.Lab) + "/" + g.String(),
+		Owner: ownerXML{
+			Namespace: namespace, Lab: string(g.Lab), Machine: string(g.Machine), Generation: g.Number,
+			Directory: d.Directory, Definition: string(definition),
+		},
+		Memory: memory{"KiB", "off", int64(def.Memory / lab.KiB)},
+		CPUs:   def.CPUs,
+		OS: osXML{
+			Type:   osType{"x86_64", "q35", "hvm"},
+			Kernel: def.Image.Kernel, Initrd: def.Image.Initrd, Cmdline: def.CommandLine(),
+		},
+		// invtsc would block saving the machine's state.
+		CPU:   cpuXML{Mode: "maximum", Check: "none", Features: []feature{{"disable", "invtsc"}}},
+		Clock: clock{"utc"},
+		// The domain ends with its guest, whichever way that goes: lab starts it again.
+		OnPowerOff: "destroy", OnReboot: "restart", OnCrash: "destroy",
+		Devices: d.devices(),
+	}
+	if def.Image.Kernel == "" {
+		doc.OS.Cmdline = ""
+	}
+	if d.KVM {
+		doc.Type, doc.CPU = "kvm", cpuXML{Mode: "host-passthrough", Check: "none"}
+	}
+	for _, arg := range d.arguments() {
+		doc.Arguments = append(doc.Arguments, value{arg})
+	}
+	return encode(doc)
+}
+
+func (d Domain) devices() devices {
+	def := &d.Def
+	serial := at(slotSerial)
+	dev := devices{
+		Emulator: d.Emulator,
+		Disks:    d.disks(),
+		Controllers: []controller{
+			{Type: "usb", Model: "none"},
+			{Type: "pci", Model: "pcie-root"},
+			{Type: "virtio-serial", Address: &serial},
+		},
+		Serial: []chardev{{
+			Type: "unix", Source: source{Mode: "bind", Path: d.Console},
+			Log:    &logXML{d.file(local.FileConsole), "on"},
+			Target: target{Port: "0"},
+		}},
+		Balloon: model{"none"},
+		RNG:     rng{"virtio", model{"builtin"}, at(slotRNG)},
+		// The guest's kernel reports its panic through this port.
+		Panic: model{"isa"},
+	}
+	if def.Agent {
+		dev.Channels = []chardev{{
+			Type: "unix", Source: source{Mode: "bind", Path: d.Agent},
+			Target: target{Type: "virtio", Name: providers.AgentPort},
+		}}
+	}
+	for i, m := range def.Mounts {
+		// Squashed, the guest sees the host's owners and modes, and what it makes
+		// belongs to QEMU's user.
+		f := filesystem{
+			Type: "mount", Access: "squash", Devices: "remap",
+			Source: source{Dir: m.Path}, Target: target{Dir: m.Tag}, Address: at(slotMounts + i),
+		}
+		if !m.Writable {
+			f.ReadOnly = &struct{}{}
+		}
+		dev.Filesystems = append(dev.Filesystems, f)
+	}
+	return dev
+}
+
+// file is one of the generation's directory.
+func (d Domain) file(name string) string { return d.Directory + "/" + name }
+
+func (d Domain) disks() []diskXML {
+	def := &d.Def
+	below := end()
+	below = below.under(def.Image.Format, def.Image.Disk)
+	for _, path := range def.Image.Layers {
+		below = below.under("qcow2", path)
+	}
+	last := len(d.Overlays) - 1
+	for _, n := range d.Overlays[:last] {
+		below = below.under("qcow2", local.OverlayPath(d.Directory, n))
+	}
+	disks := []diskXML{{
+		Type: "file", Device: "disk",
+		// Flushes are dropped: a machine that the host's crash may have damaged is
+		// replaced, not repaired.
+		Driver:  driver{"qemu", "qcow2", "unsafe", "unmap"},
+		Source:  source{File: local.OverlayPath(d.Directory, d.Overlays[last])},
+		Backing: below, Target: target{Dev: mainDisk, Bus: "virtio"}, Boot: &boot{1}, Address: at(slotDisk),
+	}}
+	for i, v := range def.Volumes {
+		below := end()
+		for _, path := range v.Layers {
+			below = below.under("qcow2", path)
+		}
+		disk := diskXML{
+			Type: "file", Device: "disk",
+			// Volumes outlive the machine, so flushes reach the host's disk.
+			Driver: driver{"qemu", "qcow2", "writeback", "unmap"},
+			Source: source{File: v.Path}, Backing: below,
+			Target: target{Dev: fmt.Sprintf("vd%c", 'b'+i), Bus: "virtio"}, Serial: v.Name, Address: at(slotVolumes + i),
+		}
+		if v.ReadOnly {
+			disk.ReadOnly = &struct{}{}
+		}
+		disks = append(disks, disk)
+	}
+	if def.Seed {
+		disks = append(disks, diskXML{
+			Type: "file", Device: "disk", Driver: driver{Name: "qemu", Type: "raw"},
+			Source: source{File: d.file(local.FileSeed)}, Backing: end(),
+			Target: target{Dev: "vdz", Bus: "virtio"}, ReadOnly: &struct{}{}, Address: at(slotSeed),
+		})
+	}
+	return disks
+}
+
+// end is what lies below the lowest file: nothing.
+func end() *backing { return &backing{} }
+
+// under puts a file on top of what b describes.
+func (b *backing) under(format, path string) *backing {
+	return &backing{Type: "file", Format: &formatIs{format}, Source: &source{File: path}, Below: b}
+}
+
+// arguments is what libvirt has no words for. libvirt 9.0 knows no stream netdev,
+// by which the lab's own switch plugs in. The second monitor is one that nobody
+// talks to: its input is a file with the one command that makes it speak, its output
+// a file that collects the events. So the reason of an exit is on disk, whether the
+// daemon lived to see it or not.
+func (d Domain) arguments() []string {
+	args := []string{
+		"-chardev", "pipe,id=labevents,path=" + comma(d.file(local.FileEvents)),
+		"-mon", "chardev=labevents,mode=control",
+	}
+	if d.Def.MAC != "" {
+		args = append(args,
+			"-netdev", "stream,id=labnic,server=on,addr.type=unix,addr.path="+comma(d.NIC),
+			// No boot ROM: a machine never boots from the network.
+			"-device", fmt.Sprintf("virtio-net-pci,id=labnic,netdev=labnic,mac=%s,romfile=,addr=%#x", d.Def.MAC, slotNIC))
+	}
+	return args
+}
+
+// comma escapes a value within QEMU's comma-separated options.
+func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// snapshot asks for an overlay, which is there already, on top of the machine's disk
+// and for nothing of its other disks, as they stand in the live document.
+func snapshot(document, overlay string) (string, error) {
+	var s seen
+	if err := xml.Unmarshal([]byte(document), &s); err != nil {
+		return "", fmt.Errorf("reading a domain's document: %w", err)
+	}
+	var doc snapshotXML
+	for _, d := range s.Disks {
+		disk := snapshotDisk{Name: d.Target.Dev, Snapshot: "no"}
+		if d.Target.Dev == mainDisk {
+			disk = snapshotDisk{
+				Name: mainDisk, Snapshot: "external", Type: "file",
+				Driver: &driver{Type: "qcow2"}, Source: &source{File: overlay},
+			}
+		}
+		doc.Disks = append(doc.Disks, disk)
+	}
+	return encode(doc)
+}

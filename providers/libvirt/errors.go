@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"syscall"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+)
+
+// code returns the number of libvirt's error; ok is false if err is none.
+func code(err error) (golibvirt.ErrorNumber, bool) {
+	var e golibvirt.Error
+	if !errors.As(err, &e) {
+		return 0, false
+	}
+	return golibvirt.ErrorNumber(e.Code), true
+}
+
+// absent lists what libvirt says when something is not there. go-libvirt's own
+// IsNotFound knows the first of these only.
+var absent = []golibvirt.ErrorNumber{
+	golibvirt.ErrNoDomain, golibvirt.ErrNoDomainMetadata, golibvirt.ErrNoDomainSnapshot,
+	golibvirt.ErrNoNetwork, golibvirt.ErrNoStoragePool, golibvirt.ErrNoStorageVol,
+}
+
+// isNotFound reports whether libvirt says that what was asked for is not there.
+func isNotFound(err error) bool {
+	c, ok := code(err)
+	return ok && slices.Contains(absent, c)
+}
+
+// isInvalid reports whether libvirt refuses because of the object's present state:
+// starting what runs, stopping what does not.
+func isInvalid(err error) bool {
+	c, ok := code(err)
+	return ok && c == golibvirt.ErrOperationInvalid
+}
+
+// errHung says that the daemon took a connection or a question and said nothing.
+type errHung struct {
+	where string
+	limit time.Duration
+}
+
+func (e *errHung) Error() string {
+	return fmt.Sprintf("libvirt at %s does not answer (waited %s); its machines go on. See what the daemon is doing, or restart it", e.where, e.limit)
+}
+
+// errLost says that the connection ended under a question, so that nobody knows
+// whether it was carried out.
+type errLost struct{ where string }
+
+func (e *errLost) Error() string {
+	return fmt.Sprintf("the connection to libvirt at %s was lost: the daemon ended or was restarted; its machines go on. Run the command again", e.where)
+}
+
+// errAbsent says that there is no daemon to talk to.
+type errAbsent struct {
+	where string
+	err   error
+	cure  string
+}
+
+func (e *errAbsent) Error() string {
+	text := fmt.Sprintf("libvirt does not listen at %s: %v", e.where, e.err)
+	if e.cure != "" {
+		text += "; " + e.cure
+	}
+	return text
+}
+
+func (e *errAbsent) Unwrap() error { return e.err }
+
+// broken reports whether err is of a connection that has ended, rather than
+// libvirt's answer.
+func broken(err error) bool {
+	if _, ok := code(err); ok || err == nil {
+		return false
+	}
+	var op *net.OpError
+	return errors.Is(err, golibvirt.ErrInterrupted) || errors.Is(err, io.EOF) || errors.Is(err, syscall.EINVAL) ||
+		errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) || errors.As(err, &op)
+}

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package libvirt runs machines as domains of a libvirt daemon. What a generation is
+// stands in its domain's metadata; its files lie in the generation's directory, as
+// the QEMU provider's do. The daemon may be killed, hang or be restarted at any time:
+// machines go on, and calls end in seconds.
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/internal/dirs"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/accel"
+	"github.com/labfile/lab/providers/local"
+)
+
+// Config is what a Provider is made with. Only Dirs is needed.
+type Config struct {
+	Dirs   dirs.Dirs
+	URI    string              // empty for DefaultURI
+	Accel  string              // as accel.Prober.Wanted
+	Getenv func(string) string // nil for os.Getenv
+	Log    *slog.Logger        // debug messages; nil drops them
+}
+
+// URIVariable is the environment variable that names the daemon; the program that
+// makes the Provider reads it.
+const URIVariable = "LAB_LIBVIRT_URI"
+
+// Provider runs machines with libvirt. It keeps no state besides its connection.
+type Provider struct {
+	cfg    Config
+	log    *slog.Logger
+	addr   address
+	bad    error // what is wrong with the URI; told by every method
+	link   *link
+	prober *accel.Prober
+}
+
+var (
+	_ providers.Provider      = (*Provider)(nil)
+	_ providers.Cabled        = (*Provider)(nil)
+	_ providers.AgentDialer   = (*Provider)(nil)
+	_ providers.Freezer       = (*Provider)(nil)
+	_ providers.DiskReader    = (*Provider)(nil)
+	_ providers.VolumeChanger = (*Provider)(nil)
+	_ providers.LogTrimmer    = (*Provider)(nil)
+)
+
+// New returns a provider. It touches nothing.
+func New(cfg Config) *Provider {
+	if cfg.Getenv == nil {
+		cfg.Getenv = os.Getenv
+	}
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	p := &Provider{cfg: cfg, log: log, prober: &accel.Prober{Wanted: cfg.Accel, Cache: cfg.Dirs.Cache, Log: log}}
+	p.addr, p.bad = parseURI(cfg.URI)
+	switch {
+	case p.bad != nil:
+	case !p.addr.local():
+		p.bad = fmt.Errorf("%w: %s is on another host, and lab cannot bring a machine's files there yet; use qemu:///session", providers.ErrIncapable, p.addr.uri)
+	case !p.addr.session && os.Geteuid() != 0 && p.addr.socket == "":
+		p.bad = fmt.Errorf("%w: the system's libvirt cannot read the files of an ordinary user; use qemu:///session", providers.ErrIncapable)
+	}
+	p.link = &link{addr: p.addr, env: cfg.Getenv, log: log, quiet: quietTime, hung: hungTime}
+	return p
+}
+
+// Name returns "libvirt".
+func (p *Provider) Name() string { return "libvirt" }
+
+// Close ends the connection to the daemon.
+func (p *Provider) Close() { p.link.close() }
+
+// enter is how every method about a generation begins.
+func (p *Provider) enter(ctx context.Context, g lab.Generation) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := local.CheckGeneration(g); err != nil {
+		return err
+	}
+	return p.bad
+}
+
+// dir is the generation's directory.
+func (p *Provider) dir(g lab.Generation) string { return p.cfg.Dirs.Domain(g) }
+
+// domain is one of lab's domains, as the daemon knows it.
+type domain struct {
+	golibvirt.Domain
+	owner
+}
+
+// find looks for the generation's domain; ok is false if there is none, or if what
+// has its UUID is not lab's.
+func (p *Provider) find(ctx context.Context, g lab.Generation) (d domain, ok bool, err error) {
+	err = p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
+		dom, err := l.DomainLookupByUUID(uuidOf(p.dir(g)))
+		if err != nil {
+			return err
+		}
+		d, err = identify(l, dom)
+		return err
+	})
+	if isNotFound(err) {
+		return domain{}, false, nil
+	}
+	if err != nil {
+		return domain{}, false, err
+	}
+	return d, d.generation() == g && d.Directory == p.dir(g), nil
+}
+
+// metadataElement is VIR_DOMAIN_METADATA_ELEMENT.
+const metadataElement = 2
+
+// identify reads the domain's metadata: of the definition that the next start will
+// have or, of a domain that was undefined while it runs, of this run.
+func identify(l *golibvirt.Libvirt, dom golibvirt.Domain) (domain, error) {
+	text, err := l.DomainGetMetadata(dom, metadataElement, golibvirt.OptString{namespace}, golibvirt.DomainAffectConfig)
+	if isInvalid(err) {
+		text, err = l.DomainGetMetadata(dom, metadataElement, golibvirt.OptString{namespace}, golibvirt.DomainAffectCurrent)
+	}
+	if err != nil {
+		return domain{}, err
+	}
+	o, err := parseOwner(text)
+	return domain{dom, o}, err
+}
+
+// state asks what the domain is doing. One that was undefined and has ended is off.
+func (p *Provider) state(ctx context.Context, d domain) (s golibvirt.DomainState, reason int32, err error) {
+	err = p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
+		number, why, err := l.DomainGetState(d.Domain, 0)
+		s, reason = golibvirt.DomainState(number), why
+		return err
+	})
+	if isNotFound(err) {
+		return golibvirt.DomainShutoff, 0, nil
+	}
+	return s, reason, err
+}
+
+// active reports whether a domain in that state has a QEMU.
+func active(s golibvirt.DomainState) bool {
+	return s != golibvirt.DomainShutoff && s != golibvirt.DomainNostate
+}
+
+// Create makes the generation's directory and, last, defines its domain.
+func (p *Provider) Create(ctx context.Context, spec providers.Spec) error {
+	if err := p.create(ctx, spec); err != nil {
+		return fmt.Errorf("creating machine %q: %w", spec.Generation, err)
+	}
+	return nil
+}
+
+func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
+	if err := p.enter(ctx, spec.Generation); err != nil {
+		return err
+	}
+	if err := local.CheckSpec(spec); err != nil {
+		return err
+	}
+	if len(spec.Mounts) > 0 {
+		binary, err := p.binary()
+		if err != nil {
+			return err
+		}
+		if err := local.Has9P(ctx, binary); err != nil {
+			return err
+		}
+	}
+	g := spec.Generation
+	dir := p.dir(g)
+	defined := func() (bool, error) {
+		_, ok, err := p.find(ctx, g)
+		return ok && exists(dir), err
+	}
+	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
+		_, err := p.define(ctx, domainName(g), dir, def)
+		return err
+	})
+}
+
+// binary finds QEMU.
+func (p *Provider) binary() (string, error) {
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return "", fmt.Errorf("%w: qemu-system-x86_64 not found (%s)", providers.ErrIncapable, installCure())
+	}
+	return filepath.Abs(path)
+}
+
+// define gives the domain called name the definition that its next start will have.
+func (p *Provider) define(ctx context.Context, name, dir string, def local.Definition) (golibvirt.Domain, error) {
+	var dom golibvirt.Domain
+	own, err := local.Overlays(dir)
+	if err != nil {
+		return dom, err
+	}
+	g := def.Generation()
+	var r local.Run
+	if _, err := local.ReadJSON(filepath.Join(dir, local.FileRun), &r); err != nil {
+		return dom, err
+	}
+	d := Domain{
+		Name: name, UUID: uuidOf(dir), Directory: dir, Def: def, KVM: r.Accel == accel.KVM, Overlays: own,
+		NIC: p.socket(g, socketNIC), Console: p.socket(g, socketConsole), Agent: p.socket(g, socketAgent),
+	}
+	if d.Emulator, err = p.binary(); err != nil {
+		return dom, err
+	}
+	text, err := d.XML()
+	if err != nil {
+		return dom, err
+	}
+	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
+		dom, err = l.DomainDefineXMLFlags(text, 0)
+		return err
+	})
+	if c, ok := code(err); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrDomExist) {
+		err = fmt.Errorf("libvirt does not take its definition: %w (a domain of that name or UUID that lab did not make is left alone; rename it, or the lab)", err)
+	}
+	return dom, err
+}
+
+// The kinds of sockets, as dirs.Socket names them.
+const (
+	socketNIC     = "nic"
+	socketAgent   = "agt"
+	socketConsole = "con"
+)
+
+func (p *Provider) socket(g lab.Generation, kind string) string { return p.cfg.Dirs.Socket(g, kind) }
+
+// removeSockets removes what a QEMU that was killed left behind.
+func (p *Provider) removeSockets(g lab.Generation) {
+	for _, kind := range []string{socketNIC, socketAgent, socketConsole} {
+		os.Remove(p.socket(g, kind))
+	}
+}
+
+// Destroy ends the domain, undefines it, moves the directory out of the way and then
+// removes it: interrupted anywhere, it leaves what List shows and the next Destroy
+// removes.
+func (p *Provider) Destroy(ctx context.Context, g lab.Generation) error {
+	if err := p.destroy(ctx, g); err != nil {
+		return fmt.Errorf("destroying machine %q: %w", g, err)
+	}
+	return nil
+}
+
+func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
+	if err := p.enter(ctx, g); err != nil {
+		return err
+	}
+	dir := p.dir(g)
+	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+	if err != nil && !local.Gone(err) {
+		return err
+	}
+	if err == nil {
+		defer held.Close()
+	}
+	found, err := p.undefine(ctx, g, dir)
+	if err != nil {
+		return err
+	}
+	if held != nil {
+		if err := local.Discard(dir); err != nil {
+			return err
+		}
+	}
+	if found || held != nil {
+		p.removeSockets(g)
+	}
+	return local.Sweep(dir, p.cfg.Dirs.Labs(), p.cfg.Dirs.RunLab(g.Lab))
+}
+
+// everything is what goes with a domain's definition.
+const everything = golibvirt.DomainUndefineManagedSave | golibvirt.DomainUndefineSnapshotsMetadata |
+	golibvirt.DomainUndefineCheckpointsMetadata | golibvirt.DomainUndefineNvram
+
+// undefine ends the domain and makes the daemon forget it.
+func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (found bool, err error) {
+	d, ok, err := p.find(ctx, g)
+	if err != nil || !ok {
+		return false, err
+	}
+	p.note(local.Intend(dir, "destroyed"))
+	if err := p.kill(ctx, d); err != nil {
+		return true, err
+	}
+	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error { return l.DomainUndefineFlags(d.Domain, everything) })
+	// One that was transient is gone with its end.
+	if err != nil && !isNotFound(err) && !isInvalid(err) {
+		return true, err
+	}
+	p.removeLog(d.Name)
+	return true, nil
+}
+
+// kill ends the domain by force. It returns once that is so.
+func (p *Provider) kill(ctx context.Context, d domain) error {
+	err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { return l.DomainDestroyFlags(d.Domain, 0) })
+	if isNotFound(err) || isInvalid(err) { // it does not run
+		return nil
+	}
+	return err
+}
+
+// note drops the error of a record that could not be made: the directory may be gone.
+func (p *Provider) note(err error) {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		p.log.Debug("recording an exit", "error", err)
+	}
+}
+
+// SetVolumes gives the domain another definition. A QEMU that runs keeps what it has.
+func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
+	if err := p.setVolumes(ctx, g, volumes); err != nil {
+		return fmt.Errorf("changing the volumes of machine %q: %w", g, err)
+	}
+	return nil
+}
+
+func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
+	if err := p.enter(ctx, g); err != nil {
+		return err
+	}
+	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
+		return err
+	}
+	dir := p.dir(g)
+	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+	if local.Gone(err) {
+		return providers.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	d, ok, err := p.find(ctx, g)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return providers.ErrNotFound
+	}
+	def, err := d.definition()
+	if err != nil {
+		return err
+	}
+	def.SetVolumes(volumes)
+	_, err = p.define(ctx, d.Name, dir, def)
+	return err
+}
+
+// cleanupTime bounds what is undone after its context ended.
+const cleanupTime = 15 * time.Second

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
+)
+
+// OpenLog opens a log of the present or last run: the console's, which libvirt has
+// written to the generation's directory, or libvirt's own about QEMU.
+func (p *Provider) OpenLog(ctx context.Context, g lab.Generation, l providers.Log) (io.ReadCloser, error) {
+	r, err := p.openLog(ctx, g, l)
+	if err != nil {
+		return nil, fmt.Errorf("opening the %s log of machine %q: %w", l, g, err)
+	}
+	return r, nil
+}
+
+func (p *Provider) openLog(ctx context.Context, g lab.Generation, l providers.Log) (io.ReadCloser, error) {
+	if err := p.enter(ctx, g); err != nil {
+		return nil, err
+	}
+	dir := p.dir(g)
+	switch l {
+	case providers.LogConsole:
+		return local.OpenLog(dir, filepath.Join(dir, local.FileConsole))
+	case providers.LogHypervisor:
+		name := domainName(g)
+		if d, ok, err := p.find(ctx, g); err != nil {
+			return nil, err
+		} else if ok {
+			name = d.Name
+		}
+		return local.OpenLog(dir, p.logOf(name))
+	}
+	return nil, errors.New("there is no such log")
+}
+
+// logOf is where libvirt writes about the domain called name.
+func (p *Provider) logOf(name string) string {
+	root := "/var/log"
+	if p.addr.session {
+		root = cacheDir(p.cfg.Getenv)
+		return filepath.Join(root, "libvirt", "qemu", "log", name+".log")
+	}
+	return filepath.Join(root, "libvirt", "qemu", name+".log")
+}
+
+// removeLog removes libvirt's log of a domain that is no more: libvirt itself keeps
+// it for ever.
+func (p *Provider) removeLog(name string) {
+	logs, err := filepath.Glob(p.logOf(name) + "*") // virtlogd numbers those that have grown long
+	if err != nil {
+		return
+	}
+	for _, path := range logs {
+		if err := os.Remove(path); err != nil {
+			p.log.Debug("removing a log", "error", err)
+		}
+	}
+}
+
+// lastWords returns a function that finds the last line that QEMU itself printed in
+// its last run and that is no warning.
+func (p *Provider) lastWords(name string) func() string {
+	return func() string {
+		b, err := local.ReadTail(p.logOf(name), 16<<10)
+		if err != nil {
+			return ""
+		}
+		return lastWords(b)
+	}
+}
+
+// lastWords reads libvirt's log: about each run, the command that it ran, what QEMU
+// printed and why it ended.
+func lastWords(log []byte) string {
+	said := ""
+	for line := range bytes.Lines(log) {
+		line = bytes.TrimSpace(line)
+		_, text, ok := bytes.Cut(line, []byte("qemu-system-x86_64: "))
+		switch {
+		case bytes.Contains(line, []byte(": starting up libvirt version")):
+			said = "" // of the run before
+		case !ok, bytes.HasPrefix(text, []byte("warning:")), bytes.HasPrefix(text, []byte("terminating on signal")):
+		default:
+			said = string(text)
+		}
+	}
+	return said
+}
+
+// TrimLogs shortens the logs. Where virtlogd writes them, it has done that already.
+func (p *Provider) TrimLogs(ctx context.Context, g lab.Generation, limit lab.Bytes) error {
+	err := p.enter(ctx, g)
+	if err == nil {
+		dir := p.dir(g)
+		err = local.TrimLogs(ctx, dir, int64(limit), filepath.Join(dir, local.FileConsole))
+	}
+	if err != nil {
+		return fmt.Errorf("trimming the logs of machine %q: %w", g, err)
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+)
+
+// pipe is a connection through a program's standard input and output.
+type pipe struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  io.Reader
+	said *tail
+	once sync.Once
+}
+
+// Read tells what the program printed if it has ended: that is why.
+func (p *pipe) Read(b []byte) (int, error) {
+	n, err := p.out.Read(b)
+	if err != nil {
+		if said := p.said.String(); said != "" {
+			err = fmt.Errorf("%s: %w", said, err)
+		}
+	}
+	return n, err
+}
+
+func (p *pipe) Write(b []byte) (int, error) { return p.in.Write(b) }
+
+// Close ends the program.
+func (p *pipe) Close() error {
+	p.once.Do(func() {
+		p.in.Close()
+		p.cmd.Process.Kill()
+		go p.cmd.Wait() // its error is that it was killed
+	})
+	return nil
+}
+
+// Pipes have no addresses and no deadlines that anybody here would ask for.
+func (p *pipe) LocalAddr() net.Addr              { return pipeAddr{} }
+func (p *pipe) RemoteAddr() net.Addr             { return pipeAddr{} }
+func (p *pipe) SetDeadline(time.Time) error      { return nil }
+func (p *pipe) SetReadDeadline(time.Time) error  { return nil }
+func (p *pipe) SetWriteDeadline(time.Time) error { return nil }
+
+type pipeAddr struct{}
+
+func (pipeAddr) Network() string { return "pipe" }
+func (pipeAddr) String() string  { return "ssh" }
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	const most = 1024
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, b...)
+	if len(t.b) > most {
+		t.b = t.b[len(t.b)-most:]
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.b))
+}
+
+// quote makes one word of s for a shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package local
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Console frees the console for the next user when it is closed.
+type Console struct {
+	net.Conn
+	Busy *os.File // the lock that says so
+}
+
+// Close hangs up.
+func (c *Console) Close() error {
+	err := c.Conn.Close()
+	c.Busy.Close()
+	return err
+}
+
+// dialRetry is how often a socket whose queue is full is tried again.
+const dialRetry = 5 * time.Millisecond
+
+// Dial connects to one of QEMU's sockets.
+func Dial(ctx context.Context, path string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	for errors.Is(err, unix.EAGAIN) {
+		// QEMU listens again only once it has noticed that the one before hung
+		// up; until then there is hardly a queue.
+		if err := Pause(ctx, dialRetry); err != nil {
+			return nil, err
+		}
+		conn, err = d.DialContext(ctx, "unix", path)
+	}
+	return conn, err
+}
