@@ -99,6 +99,16 @@ type AgentDialer interface {
 	DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error)
 }
 
+// Addressed is implemented by providers that run machines by way of a daemon, of
+// which there may be several.
+type Addressed interface {
+	// URI names the daemon that this provider talks to.
+	URI() string
+	// At returns the provider of the daemon at uri, or says what is wrong with
+	// that. It touches nothing.
+	At(uri string) (Provider, error)
+}
+
 // LogTrimmer is implemented by providers whose logs would grow without bound.
 type LogTrimmer interface {
 	// TrimLogs cuts each log of the generation that is longer than limit down

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 
 	"github.com/labfile/lab/internal/dirs"
-	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/supervise"
@@ -30,15 +29,11 @@ func (w *wiring) supervise(ctx context.Context, id lab.ID, log *slog.Logger) err
 	if err != nil {
 		return err
 	}
-	name := state.Opened.Provider
-	if name == "" {
-		name = engine.DefaultProvider
-	}
-	p, ok := w.providers(d, log)[name]
-	if !ok {
-		return fmt.Errorf("there is no provider %q", name)
-	}
 	host, err := w.host(log)
+	if err != nil {
+		return err
+	}
+	p, err := host.Provider(state.Opened)
 	if err != nil {
 		return err
 	}

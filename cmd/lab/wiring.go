@@ -18,6 +18,7 @@ import (
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/accel"
+	"github.com/labfile/lab/providers/libvirt"
 	"github.com/labfile/lab/providers/memory"
 	"github.com/labfile/lab/providers/qemu"
 )
@@ -46,8 +47,11 @@ func (w *wiring) host(log *slog.Logger) (*engine.Host, error) {
 
 func (w *wiring) providers(d dirs.Dirs, log *slog.Logger) map[string]providers.Provider {
 	q := qemu.New(qemu.Config{Dirs: d, Accel: w.getenv(accel.Variable), Log: log})
+	v := libvirt.New(libvirt.Config{
+		Dirs: d, URI: w.getenv(libvirt.URIVariable), Accel: w.getenv(accel.Variable), Getenv: w.getenv, Log: log,
+	})
 	m := memory.New(memory.Config{})
-	return map[string]providers.Provider{q.Name(): q, m.Name(): m}
+	return map[string]providers.Provider{q.Name(): q, v.Name(): v, m.Name(): m}
 }
 
 // boxes opens the box store and what fills it.

@@ -94,6 +94,7 @@ func labFlags() []cli.Flag {
 		&cli.StringFlag{Name: "name", Usage: "name the lab `NAME`, for a second instance of its Labfile (LAB_NAME)"},
 		&cli.StringFlag{Name: "lab", Usage: "address a lab by the `ID` that \"lab list\" shows, without its Labfile"},
 		&cli.StringFlag{Name: "provider", Usage: "run machines with `NAME`, whatever the Labfile says (LAB_PROVIDER)"},
+		&cli.StringFlag{Name: "uri", Usage: "of provider libvirt: the daemon at `URI`, whatever the Labfile says (LAB_LIBVIRT_URI)"},
 		&cli.StringSliceFlag{Name: "var", Usage: "set a variable of the Labfile: `NAME=VALUE`; may be repeated"},
 	}
 }

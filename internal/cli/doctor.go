@@ -34,7 +34,10 @@ func (a *app) doctorCommand() *command {
 		short: "check what this host needs to run machines",
 		long: `Checks everything that machines and boxes need, and names the command that
 cures what is missing. Exit code 5 if machines cannot run.`,
-		flags: []cli.Flag{&cli.StringFlag{Name: "provider", Usage: "check for the provider `NAME` (default: " + engine.DefaultProvider + "; LAB_PROVIDER)"}},
+		flags: []cli.Flag{
+			&cli.StringFlag{Name: "provider", Usage: "check for the provider `NAME` (default: " + engine.DefaultProvider + "; LAB_PROVIDER)"},
+			&cli.StringFlag{Name: "uri", Usage: "of provider libvirt: check the daemon at `URI` (LAB_LIBVIRT_URI)"},
+		},
 		examples: []string{
 			"lab doctor", "check this host",
 		},
@@ -47,7 +50,7 @@ cures what is missing. Exit code 5 if machines cannot run.`,
 			if provider == "" {
 				provider = engine.DefaultProvider
 			}
-			findings, err := h.Doctor(ctx, provider)
+			findings, err := h.Doctor(ctx, provider, a.uri(provider))
 			if err != nil {
 				return err
 			}

@@ -89,7 +89,19 @@ func (a *app) load(path string) (*lab.Lab, error) {
 	if p := a.setting("provider", "LAB_PROVIDER"); p != "" {
 		want.Provider = p
 	}
+	if u := a.uri(want.Provider); u != "" {
+		want.URI = u
+	}
 	return want, nil
+}
+
+// uri is what the user says, beside the Labfile, about the provider's daemon. The
+// environment's word is about libvirt alone.
+func (a *app) uri(provider string) string {
+	if provider == "libvirt" {
+		return a.setting("uri", "LAB_LIBVIRT_URI")
+	}
+	return a.set.string("uri")
 }
 
 // wanted returns what the Labfile says and the lab that it is about. With --lab

@@ -122,7 +122,7 @@ func (l *Lab) known(name lab.Name) (ledger.Machine, providers.Provider, error) {
 	if !ok || m.Phase == ledger.PhaseGone {
 		return m, nil, &NoMachineError{Name: name, Known: state.Names()}
 	}
-	p, err := l.host.provider(state.Opened.Provider)
+	p, err := l.host.Provider(state.Opened)
 	return m, p, err
 }
 

@@ -34,7 +34,7 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	}
 	found := l.book.Exists()
 	var all []providers.Machine
-	for _, p := range l.host.Providers {
+	for _, p := range l.host.candidates(s.state.Opened) {
 		seen, err := p.List(ctx, l.id)
 		if err != nil {
 			if p.Name() == orDefault(s.state.Opened.Provider) {

@@ -9,7 +9,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -165,15 +167,13 @@ func (s *session) look(ctx context.Context, want *lab.Lab) error {
 		return err
 	}
 	s.state = state
-	name := state.Opened.Provider
+	opened := state.Opened
 	if want != nil {
-		wanted := orDefault(want.Provider)
-		if name != "" && name != wanted && len(state.Names()) > 0 {
-			return fmt.Errorf("lab %s runs on provider %q and cannot move to %q: destroy it first", s.id, name, wanted)
+		if opened, err = s.host.choose(opened, want, len(state.Names()) > 0); err != nil {
+			return fmt.Errorf("lab %s: %w", s.id, err)
 		}
-		name = wanted
 	}
-	if s.provider, err = s.host.provider(name); err != nil {
+	if s.provider, err = s.host.Provider(opened); err != nil {
 		return err
 	}
 	s.observed, err = observe(ctx, s.provider, s.id)
@@ -236,13 +236,60 @@ func (l *Lab) read() (ledger.State, error) {
 	return ledger.Fold(records)
 }
 
-// provider returns the provider called name.
-func (h *Host) provider(name string) (providers.Provider, error) {
-	name = orDefault(name)
-	if p, ok := h.Providers[name]; ok {
+// choose returns what runs the lab that is wanted, given what runs it now; used says
+// that it has machines.
+func (h *Host) choose(now ledger.Opened, want *lab.Lab, used bool) (ledger.Opened, error) {
+	next := ledger.Opened{Provider: orDefault(want.Provider), URI: want.URI}
+	if next.URI == "" && now.Provider == next.Provider {
+		next.URI = now.URI
+	}
+	p, err := h.Provider(next)
+	if err != nil {
+		return next, err
+	}
+	if a, ok := p.(providers.Addressed); ok {
+		next.URI = a.URI()
+	}
+	switch {
+	case !used || now.Provider == "" || now.Provider == next.Provider && now.URI == next.URI:
+		return next, nil
+	case now.Provider != next.Provider:
+		return next, fmt.Errorf("runs on provider %q and cannot move to %q: destroy it first", now.Provider, next.Provider)
+	}
+	return next, fmt.Errorf("runs at %s and cannot move to %s: destroy it first", now.URI, next.URI)
+}
+
+// Provider returns the provider that runs a lab.
+func (h *Host) Provider(o ledger.Opened) (providers.Provider, error) {
+	name := orDefault(o.Provider)
+	p, ok := h.Providers[name]
+	if !ok {
+		return nil, fmt.Errorf("there is no provider %q", name)
+	}
+	if o.URI == "" {
 		return p, nil
 	}
-	return nil, fmt.Errorf("there is no provider %q", name)
+	a, ok := p.(providers.Addressed)
+	if !ok {
+		return nil, fmt.Errorf("provider %q has no uri; leave out %q", name, o.URI)
+	}
+	return a.At(o.URI)
+}
+
+// candidates returns all providers that may have machines of a lab: each at its
+// default address but for the lab's own.
+func (h *Host) candidates(o ledger.Opened) []providers.Provider {
+	var all []providers.Provider
+	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
+		p := h.Providers[name]
+		if name == orDefault(o.Provider) {
+			if own, err := h.Provider(o); err == nil {
+				p = own
+			}
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 func orDefault(provider string) string {

@@ -80,7 +80,7 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 		left  int
 		errs  []error
 	)
-	for _, p := range l.host.Providers {
+	for _, p := range l.host.candidates(state.Opened) {
 		all, err := p.List(ctx, l.id)
 		if errors.Is(err, providers.ErrIncapable) {
 			continue // a provider that this host does not have
@@ -256,9 +256,10 @@ func size(path string) lab.Bytes {
 	return total
 }
 
-// Doctor says what the host lacks, as the provider sees it.
-func (h *Host) Doctor(ctx context.Context, provider string) ([]providers.Finding, error) {
-	p, err := h.provider(provider)
+// Doctor says what the host lacks, as the provider at uri, or at its default address,
+// sees it.
+func (h *Host) Doctor(ctx context.Context, provider, uri string) ([]providers.Finding, error) {
+	p, err := h.Provider(ledger.Opened{Provider: provider, URI: uri})
 	if err != nil {
 		return nil, err
 	}

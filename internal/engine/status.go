@@ -38,6 +38,7 @@ type Status struct {
 	Name       string          `json:"name"`
 	Labfile    string          `json:"labfile"`
 	Provider   string          `json:"provider"`
+	URI        string          `json:"uri,omitempty"`     // of the daemon that the provider talks to
 	Supervisor string          `json:"supervisor"`        // "running" or "none"
 	Problem    string          `json:"problem,omitempty"` // why the supervisor could not be brought back
 	Expires    *time.Time      `json:"expires,omitempty"` // when the lab is destroyed
@@ -86,7 +87,7 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 	}
 	st := Status{
 		ID: l.id, Name: state.Opened.Name, Labfile: state.Opened.File,
-		Provider: orDefault(state.Opened.Provider), Supervisor: "none",
+		Provider: orDefault(state.Opened.Provider), URI: state.Opened.URI, Supervisor: "none",
 		Machines: []MachineStatus{}, Problem: problem,
 	}
 	if state.Opened.Expires > 0 {
@@ -115,7 +116,7 @@ func (l *Lab) facts(ctx context.Context) (ledger.State, map[lab.Name][]providers
 	if err != nil {
 		return state, nil, err
 	}
-	p, err := l.host.provider(state.Opened.Provider)
+	p, err := l.host.Provider(state.Opened)
 	if err != nil {
 		return state, nil, err
 	}

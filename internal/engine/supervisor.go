@@ -58,7 +58,7 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	if err != nil {
 		return err
 	}
-	p, err := l.host.provider(state.Opened.Provider)
+	p, err := l.host.Provider(state.Opened)
 	if err != nil {
 		return err
 	}

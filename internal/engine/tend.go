@@ -60,7 +60,7 @@ func (l *Lab) due(ctx context.Context) ([]Due, time.Time, uses, error) {
 	if !mortal(state) {
 		return nil, time.Time{}, nil, nil // the machines need not be looked at
 	}
-	p, err := l.host.provider(state.Opened.Provider)
+	p, err := l.host.Provider(state.Opened)
 	if err != nil {
 		return nil, time.Time{}, nil, err
 	}

@@ -469,6 +469,9 @@ func (s *session) open(want *lab.Lab) error {
 		return err
 	}
 	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires}
+	if a, ok := s.provider.(providers.Addressed); ok {
+		opened.URI = a.URI()
+	}
 	if s.state.Opened == opened {
 		return nil
 	}

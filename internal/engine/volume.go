@@ -100,7 +100,7 @@ type volumeUser struct {
 // users returns who has the volume at this moment.
 func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, error) {
 	var out []volumeUser
-	for _, p := range s.host.Providers {
+	for _, p := range s.host.candidates(s.state.Opened) {
 		all, err := p.List(ctx, s.id)
 		if errors.Is(err, providers.ErrIncapable) {
 			continue

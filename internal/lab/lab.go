@@ -74,6 +74,7 @@ func ValidLabel(s string) bool { return label.MatchString(s) }
 type Lab struct {
 	Name     string
 	Provider string    // name of a provider; empty means the default
+	URI      string    // of the daemon that the provider talks to; empty means its default
 	File     string    // absolute path of the Labfile it was read from
 	Boxes    []Box     // every box the machines use, sorted by name
 	Machines []Machine // in the order of the Labfile, replicas ascending

@@ -45,7 +45,7 @@ func convert(r *report, doc *document) *lab.Lab {
 	c.hostPorts()
 	tests := c.tests()
 
-	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, Expires: doc.Expires.value}
+	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value}
 	used := map[string]lab.Box{}
 	for _, role := range c.roles {
 		m := c.machine(role, used)

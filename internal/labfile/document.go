@@ -8,7 +8,8 @@ package labfile
 // document is a Labfile.
 type document struct {
 	Lab      text             `yaml:"lab" need:"shop" form:"label" also:"name" doc:"Name of the lab: lower-case letters, digits and hyphens. --name replaces it, for a second lab from the same Labfile."`
-	Provider text             `yaml:"provider" form:"label" default:"qemu" doc:"What runs the machines. --provider replaces it."`
+	Provider text             `yaml:"provider" form:"label" default:"qemu" doc:"What runs the machines: qemu or libvirt. --provider replaces it."`
+	URI      text             `yaml:"uri" example:"qemu:///session" also:"url connection" doc:"With provider: libvirt, the daemon that runs the machines, as libvirt writes it. Without it, the calling user's own, qemu:///session. --uri replaces it."`
 	Boxes    table[boxEntry]  `yaml:"boxes" example:"base: builtin/debian-12" also:"images" doc:"Images under names of your own, for machines to share."`
 	Machines table[roleEntry] `yaml:"machines" need:"{web: {box: builtin/tiny}}" example:"web: {box: builtin/tiny}" also:"vms services nodes hosts" doc:"The machines of the lab, by name."`
 	Expires  duration         `yaml:"expires" range:"1s..87600h" also:"ttl lifetime expiry" doc:"So long after its first lab up the lab is destroyed; its volumes are kept. Without it, never."`

@@ -36,6 +36,7 @@ type Opened struct {
 	Name     string `json:"name"`
 	File     string `json:"file"` // absolute path of the Labfile
 	Provider string `json:"provider"`
+	URI      string `json:"uri,omitempty"` // of the daemon that the provider talks to, if it talks to one
 
 	Expires time.Duration `json:"expires,omitempty"` // nanoseconds from State.Since until the lab is destroyed; 0 means never
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/labfile/lab/providers"
 )
 
 // code returns the number of libvirt's error; ok is false if err is none.
@@ -76,7 +77,8 @@ func (e *errAbsent) Error() string {
 	return text
 }
 
-func (e *errAbsent) Unwrap() error { return e.err }
+// Unwrap says that it is this host that lacks something.
+func (e *errAbsent) Unwrap() []error { return []error{e.err, providers.ErrIncapable} }
 
 // broken reports whether err is of a connection that has ended, rather than
 // libvirt's answer.

@@ -14,9 +14,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
+	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
@@ -46,6 +48,14 @@ type Provider struct {
 	bad    error // what is wrong with the URI; told by every method
 	link   *link
 	prober *accel.Prober
+	family *family
+}
+
+// family are the providers of all daemons that this process talks to, so that it has
+// one connection to each.
+type family struct {
+	mu  sync.Mutex
+	all map[string]*Provider // by URI
 }
 
 var (
@@ -56,10 +66,20 @@ var (
 	_ providers.DiskReader    = (*Provider)(nil)
 	_ providers.VolumeChanger = (*Provider)(nil)
 	_ providers.LogTrimmer    = (*Provider)(nil)
+	_ providers.Addressed     = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing.
 func New(cfg Config) *Provider {
+	p := newAt(cfg)
+	p.family = &family{all: map[string]*Provider{p.URI(): p}}
+	return p
+}
+
+func newAt(cfg Config) *Provider {
+	if cfg.URI == "" {
+		cfg.URI = DefaultURI
+	}
 	if cfg.Getenv == nil {
 		cfg.Getenv = os.Getenv
 	}
@@ -78,6 +98,30 @@ func New(cfg Config) *Provider {
 	}
 	p.link = &link{addr: p.addr, env: cfg.Getenv, log: log, quiet: quietTime, hung: hungTime}
 	return p
+}
+
+// URI names the daemon.
+func (p *Provider) URI() string { return p.cfg.URI }
+
+// At returns the provider of another daemon.
+func (p *Provider) At(uri string) (providers.Provider, error) {
+	if _, err := parseURI(uri); err != nil {
+		return nil, err
+	}
+	if uri == "" {
+		uri = DefaultURI
+	}
+	p.family.mu.Lock()
+	defer p.family.mu.Unlock()
+	if other, ok := p.family.all[uri]; ok {
+		return other, nil
+	}
+	cfg := p.cfg
+	cfg.URI = uri
+	other := newAt(cfg)
+	other.family = p.family
+	p.family.all[uri] = other
+	return other, nil
 }
 
 // Name returns "libvirt".
@@ -315,8 +359,17 @@ func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (
 	return true, nil
 }
 
-// kill ends the domain by force. It returns once that is so.
+// kill ends the domain by force. It returns once that is so. libvirt gives a QEMU ten
+// seconds to end in good order; one whose process is stopped cannot use them.
 func (p *Provider) kill(ctx context.Context, d domain) error {
+	if pid := findQEMU(d.Directory); pid != 0 && local.Halted(pid) {
+		if proc, err := local.OpenProcess(pid); err == nil {
+			if err := proc.Signal(unix.SIGKILL); err != nil { // it may be another user's
+				p.log.Debug("killing a stopped QEMU", "pid", pid, "error", err)
+			}
+			proc.Close()
+		}
+	}
 	err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { return l.DomainDestroyFlags(d.Domain, 0) })
 	if isNotFound(err) || isInvalid(err) { // it does not run
 		return nil
