@@ -81,7 +81,7 @@ func (d Domain) XML() (string, error) {
 		Title: string(g.Lab) + "/" + g.String(),
 		Owner: ownerXML{
 			Namespace: namespace, Lab: string(g.Lab), Machine: string(g.Machine), Generation: g.Number,
-			Directory: d.Directory, Definition: string(definition),
+			Directory: d.Directory, Definition: cdata{string(definition)},
 		},
 		Memory: memory{"KiB", "off", int64(def.Memory / lab.KiB)},
 		CPUs:   def.CPUs,

@@ -48,7 +48,12 @@ type ownerXML struct {
 	Machine    string `xml:"name,attr"`
 	Generation int    `xml:"generation,attr"`
 	Directory  string `xml:"directory,attr"` // of the generation: two data homes may know labs of one name
-	Definition string `xml:"lab:definition"` // local.Definition as JSON
+	Definition cdata  `xml:"lab:definition"` // local.Definition as JSON
+}
+
+// cdata is text that stays readable.
+type cdata struct {
+	Text string `xml:",cdata"`
 }
 
 type memory struct {
@@ -115,7 +120,7 @@ type diskXML struct {
 }
 
 type driver struct {
-	Name    string `xml:"name,attr"`
+	Name    string `xml:"name,attr,omitempty"`
 	Type    string `xml:"type,attr"`
 	Cache   string `xml:"cache,attr,omitempty"`
 	Discard string `xml:"discard,attr,omitempty"`
@@ -162,7 +167,7 @@ type pci struct {
 	Function string `xml:"function,attr"`
 }
 
-func at(slot int) pci { return pci{"pci", "0x0000", "0x00", fmt.Sprintf("%#04x", slot), "0x0"} }
+func at(slot int) pci { return pci{"pci", "0x0000", "0x00", fmt.Sprintf("0x%02x", slot), "0x0"} }
 
 type controller struct {
 	Type    string `xml:"type,attr"`

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseURI(t *testing.T) {
+	for uri, want := range map[string]address{
+		"":                          {uri: "qemu:///session", transport: "unix", session: true},
+		"qemu:///session":           {uri: "qemu:///session", transport: "unix", session: true},
+		"qemu:///system":            {uri: "qemu:///system", transport: "unix"},
+		"qemu+unix:///system":       {uri: "qemu+unix:///system", transport: "unix"},
+		"qemu:///session?socket=/s": {uri: "qemu:///session?socket=/s", transport: "unix", session: true, socket: "/s"},
+		"qemu+tcp://127.0.0.1/system": {
+			uri: "qemu+tcp://127.0.0.1/system", transport: "tcp", host: "127.0.0.1",
+		},
+		"qemu+tcp://[::1]:99/system": {uri: "qemu+tcp://[::1]:99/system", transport: "tcp", host: "::1", port: "99"},
+		"qemu+tcp://far/system?insecure=1": {
+			uri: "qemu+tcp://far/system?insecure=1", transport: "tcp", host: "far", insecure: true,
+		},
+		"qemu://far/system": {uri: "qemu://far/system", transport: "tls", host: "far"},
+		"qemu+tls://far/system?pkipath=/p": {
+			uri: "qemu+tls://far/system?pkipath=/p", transport: "tls", host: "far", pki: "/p",
+		},
+		"qemu+ssh://ada@far:22/session?netcat=/bin/nc": {
+			uri: "qemu+ssh://ada@far:22/session?netcat=/bin/nc", transport: "ssh", session: true,
+			user: "ada", host: "far", port: "22", netcat: "/bin/nc",
+		},
+	} {
+		got, err := parseURI(uri)
+		if err != nil {
+			t.Errorf("%q: %v", uri, err)
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(address{})); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", uri, diff)
+		}
+	}
+	for uri, want := range map[string]string{
+		"xen:///system":                `must begin with "qemu:" or "qemu+", such as qemu:///session: lab runs machines by QEMU`,
+		"session":                      `must begin with "qemu:" or "qemu+", such as qemu:///session: lab runs machines by QEMU`,
+		"qemu+carrier://far/system":    `"carrier" is not a transport; there are unix, ssh, tls and tcp`,
+		"qemu:///embed":                `the path must be /session or /system, not "/embed"`,
+		"qemu+unix://far/system":       `the transport unix stays on this host and cannot reach "far"; write qemu+ssh`,
+		"qemu+ssh:///system":           `the transport ssh needs a host, as in qemu+ssh://HOST/system`,
+		"qemu+tls://ada@far/system":    `only the transport ssh has a user, not tls`,
+		"qemu+ssh://ada:pw@far/system": `a password does not belong into a URI; let ssh have a key`,
+		"qemu:///session?mode=direct":  `unknown parameter "mode"; there are insecure, netcat, pkipath, socket`,
+		"qemu:///session?socket=s":     `the socket "s" is not an absolute path`,
+		"qemu:///session%zz":           `invalid URL escape "%zz"`,
+		"qemu+tcp://10.0.0.1/system": `the transport tcp sends everything unencrypted to 10.0.0.1; write qemu+tls or qemu+ssh,` +
+			` or add insecure=1 if that network is yours alone`,
+	} {
+		_, err := parseURI(uri)
+		if want := `libvirt URI "` + uri + `": ` + want; err == nil || err.Error() != want {
+			t.Errorf("got %v\nwant %s", err, want)
+		}
+	}
+}
+
+func TestSSHArguments(t *testing.T) {
+	for uri, want := range map[string]string{
+		"qemu+ssh://far/system": `-T -e none -o BatchMode=yes -- far if command -v virt-ssh-helper >/dev/null;` +
+			` then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`,
+		"qemu+ssh://ada@far:2222/session?netcat=/opt/nc": `-T -e none -o BatchMode=yes -p 2222 -l ada -- far` +
+			` '/opt/nc' -U "${XDG_RUNTIME_DIR:-$HOME/.cache}/libvirt/libvirt-sock"`,
+		"qemu+ssh://far/system?socket=/a'b": `-T -e none -o BatchMode=yes -- far nc -U '/a'\''b'`,
+	} {
+		a, err := parseURI(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(a.sshArgs(), " "); got != want {
+			t.Errorf("%s:\n got %s\nwant %s", uri, got, want)
+		}
+	}
+}
