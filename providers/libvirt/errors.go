@@ -80,6 +80,15 @@ func (e *errAbsent) Error() string {
 // Unwrap says that it is this host that lacks something.
 func (e *errAbsent) Unwrap() []error { return []error{e.err, providers.ErrIncapable} }
 
+// unreachable reports whether err is of a daemon that is gone or deaf, rather than its
+// answer.
+func unreachable(err error) bool {
+	var hung *errHung
+	var lost *errLost
+	var absent *errAbsent
+	return errors.As(err, &hung) || errors.As(err, &lost) || errors.As(err, &absent)
+}
+
 // broken reports whether err is of a connection that has ended, rather than
 // libvirt's answer.
 func broken(err error) bool {

@@ -332,6 +332,7 @@ func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
 	}
 	if found || held != nil {
 		p.removeSockets(g)
+		p.removeLog(domainName(g)) // also of a domain that was undefined, or is called otherwise now
 	}
 	return local.Sweep(dir, p.cfg.Dirs.Labs(), p.cfg.Dirs.RunLab(g.Lab))
 }

@@ -4,7 +4,6 @@ package libvirt
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -31,23 +30,17 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 		return providers.Exit{}, err
 	}
 	dir := p.dir(g)
-	d, ok, err := p.find(ctx, g)
+	d, ran, err := p.look(ctx, g)
+	if unreachable(err) && findQEMU(dir) != 0 {
+		// The kernel knows about a machine that runs, daemon or not.
+		d, ran, err = domain{Domain: golibvirt.Domain{Name: domainName(g), UUID: uuidOf(dir)}}, true, nil
+	}
 	if err != nil {
 		return providers.Exit{}, err
 	}
-	if !ok && !exists(dir) {
-		return providers.Exit{}, providers.ErrNotFound
-	}
-	ran := false
-	if ok {
-		s, _, err := p.state(ctx, d)
-		if err != nil {
+	if ran {
+		if err := p.await(ctx, d, dir); err != nil {
 			return providers.Exit{}, err
-		}
-		if ran = active(s); ran {
-			if err := p.await(ctx, d, dir); err != nil {
-				return providers.Exit{}, err
-			}
 		}
 	}
 	if !exists(dir) {
@@ -67,6 +60,23 @@ func (p *Provider) wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 	return e, nil
 }
 
+// look finds the generation's domain, if it has one, and whether that runs.
+// ErrNotFound if there is nothing of the generation.
+func (p *Provider) look(ctx context.Context, g lab.Generation) (d domain, runs bool, err error) {
+	d, ok, err := p.find(ctx, g)
+	if err != nil {
+		return d, false, err
+	}
+	if !ok {
+		if !exists(p.dir(g)) {
+			err = providers.ErrNotFound
+		}
+		return d, false, err
+	}
+	s, _, err := p.state(ctx, d)
+	return d, active(s), err
+}
+
 const (
 	// reconnectInterval is how often a daemon that is gone is looked for.
 	reconnectInterval = time.Second
@@ -83,14 +93,11 @@ func (p *Provider) await(ctx context.Context, d domain, dir string) error {
 		if ended || err != nil && ctx.Err() != nil {
 			return err
 		}
-		var hung *errHung
-		var lost *errLost
-		var absent *errAbsent
-		if err != nil && !errors.As(err, &hung) && !errors.As(err, &lost) && !errors.As(err, &absent) {
-			return err
-		}
 		if err == nil {
 			continue // there is news
+		}
+		if !unreachable(err) {
+			return err
 		}
 		// The daemon is gone or deaf. The machine goes on, and if it ends the kernel
 		// tells.
