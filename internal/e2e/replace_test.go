@@ -32,7 +32,7 @@ const blueGreen = `    ports: ["0:80"]
 // exists lists the generations of a machine that are on disk.
 func (s *site) exists(machine string) string {
 	s.Helper()
-	dirs, err := os.ReadDir(filepath.Join(s.w.data(), "labs", string(s.id), "machines", machine))
+	dirs, err := os.ReadDir(filepath.Join(s.machines(), machine))
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -33,6 +33,7 @@ type site struct {
 	dir  string
 	env  []string // besides the world's
 	name string   // --name; empty for the Labfile's own
+	kept string   // where the provider keeps generations; empty for "machines"
 	id   lab.ID
 	gone bool // destroyed by the test itself
 }
@@ -96,12 +97,32 @@ func (s *site) cleanup() {
 	if s.name != "" {
 		return // the first instance, whose folder this is, counts them all
 	}
+	s.endDaemons()
 	s.wait("every process of the folder has ended", func() bool { return len(s.processes()) == 0 })
+}
+
+// endDaemons ends libvirt's daemons that came of the site; by themselves they would
+// stay for two minutes.
+func (s *site) endDaemons() {
+	for _, p := range s.processes() {
+		if p.is("libvirtd") || p.is("virtqemud") || p.is("virtlogd") {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended just now
+		}
+	}
+}
+
+// machines is the folder of the lab's generations.
+func (s *site) machines() string {
+	kept := s.kept
+	if kept == "" {
+		kept = "machines"
+	}
+	return filepath.Join(s.w.data(), "labs", string(s.id), kept)
 }
 
 // logs shows what the machines said, for a test that failed.
 func (s *site) logs() {
-	files, _ := filepath.Glob(filepath.Join(s.w.data(), "labs", string(s.id), "machines", "*", "*", "*.log"))
+	files, _ := filepath.Glob(filepath.Join(s.machines(), "*", "*", "*.log"))
 	more, _ := filepath.Glob(filepath.Join(s.w.data(), "labs", string(s.id), "*.log"))
 	for _, file := range append(files, more...) {
 		b, err := os.ReadFile(file)
