@@ -105,4 +105,3 @@ func libvirtReplaces(s *site) {
 	s.ok("up")
 	s.ok("plan")
 }
-
