@@ -28,7 +28,7 @@ func installCure() string {
 	})
 }
 
-// Check looks at the daemon, its version and its emulator, acceleration, 9p and
+// Check looks at the daemon, its version and its emulator, acceleration and
 // where machines' files lie. Like any other use, it starts a session's daemon, which
 // ends by itself.
 func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {

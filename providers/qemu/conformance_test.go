@@ -33,7 +33,7 @@ func testDirs(t *testing.T) dirs.Dirs {
 
 func leftovers(t *testing.T, d dirs.Dirs) []string {
 	t.Helper()
-	found := providertest.Hypervisors(t, filepath.Base(filepath.Dir(d.Data)))
+	found := providertest.Hypervisors(t, filepath.Dir(d.Data))
 	for _, root := range []string{d.Labs(), d.Run} {
 		err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			if err != nil && !local.Gone(err) {
