@@ -182,7 +182,7 @@ func (d Domain) disks() []diskXML {
 			// Volumes outlive the machine, so flushes reach the host's disk.
 			Driver: driver{"qemu", "qcow2", "writeback", "unmap"},
 			Source: source{File: v.Path}, Backing: below,
-			Target: target{Dev: fmt.Sprintf("vd%c", 'b'+i), Bus: "virtio"}, Serial: v.Name, Address: at(slotVolumes + i),
+			Target: target{Dev: volumeDisk(i), Bus: "virtio"}, Serial: v.Name, Address: at(slotVolumes + i),
 		}
 		if v.ReadOnly {
 			disk.ReadOnly = &struct{}{}
@@ -198,6 +198,9 @@ func (d Domain) disks() []diskXML {
 	}
 	return disks
 }
+
+// volumeDisk is what libvirt calls the disk of the i-th volume.
+func volumeDisk(i int) string { return fmt.Sprintf("vd%c", 'b'+i) }
 
 // end is what lies below the lowest file: nothing.
 func end() *backing { return &backing{} }
@@ -229,23 +232,23 @@ func (d Domain) arguments() []string {
 // comma escapes a value within QEMU's comma-separated options.
 func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// snapshot asks for an overlay, which is there already, on top of the machine's disk
-// and for nothing of its other disks, as they stand in the live document.
-func snapshot(document, overlay string) (string, error) {
+// snapshot asks for an overlay, which is there already, on top of one of the machine's
+// disks and for nothing of the others, as they stand in the live document.
+func snapshot(document, disk, overlay string) (string, error) {
 	var s seen
 	if err := xml.Unmarshal([]byte(document), &s); err != nil {
 		return "", fmt.Errorf("reading a domain's document: %w", err)
 	}
 	var doc snapshotXML
 	for _, d := range s.Disks {
-		disk := snapshotDisk{Name: d.Target.Dev, Snapshot: "no"}
-		if d.Target.Dev == mainDisk {
-			disk = snapshotDisk{
-				Name: mainDisk, Snapshot: "external", Type: "file",
+		one := snapshotDisk{Name: d.Target.Dev, Snapshot: "no"}
+		if d.Target.Dev == disk {
+			one = snapshotDisk{
+				Name: disk, Snapshot: "external", Type: "file",
 				Driver: &driver{Type: "qcow2"}, Source: &source{File: overlay},
 			}
 		}
-		doc.Disks = append(doc.Disks, disk)
+		doc.Disks = append(doc.Disks, one)
 	}
 	return encode(doc)
 }

@@ -87,7 +87,7 @@ func TestSnapshotGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := snapshot(document, local.OverlayPath(d.Directory, 5))
+	got, err := snapshot(document, mainDisk, local.OverlayPath(d.Directory, 5))
 	if err != nil {
 		t.Fatal(err)
 	}

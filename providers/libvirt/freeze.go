@@ -136,19 +136,10 @@ func (p *Provider) pushUnder(ctx context.Context, d *directory) ([]int, error) {
 	}
 	next := own[len(own)-1] + 1
 	path := local.OverlayPath(d.Path, next)
-	text, err := snapshot(document, path)
-	if err != nil {
-		return nil, err
-	}
 	if err := local.AddOverlay(d.Path, next, d.Def.Disk); err != nil {
 		return nil, err
 	}
-	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		_, err := l.DomainSnapshotCreateXML(d.dom.Domain, text, uint32(golibvirt.DomainSnapshotCreateDiskOnly|
-			golibvirt.DomainSnapshotCreateNoMetadata|golibvirt.DomainSnapshotCreateReuseExt|golibvirt.DomainSnapshotCreateAtomic))
-		return err
-	})
-	if err != nil {
+	if err := p.cover(ctx, d.dom, document, mainDisk, path); err != nil {
 		// Refused, the overlay is not in use. Else only the next one to ask will
 		// know, and settles it.
 		if _, refused := code(err); refused {
@@ -157,6 +148,19 @@ func (p *Provider) pushUnder(ctx context.Context, d *directory) ([]int, error) {
 		return nil, err
 	}
 	return own, nil
+}
+
+// cover puts a file on top of a disk of a domain that runs, whose live document is given.
+func (p *Provider) cover(ctx context.Context, dom domain, document, disk, file string) error {
+	text, err := snapshot(document, disk, file)
+	if err != nil {
+		return err
+	}
+	return p.link.do(ctx, func(l *golibvirt.Libvirt) error {
+		_, err := l.DomainSnapshotCreateXML(dom.Domain, text, uint32(golibvirt.DomainSnapshotCreateDiskOnly|
+			golibvirt.DomainSnapshotCreateNoMetadata|golibvirt.DomainSnapshotCreateReuseExt|golibvirt.DomainSnapshotCreateAtomic))
+		return err
+	})
 }
 
 // settle removes what an interrupted change left under a machine that runs, and

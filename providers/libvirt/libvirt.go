@@ -64,7 +64,6 @@ var (
 	_ providers.AgentDialer   = (*Provider)(nil)
 	_ providers.Freezer       = (*Provider)(nil)
 	_ providers.DiskReader    = (*Provider)(nil)
-	_ providers.VolumeChanger = (*Provider)(nil)
 	_ providers.LogTrimmer    = (*Provider)(nil)
 	_ providers.Addressed     = (*Provider)(nil)
 )
@@ -383,46 +382,6 @@ func (p *Provider) note(err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.log.Debug("recording an exit", "error", err)
 	}
-}
-
-// SetVolumes gives the domain another definition. A QEMU that runs keeps what it has.
-func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
-	if err := p.setVolumes(ctx, g, volumes); err != nil {
-		return fmt.Errorf("changing the volumes of machine %q: %w", g, err)
-	}
-	return nil
-}
-
-func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
-	if err := p.enter(ctx, g); err != nil {
-		return err
-	}
-	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
-		return err
-	}
-	dir := p.dir(g)
-	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
-	if local.Gone(err) {
-		return providers.ErrNotFound
-	}
-	if err != nil {
-		return err
-	}
-	defer held.Close()
-	d, ok, err := p.find(ctx, g)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return providers.ErrNotFound
-	}
-	def, err := d.definition()
-	if err != nil {
-		return err
-	}
-	def.SetVolumes(volumes)
-	_, err = p.define(ctx, d.Name, dir, def)
-	return err
 }
 
 // cleanupTime bounds what is undone after its context ended.

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
+)
+
+var (
+	_ providers.VolumeChanger = (*Provider)(nil)
+	_ providers.VolumePusher  = (*Provider)(nil)
+)
+
+// SetVolumes gives the domain another definition. A QEMU that runs keeps what it has.
+func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
+	if err := p.setVolumes(ctx, g, volumes); err != nil {
+		return fmt.Errorf("changing the volumes of machine %q: %w", g, err)
+	}
+	return nil
+}
+
+func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
+	if err := p.enter(ctx, g); err != nil {
+		return err
+	}
+	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
+		return err
+	}
+	dir := p.dir(g)
+	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+	if local.Gone(err) {
+		return providers.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	d, ok, err := p.find(ctx, g)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return providers.ErrNotFound
+	}
+	def, err := d.definition()
+	if err != nil {
+		return err
+	}
+	def.SetVolumes(volumes)
+	_, err = p.define(ctx, d.Name, dir, def)
+	return err
+}
+
+// PushVolume takes a snapshot without metadata of the volume's disk alone. The
+// definition that the next start goes by is rewritten last.
+func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
+	if err := p.pushVolume(ctx, g, v); err != nil {
+		return fmt.Errorf("putting a file on top of volume %q of machine %q: %w", v.Name, g, err)
+	}
+	return nil
+}
+
+func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
+	if err := local.CheckStorage(providers.Spec{Volumes: []providers.Volume{v}}); err != nil {
+		return err
+	}
+	d, err := p.openDirectory(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	held, err := d.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	i := slices.IndexFunc(d.Def.Volumes, func(w local.Volume) bool { return w.Name == v.Name && !w.ReadOnly })
+	if i < 0 {
+		return fmt.Errorf("%w: it writes to no volume of that name", providers.ErrNotFound)
+	}
+	running, err := p.runs(ctx, d)
+	if err != nil {
+		return err
+	}
+	if !running {
+		return providers.ErrNotRunning
+	}
+	limited, cancel := context.WithTimeout(ctx, monitorTimeout)
+	defer cancel()
+	document := ""
+	err = p.link.ask(limited, func(l *golibvirt.Libvirt) (err error) {
+		document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.cover(limited, d.dom, document, volumeDisk(i), v.Path); err != nil {
+		return err
+	}
+	d.Def.Volumes[i] = local.Volume(v)
+	_, err = p.define(ctx, d.dom.Name, d.Path, d.Def)
+	return err
+}
