@@ -59,13 +59,13 @@ type family struct {
 }
 
 var (
-	_ providers.Provider      = (*Provider)(nil)
-	_ providers.Cabled        = (*Provider)(nil)
-	_ providers.AgentDialer   = (*Provider)(nil)
-	_ providers.Freezer       = (*Provider)(nil)
-	_ providers.DiskReader    = (*Provider)(nil)
-	_ providers.LogTrimmer    = (*Provider)(nil)
-	_ providers.Addressed     = (*Provider)(nil)
+	_ providers.Provider    = (*Provider)(nil)
+	_ providers.Cabled      = (*Provider)(nil)
+	_ providers.AgentDialer = (*Provider)(nil)
+	_ providers.Freezer     = (*Provider)(nil)
+	_ providers.DiskReader  = (*Provider)(nil)
+	_ providers.LogTrimmer  = (*Provider)(nil)
+	_ providers.Addressed   = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing.
