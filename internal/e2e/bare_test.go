@@ -94,8 +94,15 @@ func (m bare) boot(s *site) time.Duration {
 		_ = qemu.Process.Kill()
 		_ = qemu.Wait()
 	}()
+	m.identify(ctx, s, socket, log.String)
+	return time.Since(began)
+}
+
+// identify waits until the agent behind a socket has taken its identity.
+func (m bare) identify(ctx context.Context, s *site, socket string, log func() string) {
+	s.Helper()
 	var conn net.Conn
-	s.wait("QEMU listens: "+log.String(), func() (ok bool) {
+	s.wait("QEMU listens: "+log(), func() (ok bool) {
 		var err error
 		conn, err = net.Dial("unix", socket)
 		return err == nil
@@ -121,5 +128,4 @@ func (m bare) boot(s *site) time.Duration {
 	if err != nil {
 		s.Fatal(err)
 	}
-	return time.Since(began)
 }

@@ -101,14 +101,22 @@ func (s *site) cleanup() {
 	s.wait("every process of the folder has ended", func() bool { return len(s.processes()) == 0 })
 }
 
-// endDaemons ends libvirt's daemons that came of the site; by themselves they would
-// stay for two minutes.
+// endDaemons ends libvirt's daemons of the site's user; by themselves they would stay
+// for two minutes. What they start themselves has not the site's mark.
 func (s *site) endDaemons() {
-	for _, p := range s.processes() {
-		if p.is("libvirtd") || p.is("virtqemud") || p.is("virtlogd") {
-			_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended just now
+	s.Helper()
+	s.wait("libvirt's daemons have ended", func() bool {
+		ended := true
+		for _, p := range processesWith(func(env, _ string) bool {
+			return strings.Contains("\x00"+env, "\x00XDG_RUNTIME_DIR="+s.w.run+"\x00")
+		}) {
+			if p.is("libvirtd") || p.is("virtqemud") || p.is("virtlogd") {
+				_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended just now
+				ended = false
+			}
 		}
-	}
+		return ended
+	})
 }
 
 // machines is the folder of the lab's generations.

@@ -237,9 +237,12 @@ func (l *Lab) read() (ledger.State, error) {
 }
 
 // choose returns what runs the lab that is wanted, given what runs it now; used says
-// that it has machines.
+// that it has machines. Those stay where they are if nobody says where they belong.
 func (h *Host) choose(now ledger.Opened, want *lab.Lab, used bool) (ledger.Opened, error) {
 	next := ledger.Opened{Provider: orDefault(want.Provider), URI: want.URI}
+	if used && want.Provider == "" && now.Provider != "" {
+		next.Provider = now.Provider
+	}
 	if next.URI == "" && now.Provider == next.Provider {
 		next.URI = now.URI
 	}

@@ -233,6 +233,24 @@ func TestChangesReplaceOrApplyInPlace(t *testing.T) {
 	b.expect(l, "web@1 ready")
 }
 
+// A lab that was brought up by --provider stays there when a later command says nothing
+// of it, and does not move when it is told to.
+func TestProviderIsRemembered(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	w := b.want(machine("db"))
+	b.up(l, w)
+	w.Provider = ""
+	if p := b.up(l, w); p.Changes() {
+		t.Errorf("there is still something to do: %+v", p)
+	}
+	b.Providers["qemu"] = memory.New(memory.Config{})
+	w.Provider = "qemu"
+	if _, err := l.Plan(b.ctx, w, UpOptions{}); err == nil || !strings.Contains(err.Error(), `runs on provider "memory" and cannot move to "qemu": destroy it first`) {
+		t.Errorf("got error %v", err)
+	}
+}
+
 // New readiness checks need no replacement, but the machine must pass them.
 func TestNewReadyChecksAreCarriedOut(t *testing.T) {
 	b := newBench(t)
