@@ -378,6 +378,11 @@ func (s *session) recheck(ctx context.Context, g lab.Generation, m lab.Machine, 
 // start boots a stopped machine again.
 func (s *session) start(ctx context.Context, g lab.Generation, m lab.Machine, changes []string) error {
 	began := time.Now()
+	if rec := s.machine(g.Machine); rec.Phase == ledger.PhaseStopping {
+		if err := s.park(ctx, g, rec); err != nil {
+			return err
+		}
+	}
 	if len(changes) > 0 {
 		err := s.record(ledger.MachineChanged, g, ledger.Changed{Spec: ledger.SpecOf(m)})
 		if err != nil {

@@ -161,6 +161,8 @@ func (l *Lab) begin(ctx context.Context, want *lab.Lab, opt Options) (*session, 
 	return s, nil
 }
 
+// look reads the ledger and looks at the machines. A session that has not the lock
+// sees them as one that has would after resume.
 func (s *session) look(ctx context.Context, want *lab.Lab) error {
 	state, err := s.read()
 	if err != nil {
@@ -176,8 +178,10 @@ func (s *session) look(ctx context.Context, want *lab.Lab) error {
 	if s.provider, err = s.host.Provider(opened); err != nil {
 		return err
 	}
-	s.observed, err = observe(ctx, s.provider, s.id)
-	return err
+	if s.observed, err = observe(ctx, s.provider, s.id); err != nil || s.lock != nil {
+		return err
+	}
+	return s.presume()
 }
 
 func (s *session) end() {

@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/providers"
 )
 
 // abandoned is a replacement by stop-first that a command which was killed left half
@@ -37,8 +39,8 @@ func (s *session) abandoned() []abandoned {
 	return found
 }
 
-// presume makes the session's state what resume would make of the lab, for those who
-// only want to know.
+// presume makes the session see the lab as resume would leave it, for those who only
+// want to know.
 func (s *session) presume() error {
 	for _, a := range s.abandoned() {
 		data, err := json.Marshal(restored(a.before))
@@ -50,8 +52,29 @@ func (s *session) presume() error {
 		}); err != nil {
 			return err
 		}
+		if a.keeps() {
+			data, err := json.Marshal(ledger.Retired{Failed: true})
+			if err != nil {
+				return err
+			}
+			if err := s.state.Apply(ledger.Record{
+				Type: ledger.MachineRetired, Machine: a.next.Name, Generation: a.next.Generation, Data: data,
+			}); err != nil {
+				return err
+			}
+			continue
+		}
+		s.observed[a.next.Name] = slices.DeleteFunc(slices.Clone(s.observed[a.next.Name]), func(m providers.Machine) bool {
+			return m.Number == a.next.Generation
+		})
 	}
 	return nil
+}
+
+// keeps reports whether the next generation had failed, and is to be kept for
+// inspection.
+func (a abandoned) keeps() bool {
+	return a.next.Phase == ledger.PhaseFailed && a.next.Create.Spec.Machine(a.next.Name).Replace.OnFailure != lab.DiscardFailed
 }
 
 // resume goes back to the generations before replacements that were abandoned. What
@@ -67,10 +90,9 @@ func (s *session) resume(ctx context.Context) error {
 			Machine: a.next.Name, Generation: a.next.Generation, Stage: StageUndone,
 			Text: fmt.Sprintf("its replacement was interrupted; going back to generation %d", a.before.Generation),
 		})
-		spec := a.next.Create.Spec.Machine(a.next.Name)
-		if a.next.Phase == ledger.PhaseFailed && spec.Replace.OnFailure != lab.DiscardFailed {
+		if a.keeps() {
 			failed := &MachineError{Machine: a.next.Name, Generation: a.next.Generation, Kept: true}
-			l := launch{Generation: next, m: spec}
+			l := launch{Generation: next, m: a.next.Create.Spec.Machine(a.next.Name)}
 			if err := s.lay(ctx, l, failed); err != nil {
 				return err
 			}

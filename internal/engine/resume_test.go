@@ -8,6 +8,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 )
@@ -74,16 +75,21 @@ func TestKilledStopFirstIsUndoneByTheNext(t *testing.T) {
 				c.Close()
 
 				before, _ := l.History()
-				p, err := l.Plan(b.ctx, w, UpOptions{})
-				if err != nil || p.Steps[0].Generation != 1 {
-					t.Errorf("the plan is %+v, %v", p.Steps, err)
+				planned, err := l.PlanFor(b.ctx, w, UpOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if step := planned.Plan.Steps[0]; step.Generation != 1 || step.Action != plan.Start || len(step.Leftovers) > 0 {
+					t.Errorf("the plan is %+v", step)
 				}
 				if after, _ := l.History(); len(after) != len(before) {
 					t.Errorf("looking wrote %d records", len(after)-len(before))
 				}
 				switch by {
 				case "up":
-					b.up(l, w)
+					if _, err := l.Up(b.ctx, w, UpOptions{Exactly: &planned}); err != nil {
+						t.Fatal(err)
+					}
 				case "start":
 					if err := l.Start(b.ctx, Options{}); err != nil {
 						t.Fatal(err)

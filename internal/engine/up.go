@@ -23,9 +23,6 @@ func (l *Lab) Plan(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, 
 	if err := s.look(ctx, want); err != nil {
 		return plan.Plan{}, err
 	}
-	if err := s.presume(); err != nil {
-		return plan.Plan{}, err
-	}
 	p, _, err := s.plan(ctx, want, o, nil)
 	return p, err
 }
@@ -213,6 +210,7 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 		}
 	}
 	r.Stopped = m.Phase == ledger.PhaseStopped || m.Phase == ledger.PhaseStopping
+	r.Stopping = m.Phase == ledger.PhaseStopping
 	for _, g := range seen {
 		if g.Number == m.Generation && g.State == providers.StatePaused {
 			r.Trouble, r.Stopped = pausedText(g), false

@@ -90,6 +90,7 @@ type Recorded struct {
 	Phase      Phase
 	Trouble    string // why it failed, or how it ended by itself; empty if neither
 	Stopped    bool   // it was stopped on purpose
+	Stopping   bool   // perhaps half: it may run still, but not for long
 	Rollback   int    // the generation that it goes back to; 0 if it was not rolled back
 	Retired    []int  // generations that gave way and are kept; those that do not exist any more do not matter
 	Failed     []int  // generations that never took over and are kept until the next replacement
@@ -180,7 +181,7 @@ func (in Input) step(m lab.Machine) Step {
 		rec.Failed = nil
 		s.Leftovers = rec.leftovers(others, present, m.Replace.Keep)
 		if a == Replace {
-			s.Strategy, s.StrategyWhy = strategy(m, present != 0 && seen.State == Running)
+			s.Strategy, s.StrategyWhy = strategy(m, present != 0 && seen.State == Running && !rec.Stopping)
 		}
 		return s
 	}
@@ -223,9 +224,11 @@ func (in Input) step(m lab.Machine) Step {
 		return renew(Replace, why...)
 	}
 	s.Action, s.Changes = Keep, inPlace(rec.Spec, m)
-	if seen.State == Stopped {
+	if seen.State == Stopped || rec.Stopping {
 		s.Action = Start
 		switch {
+		case seen.State != Stopped:
+			s.Reasons = []string{"a command was interrupted that was about to stop it"}
 		case rec.Stopped:
 			s.Reasons = []string{"it is stopped"}
 		default:
