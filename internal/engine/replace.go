@@ -96,7 +96,7 @@ func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []stri
 		}
 	}
 	if err := s.park(ctx, g, old); err != nil {
-		return err
+		return s.parkAll(ctx, g, old, err)
 	}
 	old.Ports = s.machine(l.Machine).Ports
 	err := s.birth(ctx, l, img, why, func() { born(birth{Generation: l.Generation, instead: &old}) })
@@ -317,6 +317,21 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 		return fmt.Errorf("stopping %s: %w", g, err)
 	}
 	return s.record(ledger.MachineStopped, g, nil)
+}
+
+// parkAll finishes to park a generation after an interruption, so that it is not left
+// half shut down. It returns err.
+func (s *session) parkAll(ctx context.Context, g lab.Generation, m ledger.Machine, err error) error {
+	if !interrupted(ctx, err) {
+		return err
+	}
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	if perr := s.park(ctx, g, m); perr != nil {
+		return errors.Join(err, perr)
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: fmt.Sprintf("interrupted; generation %d is kept, stopped", g.Number)})
+	return err
 }
 
 // sync asks the guest to write everything to the disk. One that does not

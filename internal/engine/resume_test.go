@@ -3,6 +3,8 @@
 package engine
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"testing"
 
@@ -150,4 +152,24 @@ func TestStopEndsWhatWasStandingBy(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.expectThere(l, "web@1 stopped", "web@2 stopped")
+}
+
+// Ctrl-C while the generation before is shut down: that comes to its end.
+func TestInterruptedPark(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	w := b.want(replaced("web", lab.StopFirst))
+	b.up(l, w)
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel()
+	_, err := l.Rebuild(ctx, w, UpOptions{Options: Options{Events: func(e Event) {
+		if e.Stage == StageStop {
+			cancel()
+		}
+	}}})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	b.expect(l, "web@1 stopped")
+	b.expectThere(l, "web@1 stopped")
 }
