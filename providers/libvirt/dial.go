@@ -105,7 +105,7 @@ func (k *link) cure(err error) string {
 		return "join the group that may use it (sudo usermod -aG libvirt $USER, then log in again), or use qemu:///session"
 	case k.addr.session && os.Geteuid() != 0:
 		return "start libvirtd or virtqemud, or leave socket= out to have that done"
-	case k.addr.session:
+	case k.addr.session && k.addr.socket == "":
 		return "root has no session of libvirt's: run lab as an ordinary user, or use qemu:///system"
 	}
 	return "start the daemon (sudo systemctl start libvirtd), or use qemu:///session"
