@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"slices"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -70,44 +69,28 @@ func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers
 }
 
 func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
-	if err := local.CheckStorage(providers.Spec{Volumes: []providers.Volume{v}}); err != nil {
-		return err
-	}
 	d, err := p.openDirectory(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	held, err := d.Lock(ctx)
-	if err != nil {
+	running := func(ctx context.Context) (bool, error) { return p.runs(ctx, d) }
+	push := func(ctx context.Context, i int) error {
+		ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
+		defer cancel()
+		document := ""
+		err := p.link.ask(ctx, func(l *golibvirt.Libvirt) (err error) {
+			document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return p.cover(ctx, d.dom, document, volumeDisk(i), v.Path)
+	}
+	save := func(ctx context.Context, def local.Definition) error {
+		_, err := p.define(ctx, d.dom.Name, d.Path, def)
 		return err
 	}
-	defer held.Close()
-	i := slices.IndexFunc(d.Def.Volumes, func(w local.Volume) bool { return w.Name == v.Name && !w.ReadOnly })
-	if i < 0 {
-		return fmt.Errorf("%w: it writes to no volume of that name", providers.ErrNotFound)
-	}
-	running, err := p.runs(ctx, d)
-	if err != nil {
-		return err
-	}
-	if !running {
-		return providers.ErrNotRunning
-	}
-	limited, cancel := context.WithTimeout(ctx, monitorTimeout)
-	defer cancel()
-	document := ""
-	err = p.link.ask(limited, func(l *golibvirt.Libvirt) (err error) {
-		document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := p.cover(limited, d.dom, document, volumeDisk(i), v.Path); err != nil {
-		return err
-	}
-	d.Def.Volumes[i] = local.Volume(v)
-	_, err = p.define(ctx, d.dom.Name, d.Path, d.Def)
-	return err
+	return d.PushVolume(ctx, v, running, push, save)
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"slices"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -26,36 +25,23 @@ func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers
 }
 
 func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
-	if err := local.CheckStorage(providers.Spec{Volumes: []providers.Volume{v}}); err != nil {
-		return err
-	}
 	d, err := p.openDirectory(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	held, err := d.Lock(ctx)
-	if err != nil {
-		return err
+	running := func(ctx context.Context) (bool, error) {
+		proc, err := p.find(ctx, d.Path)
+		if proc != nil {
+			proc.Close()
+		}
+		return proc != nil, err
 	}
-	defer held.Close()
-	i := slices.IndexFunc(d.Def.Volumes, func(w local.Volume) bool { return w.Name == v.Name && !w.ReadOnly })
-	if i < 0 {
-		return fmt.Errorf("%w: it writes to no volume of that name", providers.ErrNotFound)
+	push := func(ctx context.Context, i int) error { return d.pushUnderVolume(ctx, i, v.Path) }
+	save := func(_ context.Context, def local.Definition) error {
+		return local.WriteJSON(filepath.Join(d.Path, local.FileDefinition), def)
 	}
-	proc, err := p.find(ctx, d.Path)
-	if err != nil {
-		return err
-	}
-	if proc == nil {
-		return providers.ErrNotRunning
-	}
-	defer proc.Close()
-	if err := d.pushUnderVolume(ctx, i, v.Path); err != nil {
-		return err
-	}
-	d.Def.Volumes[i] = local.Volume(v)
-	return local.WriteJSON(filepath.Join(d.Path, local.FileDefinition), d.Def)
+	return d.PushVolume(ctx, v, running, push, save)
 }
 
 // pushUnderVolume puts the file under the device of volume i, on top of what it has.
