@@ -21,8 +21,8 @@ func (a *app) burnCommand() *command {
 		short: "destroy machines on purpose and watch them come back",
 		long: `A phoenix drill: destroys the machines without warning, brings them back as "lab up"
 does, and reports how long each took to be ready again and how much it had written
-since its birth, which is lost. Volumes are kept. It asks on a terminal and wants
---yes elsewhere.
+since its birth, which is lost. Volumes are kept, and a machine that writes to one is
+shut down for that. It asks on a terminal and wants --yes elsewhere.
 
 One round by default. With --every or --for there are more, until the time is over or
 Ctrl-C is pressed; either ends it with the lab up. The exit code is 1 if a machine did

@@ -75,7 +75,7 @@ func (a *app) verify(ctx context.Context, r request) error {
 	if a.ui.Size != nil || a.verbose { // anywhere else the report says it all, a moment later
 		o.Progress = func(r verify.Result) {
 			show.event(engine.Event{
-				Time: time.Now(), Machine: r.Machine, Stage: engine.StageCheck, Text: fmt.Sprintf("%s: %s", r.Name, r.Outcome),
+				Time: time.Now(), Machine: r.Machine, Stage: engine.StageVerify, Text: fmt.Sprintf("%s: %s", r.Name, r.Outcome),
 			})
 		}
 	}

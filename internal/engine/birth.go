@@ -235,7 +235,7 @@ func (s *session) verify(ctx context.Context, target guest.Target, l launch) err
 		if why := r.Why(); why != "" {
 			text += ": " + why
 		}
-		s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageCheck, Text: text})
+		s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageVerify, Text: text})
 	})
 }
 

@@ -86,6 +86,7 @@ const (
 	StageBoot       Stage = "boot"
 	StageIdentity   Stage = "identity" // the guest learns who it is
 	StageCheck      Stage = "check"    // a readiness check is waited for
+	StageVerify     Stage = "verify"   // one of the Labfile's checks has been carried out
 	StageBirth      Stage = "birth"    // its disk is frozen as it is
 	StageHandover   Stage = "handover" // a generation takes over from another
 	StageReady      Stage = "ready"    // ends create, start and replace
