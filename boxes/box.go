@@ -47,6 +47,9 @@ type Config struct {
 	CloudInit    bool      `json:"cloudInit,omitempty"` // reads a NoCloud seed
 	MinMemory    int64     `json:"minMemory,omitempty"` // bytes below which it does not boot
 	Packages     []string  `json:"packages,omitempty"`  // "name=version", sorted; builtin boxes
+
+	Vagrant bool          `json:"vagrant,omitempty"` // lets in the published keys, until it is told others
+	Source  digest.Digest `json:"source,omitempty"`  // of the archive that the disk was in; empty if it was in none
 }
 
 // Box is a box in the store. Its files are read-only and never change. They

@@ -24,7 +24,7 @@ func (r *Resolver) local(ctx context.Context, ref reference, req Request) (Resul
 		return Result{}, err
 	}
 	if sum == "" {
-		sum = box.Disk.Digest
+		sum = sourceOf(box)
 	}
 	return Result{Box: box, Checksum: sum.String(), Fetched: true}, nil
 }
@@ -33,6 +33,11 @@ func (r *Resolver) local(ctx context.Context, ref reference, req Request) (Resul
 func (r *Resolver) ingest(ctx context.Context, req Request, in boxes.Ingredients) (boxes.Box, error) {
 	in.Config, in.Expect = req.config(), req.Pin
 	in.Progress = func(done, total int64) { req.Progress("adding to the store", done, total) }
+	done, err := r.vagrant(ctx, req, &in)
+	if err != nil {
+		return boxes.Box{}, err
+	}
+	defer done()
 	return r.Store.Ingest(ctx, in)
 }
 

@@ -61,7 +61,7 @@ const (
 // Request says which box is wanted.
 type Request struct {
 	// Ref is "builtin/NAME", an http, https or file URL, the path of a qcow2 or
-	// raw disk, the name of a box in the store, or a digest. A path begins with
+	// raw disk or of a Vagrant box with one, the name of a box in the store, or a digest. A path begins with
 	// "./", "../", "/" or "~/", or ends like one of a disk (".qcow2").
 	Ref string
 	// Checksum of the file that Ref names: "sha256:HEX", "sha512:HEX", HEX of
@@ -158,7 +158,7 @@ func pinned(ref reference, req Request, box boxes.Box) (Result, error) {
 	if ref.kind != kindPath && ref.kind != kindURL {
 		return res, nil
 	}
-	res.Checksum = box.Disk.Digest.String()
+	res.Checksum = sourceOf(box).String()
 	if req.Checksum == "" || strings.HasPrefix(req.Checksum, sumsPrefix) {
 		return res, nil
 	}
@@ -166,8 +166,8 @@ func pinned(ref reference, req Request, box boxes.Box) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if sum.Algorithm() == digest.SHA256 && sum != box.Disk.Digest {
-		return Result{}, &boxes.DigestError{What: "checksum", Got: box.Disk.Digest, Want: sum}
+	if sum.Algorithm() == digest.SHA256 && sum != sourceOf(box) {
+		return Result{}, &boxes.DigestError{What: "checksum", Got: sourceOf(box), Want: sum}
 	}
 	res.Checksum = sum.String()
 	return res, nil
@@ -228,7 +228,7 @@ var (
 	schemeSyntax = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 	forcedSyntax = regexp.MustCompile(`^[A-Za-z0-9]+::`)
 	// What a path may end with that has no "./" before it.
-	diskSuffixes = []string{".qcow2", ".qcow", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx", ".iso", ".gz", ".xz", ".zst", ".zip"}
+	diskSuffixes = []string{".qcow2", ".qcow", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx", ".iso", ".box", ".gz", ".xz", ".zst", ".zip"}
 )
 
 // parse tells the kinds of references apart by their form alone: what a

@@ -52,7 +52,7 @@ func (r *Resolver) web(ctx context.Context, ref reference, req Request) (Result,
 	}
 	part.remove()
 	if sum == "" {
-		sum = box.Disk.Digest
+		sum = sourceOf(box)
 	}
 	return Result{Box: box, Checksum: sum.String(), Fetched: true}, nil
 }
@@ -67,10 +67,12 @@ func (r *Resolver) known(ctx context.Context, req Request, sum digest.Digest) (b
 	if err != nil {
 		return boxes.Box{}, false
 	}
-	want := req.config()
 	for _, e := range entries {
-		c := e.Config
-		if e.Damage == nil && e.Disk.Digest == sum && e.Kernel == (boxes.File{}) && e.Initrd == (boxes.File{}) &&
+		c, want := e.Config, req.config()
+		if c.Vagrant {
+			want = asVagrant(want)
+		}
+		if e.Damage == nil && sourceOf(e.Box) == sum && e.Kernel == (boxes.File{}) && e.Initrd == (boxes.File{}) &&
 			(req.Pin == "" || req.Pin == e.Digest) &&
 			c.Architecture == want.Architecture && c.User == want.User && c.CloudInit == want.CloudInit &&
 			c.Agent == want.Agent && c.MinMemory == want.MinMemory && c.Append == want.Append &&

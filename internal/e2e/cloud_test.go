@@ -36,7 +36,11 @@ const partitionAt = 1 << 20 // of the root file system, as every partitioning to
 // cloudImage makes a disk of builtin/debian-12 that is what a distribution publishes for
 // clouds: it has a partition table and a boot loader, cloud-init and sshd, and nothing
 // of lab.
-func (s *site) cloudImage(name string) {
+func (s *site) cloudImage(name string) { s.foreignImage(name, nil) }
+
+// foreignImage is cloudImage with changes of one's own: more gets a script for debugfs
+// to add to, a function that adds a file, and one that reads one.
+func (s *site) foreignImage(name string, more func(script *strings.Builder, put func(to, content string), get func(from string) string)) {
 	s.Helper()
 	disk, kernel, initrd := s.boxFiles("builtin/debian-12")
 	tmp := s.TempDir()
@@ -60,7 +64,7 @@ func (s *site) cloudImage(name string) {
 	s.tool("qemu-img", "convert", "-n", "--image-opts", "--target-image-opts",
 		"driver=qcow2,file.driver=file,file.locking=off,file.filename="+disk,
 		fmt.Sprintf("driver=raw,offset=%d,file.driver=file,file.filename=%s", partitionAt, raw))
-	s.unlab(tmp, raw, kernel, initrd)
+	s.unlab(tmp, raw, kernel, initrd, more)
 	s.bootLoader(tmp, raw, size.Virtual)
 	s.tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, filepath.Join(s.dir, name))
 	if err := s.w.own(filepath.Join(s.dir, name)); err != nil {
@@ -99,7 +103,7 @@ var neutral = []string{"etc/machine-id", "etc/hosts", "etc/hostname", "etc/modpr
 
 // unlab takes out of the root file system what the recipe laid over Debian, and puts in
 // what boots from a partition.
-func (s *site) unlab(tmp, raw, kernel, initrd string) {
+func (s *site) unlab(tmp, raw, kernel, initrd string, more func(*strings.Builder, func(to, content string), func(from string) string)) {
 	s.Helper()
 	r, err := recipes.Get("debian-12")
 	if err != nil {
@@ -138,6 +142,13 @@ func (s *site) unlab(tmp, raw, kernel, initrd string) {
 	put("boot/vmlinuz", string(read(s, kernel)))
 	init := strings.ReplaceAll(string(boot.Init), "/dev/vda", "/dev/vda1")
 	put("boot/initrd.img", appendix(string(read(s, initrd)), "init", strings.Replace(init, "-t ext4", "-t ext4 -o ro", 1)))
+	if more != nil {
+		more(&script, put, func(from string) string {
+			to := filepath.Join(tmp, "was_"+strings.ReplaceAll(from, "/", "_"))
+			s.tool("debugfs", "-R", fmt.Sprintf("dump /%s %s", from, to), fmt.Sprintf("%s?offset=%d", raw, partitionAt))
+			return string(read(s, to))
+		})
+	}
 	commands := filepath.Join(tmp, "debugfs")
 	if err := os.WriteFile(commands, []byte(script.String()), 0o600); err != nil {
 		s.Fatal(err)

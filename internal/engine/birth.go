@@ -66,7 +66,7 @@ func (s *session) birth(ctx context.Context, l launch, img Image, why []string, 
 	create := ledger.Create{
 		Spec: ledger.SpecOf(m), Address: s.addresses[g.Machine], Image: img.Digest,
 		Agent: img.Agent, User: img.User, Why: why, Box: img.Box, Layers: img.Layers,
-		From: img.From, Rollback: s.rollback, Standby: l.beside,
+		From: img.From, Rollback: s.rollback, Standby: l.beside, Vagrant: img.Vagrant,
 	}
 	born()
 	if err := s.record(ledger.MachineCreate, g, create); err != nil {
@@ -101,7 +101,7 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 		Generation: g, Image: img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
 		MAC: lab.MACOf(c.Address), Agent: img.Agent, Append: early(img, m),
 	}
-	if img.Agent && m.UserData == "" {
+	if img.Agent && m.UserData == "" || img.Vagrant {
 		return spec, nil
 	}
 	identity, err := s.identity(g, c)
@@ -265,6 +265,11 @@ func (s *session) await(ctx context.Context, target guest.Target, l launch, c le
 		}
 		if err := identify(ctx, target, identity); err != nil {
 			return fmt.Errorf("giving the guest its identity: %w", err)
+		}
+	}
+	if c.Vagrant {
+		if err := s.adopt(ctx, target, g, c); err != nil {
+			return err
 		}
 	}
 	if err := s.mount(ctx, target, g, m, c); err != nil {

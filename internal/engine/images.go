@@ -26,6 +26,7 @@ type Image struct {
 	providers.Image
 	Agent     bool   // carries lab-agent
 	CloudInit bool   // reads a seed
+	Vagrant   bool   // lets in the published keys, until it is told others
 	User      string // whom to log in as
 	MinMemory lab.Bytes
 	From      string // where the box came from, as the Labfile says it
@@ -111,7 +112,7 @@ func imageFrom(res source.Result, from string) Image {
 			Disk: res.Box.Disk.Path, Format: c.Format, Size: lab.Bytes(c.Size),
 			Kernel: res.Box.Kernel.Path, Initrd: res.Box.Initrd.Path, Append: c.Append,
 		},
-		Agent: c.Agent, CloudInit: c.CloudInit, User: c.User,
+		Agent: c.Agent, CloudInit: c.CloudInit, Vagrant: c.Vagrant, User: c.User,
 		MinMemory: lab.Bytes(c.MinMemory), From: from,
 	}
 	img.Box = img.Digest

@@ -31,6 +31,10 @@ func (s *session) layered(want *lab.Lab, boxes map[string]Image) (map[lab.Name]I
 		if !ok {
 			continue
 		}
+		if len(m.Provision) > 0 && img.Vagrant {
+			errs = append(errs, fmt.Errorf("machine %q: provision steps cannot be baked into a Vagrant box: its images would let in the key of one lab; use a cloud image or a built-in box", m.Name))
+			continue
+		}
 		if len(m.Provision) > 0 {
 			if _, ok := s.provider.(providers.Freezer); !ok {
 				return nil, fmt.Errorf("machine %q: %w: provision needs a provider that can freeze disks, which %q cannot", m.Name, providers.ErrIncapable, s.provider.Name())

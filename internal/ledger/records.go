@@ -56,6 +56,8 @@ type Create struct {
 	From     string `json:"from,omitempty"`     // where the box came from, as the Labfile said it
 	Rollback int    `json:"rollback,omitempty"` // the generation whose image and spec these are
 
+	Vagrant bool `json:"vagrant,omitempty"` // its box lets in the published keys, until it is told others
+
 	Standby bool `json:"standby,omitempty"` // it stands by beside the present one until it is promoted
 }
 
