@@ -30,6 +30,7 @@ type boxJSON struct {
 	User         string     `json:"user,omitempty"`
 	Agent        bool       `json:"agent"`
 	CloudInit    bool       `json:"cloudInit"`
+	Vagrant      bool       `json:"vagrant,omitempty"`
 	MinMemory    int64      `json:"minMemory,omitempty"` // bytes
 	Created      *time.Time `json:"created,omitempty"`
 	Origin       string     `json:"origin,omitempty"`
@@ -43,7 +44,7 @@ type boxJSON struct {
 func boxOf(e boxes.Entry) boxJSON {
 	out := boxJSON{
 		Names: e.Names, Digest: e.Digest.String(), Architecture: e.Config.Architecture, Format: e.Config.Format,
-		Size: e.Config.Size, Bytes: e.Bytes, User: e.Config.User, Agent: e.Config.Agent, CloudInit: e.Config.CloudInit,
+		Size: e.Config.Size, Bytes: e.Bytes, User: e.Config.User, Agent: e.Config.Agent, CloudInit: e.Config.CloudInit, Vagrant: e.Config.Vagrant,
 		MinMemory: e.Config.MinMemory, Origin: e.Origin,
 	}
 	if out.Names == nil {
@@ -176,6 +177,9 @@ func (a *app) printBox(b boxJSON) error {
 	row("user", b.User)
 	row("agent", yes[b.Agent])
 	row("cloud-init", yes[b.CloudInit])
+	if b.Vagrant {
+		row("vagrant", "yes")
+	}
 	if b.MinMemory > 0 {
 		row("memory", ui.Size(b.MinMemory)+" at least")
 	}
@@ -193,9 +197,9 @@ func (a *app) boxAddCommand() *command {
 	return &command{
 		name: "add", args: "NAME SOURCE", min: 2, max: 2, reports: true,
 		short: "add a box from a file or a URL",
-		long: `The source is a qcow2 or raw disk image: a local file, or an http or https URL. It
-is inspected before anything opens it, and refused unless it stands on its own. An
-interrupted download goes on where it was.`,
+		long: `The source is a qcow2 or raw disk image, or a Vagrant box for the libvirt provider: a
+local file, or an http or https URL. The disk is inspected before anything opens it,
+and refused unless it stands on its own. An interrupted download goes on where it was.`,
 		flags: []cli.Flag{&cli.StringFlag{
 			Name: "checksum", Usage: "what the file must be: `SUM` is sha256:HEX, sha512:HEX or file:URL of a list of sums",
 		}},
