@@ -87,7 +87,16 @@ machines:
     box: old
     volumes:
       - {name: data, size: 64MiB, mount: /srv/data, owner: "vagrant:daemon", mode: "0750"}
+    mounts:
+      - ./shared:/srv/shared
 `)
+	if err := os.Mkdir(filepath.Join(s.dir, "shared"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.write("shared/file", "of the host\n")
+	if err := w.own(filepath.Join(s.dir, "shared")); err != nil {
+		t.Fatal(err)
+	}
 	s.vagrantImage("disk.qcow2")
 	s.vagrantBox("it.box", "disk.qcow2")
 	r := s.lab("up")
@@ -97,10 +106,10 @@ machines:
 	t.Logf("up took %s", r.took)
 	look := func() string {
 		return s.ok("exec", "m", "--", "id -un; sudo -n id -un; hostname; grep -c 'insecure public key' .ssh/authorized_keys; "+
-			"stat -c %U:%G:%a /srv/data; grep -c ' /srv/data ext4 ' /proc/mounts; cat /srv/data/file")
+			"stat -c %U:%G:%a /srv/data; grep -c ' /srv/data ext4 ' /proc/mounts; cat /srv/data/file /srv/shared/file; touch /srv/shared/x 2>&1 | grep -o Read-only")
 	}
 	s.ok("exec", "m", "--", "echo one >/srv/data/file")
-	const want = "vagrant\nroot\nm\n0\nvagrant:daemon:750\n1\none\n"
+	const want = "vagrant\nroot\nm\n0\nvagrant:daemon:750\n1\none\nof the host\nRead-only\n"
 	s.equal("what it is", look(), want)
 	if got := s.drift("m"); got != nil {
 		t.Errorf("right after the birth: %q", got)
