@@ -123,6 +123,8 @@ func needless(state ledger.State, m providers.Machine) string {
 		return ""
 	case rec.Standby != nil && m.Number == rec.Standby.Generation:
 		return fmt.Sprintf("it never took over from generation %d", rec.Generation)
+	case m.Number < rec.Generation && rec.Phase != ledger.PhaseGone && rec.Ready.IsZero():
+		return "" // what was to take its place was never ready: the next command may go back to it
 	case m.Number < rec.Generation:
 		return fmt.Sprintf("generation %d has taken its place", rec.Generation)
 	case rec.Phase == ledger.PhaseGone:

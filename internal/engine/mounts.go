@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -53,9 +54,53 @@ func outermost(m lab.Machine) []lab.Mount {
 func shared(m lab.Machine, c ledger.Create) []supervise.Mount {
 	var out []supervise.Mount
 	for _, f := range outermost(m) {
-		out = append(out, supervise.Mount{From: f.From, To: f.To, Writable: f.Writable, Owner: cmp.Or(f.Owner, user(c))})
+		out = append(out, supervise.Mount{From: resolved(f.From), To: f.To, Writable: f.Writable, Owner: cmp.Or(f.Owner, user(c))})
 	}
 	return out
+}
+
+// resolved is a folder's path without links: what is shared is what it leads to now, and
+// nothing that it is made to lead to later.
+func resolved(folder string) string {
+	if path, err := filepath.EvalSymlinks(folder); err == nil {
+		return path
+	}
+	return folder // that it is not there is said elsewhere
+}
+
+// within reports whether a folder lies in another one, or is that one if equal is set.
+func within(folder, above string, equal bool) bool {
+	rel, err := filepath.Rel(above, folder)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return false
+	}
+	return rel != "." || equal
+}
+
+// confined says which mounts of a lab would let a guest reach more than they show: a
+// guest that writes to a folder chooses what paths into it lead to, and with lab's own
+// files what lab does.
+func (l *Lab) confined(want *lab.Lab) []error {
+	var errs []error
+	own := []string{resolved(l.host.Dirs.Data), resolved(l.host.Dirs.Run)}
+	for _, m := range want.Machines {
+		for _, f := range m.Mounts {
+			from := resolved(f.From)
+			for _, other := range want.Machines {
+				for _, o := range other.Mounts {
+					if o.Writable && within(from, resolved(o.From), false) {
+						errs = append(errs, fmt.Errorf("machine %q: mount at %s: %s lies in %s, which machine %q may write to; mount the outer folder alone, or let it be read-only", m.Name, f.To, f.From, o.From, other.Name))
+					}
+				}
+			}
+			for _, dir := range own {
+				if f.Writable && (within(dir, from, true) || within(from, dir, true)) {
+					errs = append(errs, fmt.Errorf("machine %q: mount at %s: %s cannot be writable, since lab keeps its own files in %s", m.Name, f.To, f.From, dir))
+				}
+			}
+		}
+	}
+	return errs
 }
 
 // mountFolders mounts folders of the host in the guest: through its agent or, where

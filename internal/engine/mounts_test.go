@@ -57,3 +57,41 @@ func TestMountOrder(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// A guest that writes to a folder must not choose what another mount shows, nor what
+// lab does.
+func TestMountsThatReachTooFar(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	if err := os.MkdirAll(filepath.Join(b.folder, "src", "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(b.Dirs.Data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join("src", "sub"), filepath.Join(b.folder, "link")); err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string { return filepath.Join(b.folder, name) }
+	for name, tt := range map[string]struct {
+		web, db lab.Mount
+		want    string // part of the error; empty for none
+	}{
+		"one in another that is read": {lab.Mount{From: at("src"), To: "/a"}, lab.Mount{From: at("src/sub"), To: "/b", Writable: true}, ""},
+		"one folder for two":          {lab.Mount{From: at("src"), To: "/a", Writable: true}, lab.Mount{From: at("src"), To: "/b", Writable: true}, ""},
+		"one in another":              {lab.Mount{From: at("src"), To: "/a", Writable: true}, lab.Mount{From: at("src/sub"), To: "/b"}, `which machine "web" may write to`},
+		"one in another, by a link":   {lab.Mount{From: at("src"), To: "/a", Writable: true}, lab.Mount{From: at("link"), To: "/b"}, `which machine "web" may write to`},
+		"lab's own files":             {lab.Mount{From: b.Dirs.Data, To: "/a", Writable: true}, lab.Mount{From: at("src"), To: "/b"}, "lab keeps its own files in"},
+		"what lab's own files lie in": {lab.Mount{From: filepath.Dir(b.Dirs.Data), To: "/a", Writable: true}, lab.Mount{From: at("src"), To: "/b"}, "lab keeps its own files in"},
+		"lab's own files, to be read": {lab.Mount{From: b.Dirs.Data, To: "/a"}, lab.Mount{From: at("src"), To: "/b"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			web, db := machine("web"), machine("db")
+			web.Mounts, db.Mounts = []lab.Mount{tt.web}, []lab.Mount{tt.db}
+			_, err := l.Plan(b.ctx, b.want(web, db), UpOptions{})
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}

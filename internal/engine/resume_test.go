@@ -76,6 +76,9 @@ func TestKilledStopFirstIsUndoneByTheNext(t *testing.T) {
 				}
 				c.Close()
 
+				if found, err := b.GC(b.ctx, false); err != nil || len(found) > 0 {
+					t.Errorf("gc removed %v, %v", found, err)
+				}
 				before, _ := l.History()
 				planned, err := l.PlanFor(b.ctx, w, UpOptions{})
 				if err != nil {

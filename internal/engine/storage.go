@@ -51,6 +51,7 @@ func (s *session) storable(want *lab.Lab) error {
 			}
 		}
 	}
+	errs = append(errs, s.confined(want)...)
 	return errors.Join(errs...)
 }
 

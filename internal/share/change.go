@@ -84,12 +84,12 @@ func (s *server) rename(r *sftp.Request, replace bool) error {
 		return syscall.EBUSY
 	}
 	// os.Root would refuse to replace an empty folder, and cannot keep what is there.
-	fromDir, err := root.Open(path.Dir(from))
+	fromDir, err := openDir(root, path.Dir(from))
 	if err != nil {
 		return err
 	}
 	defer fromDir.Close()
-	toDir, err := root.Open(path.Dir(to))
+	toDir, err := openDir(root, path.Dir(to))
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (s *server) setstat(r *sftp.Request) error {
 // cannot. Like rename, it finds the folder that the file lies in without leaving root,
 // and follows nothing from there.
 func setTimes(root *os.Root, name string, t agentapi.Times) error {
-	dir, err := root.Open(path.Dir(name))
+	dir, err := openDir(root, path.Dir(name))
 	if err != nil {
 		return err
 	}

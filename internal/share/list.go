@@ -92,8 +92,8 @@ func (s *server) list(root *os.Root, name string) (sftp.ListerAt, error) {
 		return nil, wire(err)
 	}
 	l := &listing{open: &s.open}
-	if l.folder, err = root.OpenRoot(name); err == nil {
-		if l.names, err = l.folder.Open("."); err == nil {
+	if l.names, err = openDir(root, name); err == nil {
+		if l.folder, err = rootOf(l.names); err == nil {
 			return l, nil
 		}
 	}

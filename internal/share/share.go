@@ -18,13 +18,14 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/guest/agentapi"
 )
 
 // Folder is what is shared.
 type Folder struct {
-	Path     string // absolute
+	Path     string // absolute; no part of it may be a link
 	Writable bool
 }
 
@@ -89,23 +90,59 @@ func (s *server) current() (*os.Root, error) {
 	if s.root != nil && time.Since(s.checked) < rootCheck {
 		return s.root, nil
 	}
-	now, err := os.Stat(s.folder.Path)
+	dir, err := openPath(s.folder.Path)
 	if err != nil {
 		return nil, err
 	}
+	defer dir.Close()
 	if s.root != nil {
+		now, err := dir.Stat()
+		if err != nil {
+			return nil, err
+		}
 		if old, err := s.root.Stat("."); err == nil && os.SameFile(old, now) {
 			s.checked = time.Now()
 			return s.root, nil
 		}
 	}
-	root, err := os.OpenRoot(s.folder.Path)
+	root, err := rootOf(dir)
 	if err != nil {
 		return nil, err
 	}
 	// The one before is closed by the garbage collector: it may be in use.
 	s.root, s.checked = root, time.Now()
 	return root, nil
+}
+
+// openPath opens a folder for its place alone, and follows no link on the way: a guest
+// that writes to another folder above this one must not choose what is shared here.
+func openPath(name string) (*os.File, error) {
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/", Err: err}
+	}
+	for _, part := range strings.Split(strings.Trim(path.Clean(name), "/"), "/") {
+		if part == "" {
+			continue
+		}
+		next, err := unix.Openat(fd, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		unix.Close(fd)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+		fd = next
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// rootOf returns an open folder as a root.
+func rootOf(dir *os.File) (*os.Root, error) {
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+}
+
+// openDir opens a folder, and nothing else, not for a moment.
+func openDir(root *os.Root, name string) (*os.File, error) {
+	return root.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 }
 
 func (s *server) close() {

@@ -529,3 +529,49 @@ func FuzzServe(f *testing.F) {
 		}
 	})
 }
+
+// A guest that writes to the folder above puts a link in the place of a folder that is
+// shared, too.
+func TestFolderIsReplacedByALink(t *testing.T) {
+	f := newFixture(t, true)
+	inner, _ := dial(t, Folder{Path: filepath.Join(f.dir, "sub"), Writable: true})
+	if _, err := inner.Stat("/deep"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.PosixRename("/sub", "/gone"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Symlink("../outside", "/sub"); err != nil {
+		t.Fatal(err)
+	}
+	late, _ := dial(t, Folder{Path: filepath.Join(f.dir, "sub"), Writable: true}) // as after a restart
+	if _, err := late.Open("/secret"); err == nil {
+		t.Error("a new server shows what the link leads to")
+	}
+	for refused := false; !refused; { // the folder is looked at again now and then
+		if _, err := inner.Open("/secret"); err == nil {
+			t.Fatal("the server shows what the link leads to")
+		}
+		_, err := inner.Stat("/deep")
+		refused = err != nil
+	}
+}
+
+// Nobody waits for the other end of a pipe.
+func TestPipeInTheWay(t *testing.T) {
+	f := newFixture(t, true)
+	if err := syscall.Mkfifo(filepath.Join(f.dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"rename": f.PosixRename("/pipe/x", "/y"), "rename to": f.PosixRename("/sub", "/pipe/x"),
+		"times": f.Chtimes("/pipe/x", time.Unix(1, 0), time.Unix(1, 0)),
+	} {
+		if err == nil {
+			t.Errorf("%s was done", what)
+		}
+	}
+	if _, err := f.ReadDir("/pipe"); err == nil {
+		t.Error("a pipe was listed")
+	}
+}
