@@ -131,8 +131,8 @@ func (a *app) volumeCloneCommand() *command {
 		name: "clone", args: "VOLUME[@SNAPSHOT] [NEW]", min: 1, max: 2, lab: true,
 		short: "copy a volume or a snapshot of it",
 		long: `Makes a volume of its own, to be named in the Labfile like any other. Without NEW it is
-called VOLUME-SNAPSHOT or VOLUME-copy. If a machine writes to the volume, a
-snapshot is taken for it.`,
+called VOLUME-SNAPSHOT or VOLUME-copy. A machine that writes to the volume goes on:
+the copy holds what a snapshot at that moment would.`,
 		complete: a.completeVolumes,
 		examples: []string{
 			"lab volume clone db@3", "an earlier state, as db-3",
@@ -201,7 +201,8 @@ func (a *app) volumeExportCommand() *command {
 		name: "export", args: "VOLUME[@SNAPSHOT] FILE", min: 2, max: 2, lab: true,
 		short: "write a volume into one file",
 		long: `The file is a disk image that any tool reads: raw if its name ends in .raw or .img, else
-qcow2. If a machine writes to the volume, a snapshot is taken for it.`,
+qcow2. A machine that writes to the volume goes on: the file holds what a snapshot at
+that moment would.`,
 		complete: a.completeVolumes,
 		examples: []string{"lab volume export db@3 db.qcow2", "to keep it, or for another lab"},
 		run: func(ctx context.Context, r request) error {

@@ -105,6 +105,30 @@ func TestVolumes(t *testing.T) {
 	s.equal("an earlier state", s.ok("exec", "old", "--", "cat /srv/data/file; touch /srv/data/x 2>/dev/null || echo read-only"), "one\nread-only\n")
 	s.equal("a snapshot that was taken under a writer", s.ok("exec", "old", "--", "cat /srv/live/file"), "live\n")
 
+	// What reads keeps nobody from writing, and sees what is newer at its next start.
+	s.write("Labfile", strings.Replace(stored, "64MiB", "96MiB", 1)+`  reader:
+    box: builtin/tiny
+    depends_on: [db]
+    volumes:
+      - {name: data, size: 96MiB, mount: /srv/data, read_only: true}
+`)
+	s.ok("up", "--yes")
+	seen := func() string { return s.ok("exec", "reader", "--", "cat /srv/data/file") }
+	s.equal("beside the writer", seen(), "one\n")
+	s.ok("exec", "db", "--", "echo newer > /srv/data/file")
+	s.ok("replace", "db", "--yes")
+	s.equal("the writer's next generation", look(), "newer\n")
+	s.equal("a reader that runs on", seen(), "one\n")
+	s.ok("stop", "db")
+	s.ok("replace", "reader", "--yes")
+	s.ok("start", "db")
+	s.equal("a reader's next generation", seen(), "newer\n")
+	s.ok("exec", "db", "--", "echo newest > /srv/data/file")
+	s.ok("volume", "export", "data", "data.raw")
+	s.fails(1, []string{"data.raw exists already"}, "volume", "export", "data", "data.raw")
+	s.equal("after an export", look(), "newest\n")
+	s.fails(1, []string{"in use by"}, "volume", "rm", "data", "--yes")
+
 	s.ok("destroy", "--yes", "--volumes")
 	s.gone = true
 	s.nothingLeft()

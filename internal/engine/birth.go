@@ -127,10 +127,12 @@ func (s *session) boot(ctx context.Context, l launch) error {
 	if err != nil {
 		return s.fail(ctx, g, StageBoot, err)
 	}
-	if err := s.attach(ctx, g, l.m); err != nil {
-		return s.fail(ctx, g, StageBoot, err)
+	free, err := s.attach(ctx, g, l.m)
+	if err == nil {
+		err = s.provider.Start(ctx, g)
 	}
-	if err := s.provider.Start(ctx, g); err != nil {
+	free()
+	if err != nil {
 		return s.fail(ctx, g, StageBoot, err)
 	}
 	rec, _ := s.machine(g.Machine).Of(g.Number)

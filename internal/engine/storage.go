@@ -57,32 +57,32 @@ func (s *session) storable(want *lab.Lab) error {
 
 // attach gives a generation that is about to start its volumes: makes those that are
 // missing, grows those that are to be larger, and takes a snapshot of what another
-// generation left.
-func (s *session) attach(ctx context.Context, g lab.Generation, m lab.Machine) error {
+// generation left. Nobody else gets at the lab's volumes before free is called, which
+// is for when the generation has started; free is never nil.
+func (s *session) attach(ctx context.Context, g lab.Generation, m lab.Machine) (free func(), err error) {
+	free = func() {}
 	changer, ok := s.provider.(providers.VolumeChanger)
 	if !ok && len(m.Volumes) > 0 {
-		return fmt.Errorf("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
+		return free, fmt.Errorf("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
 	}
 	if len(m.Volumes) == 0 {
-		return nil
+		return free, nil
 	}
 	if live, err := s.provider.Inspect(ctx, g); err == nil && (live.State == providers.StateRunning || live.State == providers.StatePaused) {
-		return nil // it has them
+		return free, nil // it has them
 	}
-	free, err := s.volumes().Hold()
-	if err != nil {
-		return err
+	if free, err = s.volumes().Hold(); err != nil {
+		return func() {}, err
 	}
-	defer free()
 	var attached []providers.Volume
 	for _, v := range m.Volumes {
 		a, err := s.attachOne(ctx, g, v)
 		if err != nil {
-			return fmt.Errorf("attaching volume %s: %w", v.Name, err)
+			return free, fmt.Errorf("attaching volume %s: %w", v.Name, err)
 		}
 		attached = append(attached, a)
 	}
-	return changer.SetVolumes(ctx, g, attached)
+	return free, changer.SetVolumes(ctx, g, attached)
 }
 
 func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volume) (providers.Volume, error) {
@@ -102,34 +102,20 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 	if err != nil {
 		return out, err
 	}
-	if want.ReadOnly && s.writes(want.Name) {
-		// What is being written to cannot be read: the newest snapshot can.
-		if len(v.Snapshots) == 0 {
-			why := fmt.Sprintf("for %s to read", g)
-			snap, err := s.snapshotVolume(ctx, want.Name, why, true)
-			if err != nil {
-				return out, fmt.Errorf("another machine writes to it, and there is no snapshot of it to read yet: %w", err)
-			}
-			note("volume %s: snapshot %d, %s", v.Name, snap.Number, why)
-			if err := s.recordVolume(ledger.VolumeSnapshotted, ledger.VolumeAct{Volume: v.Name, Snapshot: snap.Number, Why: why}); err != nil {
-				return out, err
-			}
-			v.Snapshots = append(v.Snapshots, snap)
+	if want.ReadOnly {
+		// It reads what the volume holds now: a writer may come, or go on.
+		now, err := s.cover(ctx, v.Name)
+		if err != nil {
+			return out, err
 		}
-		newest := v.Snapshots[len(v.Snapshots)-1]
-		return chain(out, store.Paths(newest.Layers)), nil
+		return chain(out, store.Paths(now.Layers)), nil
 	}
-	users, err := s.users(ctx, v)
+	users, err := s.users(ctx, v.Name)
 	if err != nil {
 		return out, err
 	}
-	for _, u := range users {
-		if u.generation != g && (!want.ReadOnly || !u.readOnly) {
-			return out, &VolumeInUseError{Volume: v.Name, By: u.generation}
-		}
-	}
-	if want.ReadOnly {
-		return chain(out, store.Paths(v.Layers)), nil
+	if err := s.unwritten(v, users, g); err != nil {
+		return out, err
 	}
 	// What another generation left is kept as it is, before this one gets at it.
 	rec, _ := s.machine(g.Machine).Of(g.Number)
@@ -154,8 +140,8 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 			return out, err
 		}
 	}
-	if err := store.Thin(ctx, v.Name); err != nil {
-		// The next start tries again; a reader may have the files open.
+	if err := store.Thin(ctx, v.Name, opened(users)); err != nil {
+		// The next start tries again.
 		s.host.Log.Debug("removing old snapshots", "volume", v.Name, "err", err)
 	}
 	if v, err = store.Get(v.Name); err != nil {

@@ -75,7 +75,7 @@ func (l *Lab) Volumes(ctx context.Context) ([]VolumeStatus, error) {
 			Name: v.Name, Size: v.Size, Taken: l.volumes().Taken(v), FS: v.FS, Made: v.Made,
 			Machine: v.Attached.Machine, Generation: v.Attached.Generation, Snapshots: []VolumeSnapshot{},
 		}
-		users, err := s.users(ctx, v)
+		users, err := s.users(ctx, v.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -90,19 +90,27 @@ func (l *Lab) Volumes(ctx context.Context) ([]VolumeStatus, error) {
 	return out, nil
 }
 
-// user is a generation that runs and has a volume.
+// volumeUser is a generation that runs and has a volume.
 type volumeUser struct {
 	generation lab.Generation
 	provider   providers.Provider
-	readOnly   bool
+	disk       providers.Volume
 }
 
-// users returns who has the volume at this moment.
-func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, error) {
+// has reports whether the machine has the file open, by its path.
+func (u volumeUser) has(path string) bool {
+	return u.disk.Path == path || slices.Contains(u.disk.Layers, path)
+}
+
+// users returns who has the volume at this moment, by what the providers say. One that
+// cannot be asked counts only if it is the lab's own: a machine of another provider
+// keeps its locks on the files all the same.
+func (s *session) users(ctx context.Context, name string) ([]volumeUser, error) {
 	var out []volumeUser
 	for _, p := range s.host.candidates(s.state.Opened) {
 		all, err := p.List(ctx, s.id)
-		if errors.Is(err, providers.ErrIncapable) {
+		if err != nil && ctx.Err() == nil && (errors.Is(err, providers.ErrIncapable) || p.Name() != orDefault(s.state.Opened.Provider)) {
+			s.host.Log.Debug("asking for users of a volume", "provider", p.Name(), "err", err)
 			continue
 		}
 		if err != nil {
@@ -112,29 +120,50 @@ func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, err
 			if m.State != providers.StateRunning && m.State != providers.StatePaused {
 				continue
 			}
-			u := volumeUser{generation: m.Generation, provider: p}
-			has := v.Attached.Machine == m.Machine && v.Attached.Generation == m.Number
-			rec, _ := s.machine(m.Machine).Of(m.Number) // a standby, or one that gives way, has it, too
-			for _, w := range rec.Create.Spec.Volumes {
-				if w.Name == v.Name {
-					has, u.readOnly = true, w.ReadOnly
+			for _, disk := range m.Volumes {
+				if disk.Name == serial(name) {
+					out = append(out, volumeUser{m.Generation, p, disk})
 				}
-			}
-			if has {
-				out = append(out, u)
 			}
 		}
 	}
 	return out, nil
 }
 
+// writer returns who writes to a volume; ok is false if nobody does.
+func writer(users []volumeUser) (u volumeUser, ok bool) {
+	i := slices.IndexFunc(users, func(u volumeUser) bool { return !u.disk.ReadOnly })
+	if i < 0 {
+		return u, false
+	}
+	return users[i], true
+}
+
+// unwritten returns a *VolumeInUseError if a machine other than g writes to the volume,
+// or has the file open that is written to.
+func (s *session) unwritten(v volume.Volume, users []volumeUser, g lab.Generation) error {
+	top := s.volumes().Path(v.Layers[len(v.Layers)-1])
+	for _, u := range users {
+		if u.generation != g && (!u.disk.ReadOnly || u.has(top)) {
+			return &VolumeInUseError{Volume: v.Name, By: u.generation}
+		}
+	}
+	return nil
+}
+
+// opened says of a path whether any of the users has it open.
+func opened(users []volumeUser) func(path string) bool {
+	return func(path string) bool {
+		return slices.ContainsFunc(users, func(u volumeUser) bool { return u.has(path) })
+	}
+}
+
 // idle returns a *VolumeInUseError if a machine that runs has the volume.
 func (s *session) idle(ctx context.Context, name string) error {
-	v, err := s.volumes().Get(name)
-	if err != nil {
+	if _, err := s.volumes().Get(name); err != nil {
 		return err
 	}
-	users, err := s.users(ctx, v)
+	users, err := s.users(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -172,7 +201,7 @@ func (l *Lab) withVolumes(o Options, t ledger.Type, do func(*session) (ledger.Vo
 func (l *Lab) SnapshotVolume(ctx context.Context, name, why string, o Options) (int, error) {
 	number := 0
 	return number, l.withVolumes(o, ledger.VolumeSnapshotted, func(s *session) (ledger.VolumeAct, error) {
-		snap, err := s.snapshotVolume(ctx, name, why, false)
+		snap, err := s.snapshotVolume(ctx, name, why)
 		number = snap.Number
 		return ledger.VolumeAct{Volume: name, Snapshot: snap.Number, Why: why}, err
 	})
@@ -180,45 +209,96 @@ func (l *Lab) SnapshotVolume(ctx context.Context, name, why string, o Options) (
 
 // snapshotVolume takes a snapshot of a volume, under the machine that writes to it if
 // there is one.
-func (s *session) snapshotVolume(ctx context.Context, name, why string, automatic bool) (volume.Snapshot, error) {
+func (s *session) snapshotVolume(ctx context.Context, name, why string) (snap volume.Snapshot, err error) {
 	store := s.volumes()
-	v, err := store.Get(name)
+	pushed, err := s.push(ctx, name, nil)
+	switch {
+	case err != nil:
+	case pushed:
+		snap, err = store.Keep(name, why, false)
+	default:
+		snap, err = store.Snapshot(name, why, false)
+	}
+	return snap, snapshotError(name, err)
+}
+
+// cover returns what a volume holds at this moment, in files that nobody writes to. A
+// machine that writes to it goes on.
+func (s *session) cover(ctx context.Context, name string) (now volume.Snapshot, err error) {
+	store := s.volumes()
+	pushed, err := s.push(ctx, name, store.Covered)
+	switch {
+	case err != nil:
+	case pushed:
+		now, err = store.Settle(name)
+	default:
+		now, err = store.Cover(name)
+	}
+	return now, snapshotError(name, err)
+}
+
+// push makes the machine that writes to a volume go on in an empty file on top, and
+// tells whether there is such a machine. What its guest holds it is asked to write
+// first; if enough then says that nothing needs to be done, nothing is.
+func (s *session) push(ctx context.Context, name string, enough func(volume.Volume) bool) (bool, error) {
+	store := s.volumes()
+	if _, err := store.Get(name); err != nil {
+		return false, err
+	}
+	users, err := s.users(ctx, name)
 	if err != nil {
-		return volume.Snapshot{}, err
+		return false, err
 	}
-	users, err := s.users(ctx, v)
-	if err != nil {
-		return volume.Snapshot{}, err
-	}
-	i := slices.IndexFunc(users, func(u volumeUser) bool { return !u.readOnly })
-	if i < 0 {
-		return store.Snapshot(name, why, automatic)
-	}
-	writer := users[i]
-	pusher, ok := writer.provider.(providers.VolumePusher)
+	by, ok := writer(users)
 	if !ok {
-		return volume.Snapshot{}, &VolumeInUseError{Volume: name, By: writer.generation}
+		return false, nil
 	}
-	if m, ok := s.machine(writer.generation.Machine).Of(writer.generation.Number); ok && m.Create.Agent {
+	pusher, ok := by.provider.(providers.VolumePusher)
+	if !ok {
+		return false, &VolumeInUseError{Volume: name, By: by.generation}
+	}
+	m, ok := s.machine(by.generation.Machine).Of(by.generation.Number)
+	booting := m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseStarting
+	if ok && !booting && (m.Create.Agent || m.Phase == ledger.PhaseReady) {
 		s.sync(ctx, m)
 	}
-	if v, err = store.Push(name); err != nil {
-		return volume.Snapshot{}, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
+	if v, err := store.Get(name); err != nil || enough != nil && enough(v) {
+		return false, err
+	}
+	v, err := store.Push(name)
+	if err != nil {
+		return false, err
 	}
 	attached := chain(providers.Volume{Name: serial(name)}, store.Paths(v.Layers))
-	if err := pusher.PushVolume(ctx, writer.generation, attached); err != nil {
-		return volume.Snapshot{}, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
+	return true, pusher.PushVolume(ctx, by.generation, attached)
+}
+
+func snapshotError(name string, err error) error {
+	if err == nil || errors.Is(err, volume.ErrNotFound) || errors.Is(err, providers.ErrInUse) {
+		return err
 	}
-	return store.Keep(name, why, automatic)
+	return fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
 }
 
 // RestoreVolume makes a volume what it was at a snapshot. What it held becomes a
-// snapshot, whose number is returned; 0 if it is one already. Errors as
-// SnapshotVolume.
+// snapshot, whose number is returned; 0 if it is one already. Machines that only read
+// it go on with what they have. Errors: volume.ErrNotFound; *VolumeInUseError if a
+// machine writes to it.
 func (l *Lab) RestoreVolume(ctx context.Context, name string, number int, o Options) (int, error) {
 	kept := 0
 	return kept, l.withVolumes(o, ledger.VolumeRestored, func(s *session) (act ledger.VolumeAct, err error) {
-		if err := s.idle(ctx, name); err != nil {
+		v, err := s.volumes().Get(name)
+		if err != nil {
+			return act, err
+		}
+		if _, err := v.Snapshot(number); err != nil {
+			return act, err
+		}
+		users, err := s.users(ctx, name)
+		if err != nil {
+			return act, err
+		}
+		if err := s.unwritten(v, users, lab.Generation{}); err != nil {
 			return act, err
 		}
 		kept, err = s.volumes().Restore(name, number)
@@ -226,64 +306,78 @@ func (l *Lab) RestoreVolume(ctx context.Context, name string, number int, o Opti
 	})
 }
 
-// still returns the number of a snapshot of what the volume holds if a machine writes
-// to it and number is 0, and number otherwise.
-func (s *session) still(ctx context.Context, name string, number int, why string) (int, error) {
-	if number != 0 {
-		return number, nil
+// at returns the snapshot with the number; 0 means what the volume holds now.
+func (s *session) at(ctx context.Context, name string, number int) (volume.Snapshot, error) {
+	if number == 0 {
+		return s.cover(ctx, name)
 	}
-	var busy *VolumeInUseError
-	if err := s.idle(ctx, name); !errors.As(err, &busy) {
-		return 0, err
-	}
-	snap, err := s.snapshotVolume(ctx, name, why, true)
+	v, err := s.volumes().Get(name)
 	if err != nil {
-		return 0, err
+		return volume.Snapshot{}, err
 	}
-	return snap.Number, s.recordVolume(ledger.VolumeSnapshotted, ledger.VolumeAct{Volume: name, Snapshot: snap.Number, Why: why})
+	return v.Snapshot(number)
 }
 
 // CloneVolume makes a volume of its own of a snapshot, or of what the volume holds if
-// number is 0. If a machine writes to it, that is a snapshot taken for it.
+// number is 0. A machine that writes to it goes on. Errors: volume.ErrNotFound;
+// volume.ErrExists; *VolumeInUseError if the provider cannot do that.
 func (l *Lab) CloneVolume(ctx context.Context, name string, number int, as string, o Options) error {
-	return l.withVolumes(o, ledger.VolumeCloned, func(s *session) (ledger.VolumeAct, error) {
-		number, err := s.still(ctx, name, number, "to be cloned")
-		if err != nil {
-			return ledger.VolumeAct{}, err
+	return l.withVolumes(o, ledger.VolumeCloned, func(s *session) (act ledger.VolumeAct, err error) {
+		if _, err := s.volumes().Get(as); err == nil {
+			return act, fmt.Errorf("cloning volume %s as %s: %w", name, as, volume.ErrExists)
 		}
-		_, err = s.volumes().Clone(ctx, name, number, as)
+		from, err := s.at(ctx, name, number)
+		if err != nil {
+			return act, err
+		}
+		_, err = s.volumes().Clone(ctx, name, from, as)
 		return ledger.VolumeAct{Volume: name, Snapshot: number, To: as}, err
 	})
 }
 
 // RemoveVolume removes a volume with its snapshots, or one snapshot if number is not
-// 0. Errors as SnapshotVolume.
+// 0. Errors: volume.ErrNotFound; *VolumeInUseError if a machine that runs has it.
 func (l *Lab) RemoveVolume(ctx context.Context, name string, number int, o Options) error {
-	kind := ledger.VolumeRemoved
 	if number > 0 {
-		kind = ledger.VolumeForgotten
+		return l.forgetSnapshot(ctx, name, number, o)
 	}
-	return l.withVolumes(o, kind, func(s *session) (ledger.VolumeAct, error) {
-		act := ledger.VolumeAct{Volume: name, Snapshot: number}
+	return l.withVolumes(o, ledger.VolumeRemoved, func(s *session) (ledger.VolumeAct, error) {
+		act := ledger.VolumeAct{Volume: name}
 		if err := s.idle(ctx, name); err != nil {
 			return act, err
-		}
-		if number > 0 {
-			return act, s.volumes().Forget(ctx, name, number)
 		}
 		return act, s.volumes().Remove(name)
 	})
 }
 
-// ExportVolume writes a snapshot, or what the volume holds if number is 0, into a new
-// file, in the format "qcow2" or "raw".
-func (l *Lab) ExportVolume(ctx context.Context, name string, number int, format, to string, o Options) error {
-	return l.withVolumes(o, ledger.VolumeExported, func(s *session) (ledger.VolumeAct, error) {
-		number, err := s.still(ctx, name, number, "to be exported")
+// forgetSnapshot removes a snapshot. What lies below the file that a machine writes to
+// is joined when that machine has stopped.
+func (l *Lab) forgetSnapshot(ctx context.Context, name string, number int, o Options) error {
+	return l.withVolumes(o, ledger.VolumeForgotten, func(s *session) (ledger.VolumeAct, error) {
+		act := ledger.VolumeAct{Volume: name, Snapshot: number}
+		users, err := s.users(ctx, name)
 		if err != nil {
-			return ledger.VolumeAct{}, err
+			return act, err
 		}
-		return ledger.VolumeAct{Volume: name, Snapshot: number, To: to}, s.volumes().Export(ctx, name, number, format, to)
+		return act, s.volumes().Forget(ctx, name, number, opened(users))
+	})
+}
+
+// ExportVolume writes a snapshot, or what the volume holds if number is 0, into a new
+// file, in the format "qcow2" or "raw". Errors as CloneVolume.
+func (l *Lab) ExportVolume(ctx context.Context, name string, number int, format, to string, o Options) error {
+	return l.withVolumes(o, ledger.VolumeExported, func(s *session) (act ledger.VolumeAct, err error) {
+		if err := volume.Exportable(to); err != nil {
+			return act, fmt.Errorf("exporting volume %s: %w", name, err)
+		}
+		from, err := s.at(ctx, name, number)
+		if err != nil {
+			return act, err
+		}
+		if err := s.volumes().Export(ctx, from, format, to); err != nil {
+			return act, fmt.Errorf("exporting volume %s: %w", name, err)
+		}
+		return ledger.VolumeAct{Volume: name, Snapshot: number, To: to}, nil
 	})
 }
 

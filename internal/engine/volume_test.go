@@ -7,6 +7,8 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -170,11 +172,11 @@ func TestVolumesOfOneMachine(t *testing.T) {
 	web.Volumes[0].ReadOnly = true
 	w := b.want(db, web)
 
-	// A reader beside a writer gets the newest snapshot; if there is none yet, one is
-	// taken under the writer.
+	// A reader beside a writer gets what the volume holds when it starts; the writer
+	// goes on.
 	b.up(l, w)
 	v := b.volume(l, "data")
-	if !cmp.Equal(v.InUse, []string{"db@1", "web@1"}) || len(v.Snapshots) != 1 || v.Snapshots[0].Why != "for web@1 to read" || !v.Snapshots[0].Automatic {
+	if !cmp.Equal(v.InUse, []string{"db@1", "web@1"}) || len(v.Snapshots) != 0 {
 		t.Errorf("%+v", v)
 	}
 	if p := b.up(l, w); p.Changes() {
@@ -183,7 +185,7 @@ func TestVolumesOfOneMachine(t *testing.T) {
 	if err := l.CloneVolume(b.ctx, "data", 0, "copy", Options{}); err != nil {
 		t.Error(err)
 	}
-	if v := b.volume(l, "data"); len(v.Snapshots) != 2 || v.Snapshots[1].Why != "to be cloned" {
+	if v := b.volume(l, "data"); len(v.Snapshots) != 0 {
 		t.Errorf("%+v", v)
 	}
 	if err := l.Destroy(b.ctx, Options{Machines: []lab.Name{"web"}, Volumes: true}); err != nil {
@@ -208,11 +210,86 @@ func TestVolumesOfOneMachine(t *testing.T) {
 		}
 	}
 	want := []string{
-		"volume data: made, 1MiB", "volume data@1: snapshot, for web@1 to read", "volume data@2: snapshot, to be cloned",
-		"volume data@2: cloned as copy", "volume data: removed",
+		"volume data: made, 1MiB", "volume data: cloned as copy", "volume data: removed",
 	}
 	if diff := cmp.Diff(want, told); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestVolumesBesideReaders starts and replaces a machine that writes while another one
+// reads, and looks at what the reader has.
+func TestVolumesBesideReaders(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	db, web := machine("db"), machine("web", "db")
+	db.Volumes, web.Volumes = []lab.Volume{bare("data", lab.MiB)}, []lab.Volume{bare("data", lab.MiB)}
+	web.Volumes[0].ReadOnly = true
+	w := b.want(db, web)
+	b.up(l, w)
+	has := func(machine lab.Name, number int) providers.Volume {
+		t.Helper()
+		m, err := b.provider.Inspect(b.ctx, lab.Generation{Lab: l.ID(), Machine: machine, Number: number})
+		if err != nil || len(m.Volumes) != 1 {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		return m.Volumes[0]
+	}
+	apart := func(writer, reader providers.Volume) {
+		t.Helper()
+		if reads := append(slices.Clone(reader.Layers), reader.Path); slices.Contains(reads, writer.Path) {
+			t.Errorf("%s is written to and read", writer.Path)
+		}
+	}
+	apart(has("db", 1), has("web", 1))
+	b.scribble(l, "data")
+	if _, err := l.Rebuild(b.ctx, w, UpOptions{Options: Options{Machines: []lab.Name{"db"}}}); err != nil {
+		t.Fatal(err)
+	}
+	apart(has("db", 2), has("web", 1))
+	if err := l.Stop(b.ctx, StopOptions{Options: Options{Machines: []lab.Name{"db"}}}); err != nil {
+		t.Fatal(err)
+	}
+
+	// The reader starts while nobody writes; it does not keep the writer out.
+	if _, err := l.Rebuild(b.ctx, w, UpOptions{Options: Options{Machines: []lab.Name{"web"}}}); err != nil {
+		t.Fatal(err)
+	}
+	b.scribble(l, "data")
+	if err := l.Start(b.ctx, Options{Machines: []lab.Name{"db"}}); err != nil {
+		t.Fatal(err)
+	}
+	apart(has("db", 2), has("web", 2))
+
+	// A snapshot is restored under it, one is removed, the volume is not.
+	for range 7 {
+		b.scribble(l, "data")
+		if err := l.ExportVolume(b.ctx, "data", 0, "raw", filepath.Join(t.TempDir(), "data.raw"), Options{}); err != nil {
+			t.Error(err)
+		}
+	}
+	v := b.volume(l, "data")
+	if len(v.Snapshots) != 1 || v.Snapshots[0].Why != "before db@2" {
+		t.Errorf("%+v", v)
+	}
+	var busy *VolumeInUseError
+	if _, err := l.RestoreVolume(b.ctx, "data", 9, Options{}); !errors.Is(err, volume.ErrNotFound) {
+		t.Error(err)
+	}
+	if _, err := l.RestoreVolume(b.ctx, "data", 1, Options{}); !errors.As(err, &busy) || busy.By.Machine != "db" {
+		t.Error(err)
+	}
+	if err := l.Stop(b.ctx, StopOptions{Options: Options{Machines: []lab.Name{"db"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := l.RestoreVolume(b.ctx, "data", 1, Options{}); err != nil || kept != 2 {
+		t.Errorf("kept %d, %v", kept, err)
+	}
+	if err := l.RemoveVolume(b.ctx, "data", 2, Options{}); err != nil {
+		t.Error(err)
+	}
+	if err := l.RemoveVolume(b.ctx, "data", 0, Options{}); !errors.As(err, &busy) || busy.By.Machine != "web" {
+		t.Error(err)
 	}
 }
 

@@ -104,9 +104,26 @@ func (s *Store) snapshot(v *Volume, why string, automatic bool) (Snapshot, error
 	return snap, s.grown(v)
 }
 
+// Cover returns what a volume that no machine writes to holds, in files that nobody
+// will write to: an empty one is put on top of them. It is no snapshot that is kept:
+// the files stay for as long as the volume goes on from them or somebody has them open.
+func (s *Store) Cover(name string) (Snapshot, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if !s.Covered(v) {
+		v.Pushing = false
+		if err = s.grown(&v); err == nil {
+			err = s.save(v)
+		}
+	}
+	return v.below(), err
+}
+
 // Push puts an empty file on top of a volume that a machine writes to, for that machine
-// to write to from now on. Keep then makes a snapshot of what lies below; until it
-// did, the machine may write to that.
+// to write to from now on. Keep or Settle then end that; until they did, the machine
+// may write to what lies below.
 func (s *Store) Push(name string) (Volume, error) {
 	v, err := s.Get(name)
 	if err != nil {
@@ -130,6 +147,17 @@ func (s *Store) Keep(name, why string, automatic bool) (Snapshot, error) {
 		return snap, err
 	}
 	return snap, s.save(v)
+}
+
+// Settle notes that nobody writes any more to what lies below the file that Push put
+// on top, which it returns as Cover does.
+func (s *Store) Settle(name string) (Snapshot, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	v.Pushing = false
+	return v.below(), s.save(v)
 }
 
 // keep makes a snapshot of files of the volume that nobody writes to.
@@ -156,7 +184,7 @@ func (s *Store) Attach(name string, to Attachment) (*Snapshot, error) {
 		return nil, err
 	}
 	var taken *Snapshot
-	if v.Attached.Generation > 0 && s.Written(v) {
+	if v.Attached.Generation > 0 && !s.kept(v) {
 		snap, err := s.snapshot(&v, fmt.Sprintf("before %s@%d", to.Machine, to.Generation), true)
 		if err != nil {
 			return nil, fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
@@ -193,7 +221,7 @@ func (s *Store) Restore(name string, number int) (int, error) {
 		return 0, err
 	}
 	kept := 0
-	if s.Written(v) {
+	if !s.kept(v) {
 		snap, err := s.snapshot(&v, fmt.Sprintf("before %s@%d was restored", name, number), true)
 		if err != nil {
 			return 0, fmt.Errorf("restoring volume %s: %w", name, err)
@@ -226,8 +254,9 @@ func (s *Store) Remove(name string) error {
 	return nil
 }
 
-// Forget removes one snapshot. What only it needed goes.
-func (s *Store) Forget(ctx context.Context, name string, number int) error {
+// Forget removes one snapshot. What only it needed goes; files are joined but for those
+// that open says somebody has open, by their paths.
+func (s *Store) Forget(ctx context.Context, name string, number int, open func(path string) bool) error {
 	v, err := s.Get(name)
 	if err != nil {
 		return err
@@ -239,12 +268,12 @@ func (s *Store) Forget(ctx context.Context, name string, number int) error {
 	if err := s.save(v); err != nil {
 		return fmt.Errorf("removing %s@%d: %w", name, number, err)
 	}
-	return s.merge(ctx, name)
+	return s.merge(ctx, name, open)
 }
 
 // Thin removes all but the newest KeepAutomatic of the snapshots that lab took by
-// itself.
-func (s *Store) Thin(ctx context.Context, name string) error {
+// itself, and joins files as Forget does.
+func (s *Store) Thin(ctx context.Context, name string, open func(path string) bool) error {
 	v, err := s.Get(name)
 	if err != nil {
 		return err
@@ -256,7 +285,7 @@ func (s *Store) Thin(ctx context.Context, name string) error {
 		}
 	}
 	if surplus <= 0 {
-		return s.merge(ctx, name) // what an earlier one did not get done
+		return s.merge(ctx, name, open) // what an earlier one did not get done
 	}
 	v.Snapshots = slices.DeleteFunc(v.Snapshots, func(snap Snapshot) bool {
 		if snap.Automatic && surplus > 0 {
@@ -268,18 +297,18 @@ func (s *Store) Thin(ctx context.Context, name string) error {
 	if err := s.save(v); err != nil {
 		return fmt.Errorf("removing old snapshots of volume %s: %w", name, err)
 	}
-	return s.merge(ctx, name)
+	return s.merge(ctx, name, open)
 }
 
 // merge joins files of which no snapshot needs the lower one alone. A file that
 // stands in several chains stays as it is unless all of them go on the same way.
-func (s *Store) merge(ctx context.Context, name string) error {
+func (s *Store) merge(ctx context.Context, name string, open func(path string) bool) error {
 	for {
 		v, err := s.Get(name)
 		if err != nil {
 			return err
 		}
-		lower, upper, ok := v.mergeable()
+		lower, upper, ok := v.mergeable(func(file string) bool { return open(s.Path(file)) })
 		if !ok {
 			return nil
 		}
@@ -305,11 +334,11 @@ func (v Volume) chains() [][]string {
 }
 
 // mergeable returns two files, one on the other, that are nowhere one without the
-// other. The file that is written to stays on its own.
-func (v Volume) mergeable() (lower, upper string, ok bool) {
+// other and that nobody has open. The file that is written to stays on its own.
+func (v Volume) mergeable(open func(file string) bool) (lower, upper string, ok bool) {
 	for i := 0; i+2 < len(v.Layers); i++ {
 		lower, upper = v.Layers[i], v.Layers[i+1]
-		pair := true
+		pair := !open(lower) && !open(upper)
 		for _, chain := range v.chains() {
 			if at := slices.Index(chain, lower); at >= 0 && (at+1 == len(chain) || chain[at+1] != upper) {
 				pair = false

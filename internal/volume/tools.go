@@ -132,10 +132,10 @@ func (s *Store) commit(ctx context.Context, lower, upper string) error {
 	return syncFile(lower)
 }
 
-// Clone makes a volume of its own of what another one holds, or held when the
-// snapshot with the number was taken; 0 means now.
-func (s *Store) Clone(ctx context.Context, name string, number int, as string) (Volume, error) {
-	v, chain, size, err := s.at(name, number)
+// Clone makes a volume of its own of what another one held when the snapshot was
+// taken. Errors: ErrExists.
+func (s *Store) Clone(ctx context.Context, name string, from Snapshot, as string) (Volume, error) {
+	v, err := s.Get(name)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -143,44 +143,42 @@ func (s *Store) Clone(ctx context.Context, name string, number int, as string) (
 	if err != nil {
 		return clone, fmt.Errorf("cloning volume %s as %s: %w", name, as, err)
 	}
-	clone.Size, clone.FS, clone.Owner, clone.Mode = size, v.FS, v.Owner, v.Mode
+	clone.Size, clone.FS, clone.Owner, clone.Mode = from.Size, v.FS, v.Owner, v.Mode
 	file := clone.newLayer()
-	if err := flatten(ctx, chain, "qcow2", s.Path(file)); err != nil {
+	if err := flatten(ctx, s.Paths(from.Layers), "qcow2", s.Path(file)); err != nil {
 		return clone, fmt.Errorf("cloning volume %s: %w", name, err)
 	}
 	return s.finish(clone, file)
 }
 
-// at returns the files and the size of a volume now (0) or at a snapshot.
-func (s *Store) at(name string, number int) (Volume, []string, lab.Bytes, error) {
-	v, err := s.Get(name)
-	if err != nil || number == 0 {
-		return v, s.Paths(v.Layers), v.Size, err
-	}
-	snap, err := v.Snapshot(number)
-	return v, s.Paths(snap.Layers), snap.Size, err
-}
-
-// Export writes a volume, or a snapshot of it, into one new file of the format
-// "qcow2" or "raw", which anything can read.
-func (s *Store) Export(ctx context.Context, name string, number int, format, to string) error {
-	_, chain, _, err := s.at(name, number)
-	if err != nil {
+// Export writes a snapshot of a volume into one new file of the format "qcow2" or
+// "raw", which anything can read.
+func (s *Store) Export(ctx context.Context, from Snapshot, format, to string) error {
+	if err := Exportable(to); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("exporting volume %s: %s exists already", name, to)
-	}
 	tmp := to + ".part"
-	if err := flatten(ctx, chain, format, tmp); err != nil {
+	if err := flatten(ctx, s.Paths(from.Layers), format, tmp); err != nil {
 		os.Remove(tmp)
-		return fmt.Errorf("exporting volume %s: %w", name, err)
+		return fmt.Errorf("writing %s: %w", to, err)
 	}
 	if err := errors.Join(syncFile(tmp), os.Rename(tmp, to)); err != nil {
 		os.Remove(tmp)
-		return fmt.Errorf("exporting volume %s: %w", name, err)
+		return fmt.Errorf("writing %s: %w", to, err)
 	}
 	return nil
+}
+
+// Exportable returns an error if Export would not make that file.
+func Exportable(to string) error {
+	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s exists already", to)
+	}
+	fi, err := os.Stat(filepath.Dir(to))
+	if err == nil && !fi.IsDir() || errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no folder %s", filepath.Dir(to))
+	}
+	return err
 }
 
 // Import makes a volume of a disk image, which is inspected first: it may come from
@@ -264,8 +262,10 @@ func (s *Store) Grow(ctx context.Context, name string, size lab.Bytes) error {
 	old := s.Paths(v.Layers)
 	v.Size = size
 	if v.FS != "ext4" {
-		if err := s.grown(&v); err != nil {
-			return fmt.Errorf("growing volume %s: %w", name, err)
+		for range 2 { // what lies below the last file is to have the size, too
+			if err := s.grown(&v); err != nil {
+				return fmt.Errorf("growing volume %s: %w", name, err)
+			}
 		}
 		return s.save(v)
 	}

@@ -4,8 +4,9 @@
 // machines that use them, with numbered snapshots that nothing changes any more.
 //
 // A volume is a chain of qcow2 files and a description that names them. A machine
-// writes to the last file; a snapshot is the chain up to some file. The files name
-// no backing file: the description alone says what lies on what.
+// writes to the last file; a snapshot is the chain up to some file, and so is what
+// machines read that do not write: nobody but the writer has the last file open. The
+// files name no backing file: the description alone says what lies on what.
 package volume
 
 import (
@@ -65,7 +66,7 @@ type Attachment struct {
 
 // Snapshot is an earlier state of a volume. It never changes.
 type Snapshot struct {
-	Number    int       `json:"number"`
+	Number    int       `json:"number"` // 0 if it is not kept: see Cover
 	Taken     time.Time `json:"taken"`
 	Why       string    `json:"why,omitempty"`
 	Automatic bool      `json:"automatic,omitempty"` // taken by lab: old ones go
@@ -203,10 +204,26 @@ func (s *Store) Taken(v Volume) lab.Bytes {
 	return total
 }
 
-// Written reports whether anything was written since the newest layer was begun.
-func (s *Store) Written(v Volume) bool {
+// Covered reports whether nothing was written to the last file, and there are others:
+// they hold what the volume holds.
+func (s *Store) Covered(v Volume) bool {
 	fi, err := os.Stat(s.Path(v.Layers[len(v.Layers)-1]))
-	return v.Pushing || err != nil || fi.Size() > qcow2.EmptySize
+	return err == nil && fi.Size() <= qcow2.EmptySize && len(v.Layers) > 1 && !v.Pushing
+}
+
+// kept reports whether what the volume holds is a snapshot, or nothing at all.
+func (s *Store) kept(v Volume) bool {
+	fi, err := os.Stat(s.Path(v.Layers[len(v.Layers)-1]))
+	if v.Pushing || err != nil || fi.Size() > qcow2.EmptySize {
+		return false
+	}
+	below := v.below().Layers
+	return len(below) == 0 || slices.ContainsFunc(v.Snapshots, func(snap Snapshot) bool { return slices.Equal(snap.Layers, below) })
+}
+
+// below is what lies below the last file.
+func (v Volume) below() Snapshot {
+	return Snapshot{Size: v.Size, Layers: slices.Clone(v.Layers[:len(v.Layers)-1])}
 }
 
 // newLayer takes the number of a file that is still to be made.

@@ -67,6 +67,17 @@ func current(t *testing.T, s *Store, name string) Volume {
 	return v
 }
 
+func cover(t *testing.T, s *Store, name string) Snapshot {
+	t.Helper()
+	snap, err := s.Cover(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+func nobody(string) bool { return false }
+
 func TestSnapshots(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "db", "none", 8*lab.MiB)
@@ -92,7 +103,7 @@ func TestSnapshots(t *testing.T) {
 	reads(t, s.Paths(second.Layers), 0, 2)
 	reads(t, s.Paths(first.Layers), 0, 1)
 
-	if _, err := s.Clone(t.Context(), "db", 2, "old"); err != nil {
+	if _, err := s.Clone(t.Context(), "db", second, "old"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Remove("db"); err != nil {
@@ -122,7 +133,7 @@ func TestAttach(t *testing.T) {
 			if _, err := s.Attach("db", Attachment{Machine: "web", Generation: n}); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Thin(t.Context(), "db"); err != nil {
+			if err := s.Thin(t.Context(), "db", nobody); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -135,7 +146,7 @@ func TestAttach(t *testing.T) {
 	if snap, err := s.Attach("db", Attachment{Machine: "web", Generation: 11}); err != nil || snap != nil {
 		t.Fatal(snap, err)
 	}
-	if err := s.Thin(t.Context(), "db"); err != nil {
+	if err := s.Thin(t.Context(), "db", nobody); err != nil {
 		t.Fatal(err)
 	}
 	v := current(t, s, "db")
@@ -163,6 +174,88 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// TestCover reads what a volume holds while it goes on from there.
+func TestCover(t *testing.T) {
+	s := newStore(t)
+	create(t, s, "db", "none", 8*lab.MiB)
+	empty := cover(t, s, "db")
+	reads(t, s.Paths(empty.Layers), 0, 0)
+	if again := cover(t, s, "db"); !slices.Equal(again.Layers, empty.Layers) {
+		t.Errorf("nothing was written, and %v became %v", empty.Layers, again.Layers)
+	}
+	write(t, s, "db", 0, 1)
+	first := cover(t, s, "db")
+	write(t, s, "db", 0, 2)
+	reads(t, s.Paths(first.Layers), 0, 1)
+	second := cover(t, s, "db")
+
+	// It is not lost by going back to another state.
+	if snap, err := s.Snapshot("db", "", false); err != nil || snap.Number != 1 {
+		t.Fatal(snap, err)
+	}
+	write(t, s, "db", 0, 3)
+	third := cover(t, s, "db")
+	if kept, err := s.Restore("db", 1); err != nil || kept != 2 {
+		t.Fatalf("kept %d, %v", kept, err)
+	}
+	snap, err := current(t, s, "db").Snapshot(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(snap.Layers), 0, 3)
+
+	// Files are joined, but for those that somebody has open.
+	held := []Snapshot{first, third}
+	open := func(path string) bool {
+		return slices.ContainsFunc(held, func(snap Snapshot) bool { return slices.Contains(s.Paths(snap.Layers), path) })
+	}
+	if err := s.Forget(t.Context(), "db", 2, open); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(first.Layers), 0, 1)
+	reads(t, s.Paths(second.Layers), 0, 2)
+	held = nil
+	if err := s.Thin(t.Context(), "db", open); err != nil {
+		t.Fatal(err)
+	}
+	v := current(t, s, "db")
+	if len(v.Layers) != 2 {
+		t.Errorf("left apart: %v", v.Layers)
+	}
+	reads(t, s.Paths(v.Layers), 0, 2)
+
+	// A reader of what was grown sees the size.
+	if err := s.Grow(t.Context(), "db", 16*lab.MiB); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(cover(t, s, "db").Layers), 12<<20, 0)
+}
+
+// TestForgetTheLatest forgets the snapshot that the volume goes on from: what it holds
+// is not lost by that.
+func TestForgetTheLatest(t *testing.T) {
+	s := newStore(t)
+	create(t, s, "db", "none", 8*lab.MiB)
+	for n := 1; n <= 2; n++ {
+		write(t, s, "db", 0, byte(n))
+		if _, err := s.Snapshot("db", "", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Forget(t.Context(), "db", 2, nobody); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := s.Restore("db", 1)
+	if err != nil || kept != 3 {
+		t.Fatalf("kept %d, %v", kept, err)
+	}
+	snap, err := current(t, s, "db").Snapshot(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s.Paths(snap.Layers), 0, 2)
+}
+
 // TestForget keeps what a restored branch stands on.
 func TestForget(t *testing.T) {
 	s := newStore(t)
@@ -178,7 +271,7 @@ func TestForget(t *testing.T) {
 	}
 	write(t, s, "db", 3*64<<10, 7)
 	for _, n := range []int{1, 2} {
-		if err := s.Forget(t.Context(), "db", n); err != nil {
+		if err := s.Forget(t.Context(), "db", n, nobody); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -228,14 +321,14 @@ func TestExt4(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "db.raw")
-	if err := s.Export(t.Context(), "db", 0, "raw", file); err != nil {
+	if err := s.Export(t.Context(), cover(t, s, "db"), "raw", file); err != nil {
 		t.Fatal(err)
 	}
 	if got := blocks(t, file); got != "24576" {
 		t.Errorf("the file system has %s blocks", got)
 	}
 	small := filepath.Join(t.TempDir(), "small.raw")
-	if err := s.Export(t.Context(), "db", before.Number, "raw", small); err != nil {
+	if err := s.Export(t.Context(), before, "raw", small); err != nil {
 		t.Fatal(err)
 	}
 	if got := blocks(t, small); got != "16384" {
@@ -248,7 +341,7 @@ func TestExt4(t *testing.T) {
 	if err := s.Grow(t.Context(), "db", 64*lab.MiB); err == nil || !strings.Contains(err.Error(), "cannot shrink to 64MiB") {
 		t.Error(err)
 	}
-	if err := s.Export(t.Context(), "db", 0, "raw", file); err == nil || !strings.Contains(err.Error(), "exists already") {
+	if err := s.Export(t.Context(), cover(t, s, "db"), "raw", file); err == nil || !strings.Contains(err.Error(), "exists already") {
 		t.Error(err)
 	}
 	if _, err := s.Create(t.Context(), lab.Volume{Name: "db", Size: lab.GiB, FS: "ext4"}); !errors.Is(err, ErrExists) {

@@ -72,7 +72,9 @@ func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m
 	if !exists(dir) {
 		return broken("its directory is gone: " + dir)
 	}
+	m.Volumes, _ = def.Storage()
 	if m.Disk, m.Written, err = local.Usage(dir); err != nil {
+		m.Volumes = nil
 		return broken(err.Error())
 	}
 	s, reason, err := p.state(ctx, *d)

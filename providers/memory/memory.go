@@ -301,11 +301,11 @@ func (p *Provider) Inspect(ctx context.Context, g lab.Generation) (providers.Mac
 func (m *machine) facts() providers.Machine {
 	f := providers.Machine{
 		Generation: m.spec.Generation, State: providers.StateStopped, Image: m.spec.Image.Digest,
-		Disk: m.disk.taken, Written: m.disk.written,
+		Disk: m.disk.taken, Written: m.disk.written, Volumes: slices.Clone(m.spec.Volumes),
 	}
 	switch {
 	case m.broken != "":
-		f.State, f.Image, f.Reason = providers.StateBroken, "", m.broken
+		f.State, f.Image, f.Volumes, f.Reason = providers.StateBroken, "", nil, m.broken
 	case m.running != nil:
 		f.State, f.PID, f.Since, f.Accel = providers.StateRunning, os.Getpid(), m.running.since, "memory"
 		if m.running.paused {

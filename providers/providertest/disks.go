@@ -112,6 +112,7 @@ func testVolumes(b *bench) {
 		return s
 	}
 	b.up(spec(1, false))
+	b.has(gen("db", 1), spec(1, false).Volumes...)
 	for number, readOnly := range map[int]bool{2: false, 3: true} {
 		b.ok("Create", b.Other.Create(b.ctx(), spec(number, readOnly)))
 		err := b.Other.Start(b.ctx(), gen("db", number))
@@ -134,9 +135,11 @@ func testVolumes(b *bench) {
 		b.is("SetVolumes", c.SetVolumes(b.ctx(), gen("db", 9), nil), providers.ErrNotFound)
 		b.ok("Stop", b.Provider.Stop(b.ctx(), gen("db", 2), b.Patience))
 		// A snapshot: what was written to lies below now, and others may read it.
-		b.ok("SetVolumes", c.SetVolumes(b.ctx(), gen("db", 2), []providers.Volume{{Name: "data", Path: b.volume(), Layers: []string{data}}}))
+		given := []providers.Volume{{Name: "data", Path: b.volume(), Layers: []string{data}}}
+		b.ok("SetVolumes", c.SetVolumes(b.ctx(), gen("db", 2), given))
 		b.ok("Start", b.Other.Start(b.ctx(), gen("db", 2)))
 		b.booted(gen("db", 2), 1)
+		b.has(gen("db", 2), given...)
 		b.up(spec(5, true))
 		b.ok("Create", b.Provider.Create(b.ctx(), spec(6, false)))
 		b.is("Start of a writer to what lies below", b.Provider.Start(b.ctx(), gen("db", 6)), providers.ErrInUse)
@@ -152,6 +155,17 @@ func testVolumes(b *bench) {
 		if _, err := os.Stat(path); err != nil {
 			b.Errorf("after Destroy: %v", err)
 		}
+	}
+}
+
+// has checks which volumes a machine says it has.
+func (b *bench) has(g lab.Generation, want ...providers.Volume) {
+	b.Helper()
+	same := func(v, w providers.Volume) bool {
+		return v.Name == w.Name && v.Path == w.Path && v.ReadOnly == w.ReadOnly && slices.Equal(v.Layers, w.Layers)
+	}
+	if got := b.inspect(g).Volumes; !slices.EqualFunc(got, want, same) {
+		b.Errorf("%s has the volumes %+v, want %+v", g, got, want)
 	}
 }
 
@@ -178,6 +192,7 @@ func (b *bench) push(p providers.VolumePusher, g lab.Generation, spec func(int, 
 		attached.Layers, attached.Path = append(slices.Clone(attached.Layers), attached.Path), next
 		b.ok("PushVolume", p.PushVolume(b.ctx(), g, attached))
 		b.state(g, providers.StateRunning)
+		b.has(g, attached)
 	}
 	// Others read what it wrote to before, and cannot write to that.
 	reader, writer := spec(7, true), spec(8, false)

@@ -69,6 +69,7 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 		return m, true, nil
 	}
 	m.Image = def.Image.Digest
+	m.Volumes, _ = def.Storage()
 	if m.PID == 0 {
 		m.State = providers.StateStopped
 		m.Exit, _ = local.LastExit(dir, nil, func() string { return lastWords(dir) })
