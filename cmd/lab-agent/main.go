@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string) error {
 		_, err := fmt.Println("lab-agent", version)
 		return err
 	}
-	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|volumes|version]", args)
+	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|volumes|folder CONFIG|mount CONFIG|version]", args)
 }
 
 // mount outlives the login that started it.

@@ -18,7 +18,7 @@ import (
 func CompareManifests(old, now *Manifest, same bool, o Options) Report {
 	c := &listing{
 		comparison: comparison{o: o}, same: same, seconds: old.seconds || now.seconds,
-		seen: map[[2]uint64]int{},
+		seen: map[[2]uint64]int{}, mounts: map[string]bool{},
 	}
 	a, b := old.entries, now.entries
 	for len(a) > 0 || len(b) > 0 {
@@ -45,7 +45,7 @@ type listing struct {
 	comparison
 	same, seconds bool
 	seen          map[[2]uint64]int // as in comparison
-	mounts        []string          // where another file system stands on one of the sides
+	mounts        map[string]bool   // where another file system stands on one of the sides
 }
 
 // pair compares what stands at a path; either may be nil. What another file system
@@ -53,7 +53,7 @@ type listing struct {
 func (c *listing) pair(a, b *listed) {
 	for _, e := range []*listed{a, b} {
 		if e != nil && e.mount {
-			c.mounts = append(c.mounts, e.path)
+			c.mounts[e.path] = true
 		}
 	}
 	name := ""
@@ -62,10 +62,8 @@ func (c *listing) pair(a, b *listed) {
 	} else {
 		name = b.path
 	}
-	for _, mount := range c.mounts {
-		if name == mount && a != nil && b != nil || strings.HasPrefix(name, mount+"/") {
-			return
-		}
+	if c.mounts[name] && a != nil && b != nil || c.hidden(name) {
+		return
 	}
 	switch {
 	case a == nil:
@@ -77,6 +75,20 @@ func (c *listing) pair(a, b *listed) {
 	default:
 		c.both(name, a, b)
 	}
+}
+
+// hidden reports whether another file system stands above a path.
+func (c *listing) hidden(name string) bool {
+	for len(c.mounts) > 0 {
+		i := strings.LastIndexByte(name, '/')
+		if i < 0 {
+			return false
+		}
+		if name = name[:i]; c.mounts[name] {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *listing) both(name string, a, b *listed) {

@@ -122,7 +122,11 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 // is ready.
 func (s *session) boot(ctx context.Context, l launch) error {
 	g := l.Generation
-	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: "booting"})
+	doing := "booting"
+	if live, err := s.provider.Inspect(ctx, g); err == nil && live.State == providers.StatePaused {
+		doing = "letting it go on"
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: doing})
 	super, err := s.supervisor(ctx)
 	if err != nil {
 		return s.fail(ctx, g, StageBoot, err)

@@ -87,9 +87,32 @@ func (l *Lab) dial(ctx context.Context, ask func(*supervise.Client) (net.Conn, e
 	return ask(c)
 }
 
+// PausedError says that a machine's processors are halted: it answers nobody.
+type PausedError struct {
+	Machine lab.Name
+	Why     string // may be empty
+}
+
+// Error implements error.
+func (e *PausedError) Error() string {
+	if e.Why == "" {
+		return fmt.Sprintf("machine %q is paused", e.Machine)
+	}
+	return fmt.Sprintf("machine %q is paused: %s", e.Machine, e.Why)
+}
+
+// Unwrap returns providers.ErrNotRunning.
+func (e *PausedError) Unwrap() error { return providers.ErrNotRunning }
+
+// Hint is the next step.
+func (e *PausedError) Hint() string {
+	return fmt.Sprintf("\"lab up %s\" lets it go on, \"lab replace %s\" puts a new one in its place", e.Machine, e.Machine)
+}
+
 // running returns the record of a machine that runs.
 //
-// Errors: ErrNoLab, *NoMachineError, and providers.ErrNotRunning with why.
+// Errors: ErrNoLab, *NoMachineError, and providers.ErrNotRunning with why, as a
+// *PausedError if it is there but halted.
 func (l *Lab) running(ctx context.Context, name lab.Name) (ledger.Machine, error) {
 	m, p, err := l.known(name)
 	if err != nil {
@@ -105,6 +128,9 @@ func (l *Lab) running(ctx context.Context, name lab.Name) (ledger.Machine, error
 			why = ": " + why
 		}
 		return m, fmt.Errorf("machine %q is %s%s: %w", name, state, why, providers.ErrNotRunning)
+	}
+	if live.State == providers.StatePaused {
+		return m, &PausedError{Machine: name, Why: live.Reason}
 	}
 	return m, nil
 }

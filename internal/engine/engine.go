@@ -66,7 +66,7 @@ type Options struct {
 	Confirm  func(plan.Plan) error // called once before anything is changed; an error stops it; may be nil
 	Volumes  bool                  // the volumes go, too; Destroy alone looks at it
 
-	due *dueThen // what made the clock ask for this; nil if somebody did
+	due *Due // what made the clock ask for this; nil if somebody did
 }
 
 // UpOptions are the options of Plan, Up and Rebuild.

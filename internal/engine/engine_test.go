@@ -400,6 +400,32 @@ func TestKilledMachineIsSeenAndStarted(t *testing.T) {
 	b.expect(l, "db@1 ready", "web@1 ready")
 }
 
+// TestPaused says of a machine that is halted that it is, and lets it go on.
+func TestPaused(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	w := b.want(machine("db"))
+	b.up(l, w)
+	b.provider.Pause(lab.Generation{Lab: l.ID(), Machine: "db", Number: 1}, true)
+	var paused *PausedError
+	if _, err := l.Connect(b.ctx, "db", ""); !errors.As(err, &paused) || !errors.Is(err, providers.ErrNotRunning) || err.Error() != `machine "db" is paused` {
+		t.Errorf("connecting gave %v", err)
+	}
+	var said []string
+	o := UpOptions{Options: Options{Events: func(e Event) {
+		if e.Stage == StageBoot {
+			said = append(said, e.Text)
+		}
+	}}}
+	if _, err := l.Up(b.ctx, w, o); err != nil {
+		t.Fatal(err)
+	}
+	if !cmp.Equal(said, []string{"letting it go on"}) {
+		t.Errorf("up said %q", said)
+	}
+	b.expect(l, "db@1 ready")
+}
+
 func TestStopStartRebuild(t *testing.T) {
 	b := newBench(t)
 	l := b.open()

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -200,7 +201,7 @@ func early(img Image, m lab.Machine) string {
 		return ""
 	}
 	var words []string
-	for _, v := range m.Volumes {
+	for _, v := range nested(m) {
 		if v.FS == "none" {
 			continue
 		}
@@ -211,6 +212,14 @@ func early(img Image, m lab.Machine) string {
 		return ""
 	}
 	return line
+}
+
+// nested returns the volumes in the order in which they are mounted: one that is within
+// another comes after it.
+func nested(m lab.Machine) []lab.Volume {
+	volumes := slices.Clone(m.Volumes)
+	slices.SortStableFunc(volumes, func(a, b lab.Volume) int { return strings.Compare(a.Mount, b.Mount) })
+	return volumes
 }
 
 // mountTime bounds what mounting may take in a guest that answers.
@@ -292,7 +301,7 @@ func (s *session) mountScript(m lab.Machine) (string, []lab.Volume, error) {
 		owned []lab.Volume
 	)
 	call := func(words ...string) { b.WriteString(guest.Quote(words) + "\n") }
-	for _, v := range m.Volumes {
+	for _, v := range nested(m) {
 		if v.FS == "none" {
 			continue
 		}
@@ -340,6 +349,9 @@ volume() {
 	done
 	[ -n "$disk" ] || fail "volume $1: the guest's kernel shows no disk with the serial number $2"
 	if ! mounted "$disk"; then
+		case " $(cat /proc/cmdline)" in
+		*" lab.volume=$2,"*) fail "volume $1 could not be mounted at $3 before the services started; the console says why (lab logs)";;
+		esac
 		mkdir -p "$3" || fail "volume $1: $3 cannot be made"
 		if [ "$4" = rw ]; then
 			stage=$(mktemp -d) && mount -t ext4 "$disk" "$stage" || fail "volume $1: $disk cannot be mounted"

@@ -36,44 +36,37 @@ type use struct {
 // Due returns what is due now by max_age, idle and expires, as they were recorded:
 // no Labfile is needed. The whole lab comes alone. Errors: ErrNoLab.
 func (l *Lab) Due(ctx context.Context) ([]Due, error) {
-	due, _, _, err := l.due(ctx)
+	due, _, err := l.due(ctx)
 	return due, err
 }
 
-// dueThen is what was due when the clock was looked at, and the use that machines
-// had seen by then.
-type dueThen struct {
-	Due
-	used uses
-}
-
 // due also returns when the next thing will be, as far as that is known: the zero
-// time if nothing ever will; and when machines were last used.
-func (l *Lab) due(ctx context.Context) ([]Due, time.Time, uses, error) {
+// time if nothing ever will.
+func (l *Lab) due(ctx context.Context) ([]Due, time.Time, error) {
 	if !l.book.Exists() {
-		return nil, time.Time{}, nil, ErrNoLab
+		return nil, time.Time{}, ErrNoLab
 	}
 	state, err := l.read()
 	if err != nil {
-		return nil, time.Time{}, nil, err
+		return nil, time.Time{}, err
 	}
 	if !mortal(state) {
-		return nil, time.Time{}, nil, nil // the machines need not be looked at
+		return nil, time.Time{}, nil // the machines need not be looked at
 	}
 	p, err := l.host.Provider(state.Opened)
 	if err != nil {
-		return nil, time.Time{}, nil, err
+		return nil, time.Time{}, err
 	}
 	seen, err := observe(ctx, p, l.id)
 	if err != nil {
-		return nil, time.Time{}, nil, err
+		return nil, time.Time{}, err
 	}
 	used, err := l.uses(ctx)
 	if err != nil {
-		return nil, time.Time{}, nil, err
+		return nil, time.Time{}, err
 	}
 	due, next := fallDue(state, seen, used, time.Now())
-	return due, next, used, nil
+	return due, next, nil
 }
 
 // errSettled says that what was due no longer is: some command has replaced or
@@ -91,7 +84,11 @@ func (s *session) stillDue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	due, _ := fallDue(s.state, seen, then.used, time.Now())
+	used, err := s.uses(ctx) // somebody may have begun to use it while lab waited for the lock
+	if err != nil {
+		return err
+	}
+	due, _ := fallDue(s.state, seen, used, time.Now())
 	i := slices.IndexFunc(due, func(d Due) bool {
 		return d.Machine == then.Machine && d.Generation == then.Generation && d.Then == then.Then
 	})
@@ -188,20 +185,20 @@ func fallDue(state ledger.State, seen map[lab.Name][]providers.Machine, used use
 //
 // Errors: ErrNoLab, *LockedError, and those of Stop, Destroy and Up.
 func (l *Lab) Tend(ctx context.Context, o Options) ([]Due, error) {
-	due, _, used, err := l.due(ctx)
+	due, _, err := l.due(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return l.tendAll(ctx, due, used, o)
+	return l.tendAll(ctx, due, o)
 }
 
-func (l *Lab) tendAll(ctx context.Context, due []Due, used uses, o Options) ([]Due, error) {
+func (l *Lab) tendAll(ctx context.Context, due []Due, o Options) ([]Due, error) {
 	var (
 		done []Due
 		errs []error
 	)
 	for _, d := range due {
-		o.due = &dueThen{d, used}
+		o.due = &d
 		switch err := l.tend(ctx, d, o); {
 		case errors.Is(err, errSettled):
 		case err != nil:
@@ -280,7 +277,7 @@ func (l *Lab) Watch(ctx context.Context, act func(context.Context) error) {
 		case <-time.After(wait):
 		}
 		wait = tendEvery
-		due, next, _, err := l.due(ctx)
+		due, next, err := l.due(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			l.host.Log.Debug("looking for what is due", "err", err)

@@ -146,7 +146,7 @@ func TestTendLooksAgain(t *testing.T) {
 			due := []Due{{Machine: "web", Generation: 1, Then: then, Why: "it was old"}}
 			b.rebuild(l, w)
 			before, _ := l.History()
-			done, err := l.tendAll(b.ctx, due, uses{}, Options{})
+			done, err := l.tendAll(b.ctx, due, Options{})
 			if err != nil || len(done) > 0 {
 				t.Errorf("did %v, %v", done, err)
 			}

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,26 +27,29 @@ func (s *session) adopt(ctx context.Context, target guest.Target, g lab.Generati
 		return err
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for the guest"})
+	var refused time.Time // since when nobody is let in
 	for {
 		client, err := guest.Connect(ctx, target)
 		if err == nil {
 			return client.Close()
 		}
-		last := err
-		// It answers, and is somebody else yet: it speaks with a key of its own.
-		if !errors.Is(err, guest.ErrLogin) {
-			err = guest.Adopt(ctx, target, guest.AdoptConfig{Identity: identity, User: user(c)})
-			if err == nil {
-				continue
-			}
-			if errors.Is(err, guest.ErrLogin) {
-				return fmt.Errorf("giving the guest its identity: %w; does the box let in user %q? (user: in the Labfile)", err, user(c))
-			}
-			last = err
+		// It answers, and is somebody else yet: it speaks with a key of its own, or lets
+		// the lab's key not in because an earlier attempt was cut off half-way.
+		err = guest.Adopt(ctx, target, guest.AdoptConfig{Identity: identity, User: user(c)})
+		if err == nil {
+			continue
+		}
+		switch {
+		case !errors.Is(err, guest.ErrLogin):
+			refused = time.Time{}
+		case refused.IsZero():
+			refused = time.Now()
+		case time.Since(refused) > cmp.Or(s.host.Patience, loginTime): // a guest that is booting lets nobody in either
+			return fmt.Errorf("giving the guest its identity: %w; does the box let in user %q? (user: in the Labfile)", err, user(c))
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("giving the guest its identity: %w (%w)", context.Cause(ctx), last)
+			return fmt.Errorf("giving the guest its identity: %w (%w)", context.Cause(ctx), err)
 		case <-time.After(adoptEvery):
 		}
 	}

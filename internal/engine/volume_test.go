@@ -325,6 +325,17 @@ func TestVolumesUndone(t *testing.T) {
 	}
 }
 
+// TestNested mounts what lies within another volume after that.
+func TestNested(t *testing.T) {
+	db := machine("db")
+	db.Volumes = []lab.Volume{
+		{Name: "wal", FS: "ext4", Mount: "/srv/db/wal"}, {Name: "bare", FS: "none"}, {Name: "data", FS: "ext4", Mount: "/srv/db"},
+	}
+	if got, want := early(Image{Image: providers.Image{Kernel: "/k"}, Agent: true}, db), "lab.volume=data,rw,/srv/db lab.volume=wal,rw,/srv/db/wal"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestSerial(t *testing.T) {
 	for name, want := range map[string]string{
 		"data":                  "data",

@@ -137,7 +137,8 @@ const mercy = 2 * time.Second
 
 // Run runs a command and waits until it has ended and its output is delivered. If
 // ctx ends before, the command gets SIGTERM, after two seconds SIGKILL, and the
-// error is ctx's cause. A guest that heeds neither costs the whole login.
+// error is ctx's cause. A guest that heeds neither, or has not begun to run the command,
+// costs the whole login.
 //
 // Errors: *ExitError, ErrDisconnected.
 func (c *Client) Run(ctx context.Context, cmd Command) error {
@@ -145,26 +146,16 @@ func (c *Client) Run(ctx context.Context, cmd Command) error {
 	if err != nil {
 		return err
 	}
-	s, err := c.ssh.NewSession()
+	// Until it runs, every step waits for an answer that a silent guest never gives.
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	s, err := c.begin(cmd, line)
+	if !stop() {
+		return fmt.Errorf("starting a command: %w", context.Cause(ctx))
+	}
 	if err != nil {
-		return fmt.Errorf("starting a command: %w", lost(err))
+		return err
 	}
 	defer s.Close()
-	s.Stdin, s.Stdout, s.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
-	if cmd.TTY != nil {
-		modes := ssh.TerminalModes{ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400, ssh.IUTF8: 1}
-		if err := s.RequestPty(cmd.TTY.Term, cmd.TTY.Size.Rows, cmd.TTY.Size.Columns, modes); err != nil {
-			return fmt.Errorf("asking for a terminal: %w", lost(err))
-		}
-	}
-	if line == "" {
-		err = s.Shell()
-	} else {
-		err = s.Start(line)
-	}
-	if err != nil {
-		return fmt.Errorf("starting a command: %w", lost(err))
-	}
 	done := make(chan error, 1)
 	go func() { done <- s.Wait() }()
 	var resize <-chan Size
@@ -186,6 +177,32 @@ func (c *Client) Run(ctx context.Context, cmd Command) error {
 			return fmt.Errorf("running a command: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// begin starts a command.
+func (c *Client) begin(cmd Command, line string) (*ssh.Session, error) {
+	s, err := c.ssh.NewSession()
+	if err != nil {
+		return nil, fmt.Errorf("starting a command: %w", lost(err))
+	}
+	s.Stdin, s.Stdout, s.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
+	if cmd.TTY != nil {
+		modes := ssh.TerminalModes{ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400, ssh.IUTF8: 1}
+		if err := s.RequestPty(cmd.TTY.Term, cmd.TTY.Size.Rows, cmd.TTY.Size.Columns, modes); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("asking for a terminal: %w", lost(err))
+		}
+	}
+	if line == "" {
+		err = s.Shell()
+	} else {
+		err = s.Start(line)
+	}
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("starting a command: %w", lost(err))
+	}
+	return s, nil
 }
 
 // cancel ends a command step by step. Each step may hang, because the guest may be

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/guest/agent"
@@ -452,6 +453,56 @@ func TestRunCancelled(t *testing.T) {
 		pid := strings.Fields(out.buf.String())[0]
 		waitGone(t, pid)
 	}
+}
+
+// TestRunOnSilence has a guest that lets lab in and then says nothing more.
+func TestRunOnSilence(t *testing.T) {
+	key, host := newKey(t), newKey(t)
+	conf := &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) { return nil, nil }}
+	conf.AddHostKey(host.Signer)
+	asked, ended := make(chan struct{}), make(chan struct{})
+	target := guest.Target{Machine: "web", User: "me", Key: key.Signer, HostKey: host.Signer.PublicKey()}
+	target.Port = func(context.Context, uint16) (net.Conn, error) {
+		ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "ssh"))
+		if err != nil {
+			return nil, err
+		}
+		defer ln.Close()
+		ours, err := net.Dial("unix", ln.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		theirs, err := ln.Accept()
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			defer close(ended)
+			_, chans, reqs, err := ssh.NewServerConn(theirs, conf)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			go ssh.DiscardRequests(reqs)
+			<-chans // a session is asked for
+			close(asked)
+			for range chans {
+			}
+		}()
+		return ours, nil
+	}
+	c, err := guest.Connect(testContext(t), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	cause := errors.New("changed my mind")
+	ctx, cancel := context.WithCancelCause(testContext(t))
+	go func() { <-asked; cancel(cause) }()
+	if err := c.Run(ctx, guest.Command{Shell: "true"}); !errors.Is(err, cause) {
+		t.Errorf("got %v, want %v", err, cause)
+	}
+	<-ended
 }
 
 // waitGone waits until a process has ended.

@@ -39,8 +39,7 @@ func orNil[T any](f *file, err error) (T, error) {
 	return any(f).(T), nil
 }
 
-// flags of an open request besides what it is for. Those who append say at which
-// offset they write.
+// flags of an open request besides what it is for.
 func flags(r *sftp.Request) int {
 	var out int
 	p := r.Pflags()
@@ -52,6 +51,9 @@ func flags(r *sftp.Request) int {
 	}
 	if p.Trunc {
 		out |= os.O_TRUNC
+	}
+	if p.Append {
+		out |= os.O_APPEND
 	}
 	return out
 }
@@ -85,6 +87,12 @@ func (s *server) openFile(name string, flag int) (*file, error) {
 		if info, err = f.Stat(); err == nil && !info.Mode().IsRegular() {
 			err = syscall.EACCES
 		}
+		// A process of the guest's would lose these by writing, and so does lab, unless
+		// it is root's.
+		const raised = os.ModeSetuid | os.ModeSetgid
+		if err == nil && flag != os.O_RDONLY && info.Mode()&raised != 0 {
+			err = f.Chmod(info.Mode() &^ raised)
+		}
 		if err != nil {
 			f.Close()
 		}
@@ -93,7 +101,7 @@ func (s *server) openFile(name string, flag int) (*file, error) {
 		s.open.Add(-1)
 		return nil, err
 	}
-	return &file{f: f, open: &s.open}, nil
+	return &file{f: f, open: &s.open, appends: flag&os.O_APPEND != 0}, nil
 }
 
 // file is an open file.
@@ -101,6 +109,8 @@ type file struct {
 	f      *os.File
 	open   *atomic.Int64
 	closed atomic.Bool
+
+	appends bool // whatever offset is said
 }
 
 func (f *file) ReadAt(p []byte, off int64) (int, error) {
@@ -109,6 +119,10 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
+	if f.appends { // what the host has appended meanwhile stays
+		n, err := f.f.Write(p)
+		return n, wire(err)
+	}
 	n, err := f.f.WriteAt(p, off)
 	return n, wire(err)
 }

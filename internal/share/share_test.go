@@ -373,6 +373,24 @@ func TestChanges(t *testing.T) {
 }
 
 // TestLargeFolder lists more than goes into one answer.
+// TestRaised takes the bits away that run a program as somebody else, whoever lab is.
+func TestRaised(t *testing.T) {
+	f := newFixture(t, true)
+	path := filepath.Join(f.dir, "file")
+	if err := os.Chmod(path, 0o755|os.ModeSetuid|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	w, err := f.OpenFile("/file", os.O_WRONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.done("write", func() error { _, err := w.Write([]byte("#!/bin/sh\n")); return err }())
+	f.done("close", w.Close())
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o755 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
 func TestLargeFolder(t *testing.T) {
 	f := newFixture(t, false)
 	var want []string

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/labfile/lab/internal/guest/agentapi"
@@ -21,6 +22,9 @@ type mount struct {
 	old   bool          // the machine has had it before: it is tried until it works
 	tried chan struct{} // closed when the agent has mounted it, or refused to
 	err   error         // why it refused; valid once tried is closed
+
+	served  bool          // the guest has it mounted; under machine.mu
+	changed chan struct{} // closed and replaced when served changes; likewise
 }
 
 // mount carries out a request.
@@ -61,7 +65,7 @@ func (m *machine) keepMounts(want []Mount, old bool) []*mount {
 			out = append(out, m.mounts[i])
 			continue
 		}
-		f := &mount{Mount: w, old: old, tried: make(chan struct{})}
+		f := &mount{Mount: w, old: old, tried: make(chan struct{}), changed: make(chan struct{})}
 		m.mounts = append(m.mounts, f)
 		out = append(out, f)
 		if m.ctx.Err() == nil { // else its end may be waited for
@@ -81,17 +85,23 @@ const (
 func (m *machine) keepMount(f *mount) {
 	met := false
 	for wait := mountPause; ; wait = min(2*wait, mountMost) {
+		if !m.awaitOuter(f) {
+			return
+		}
 		began := time.Now()
 		err := m.serveMount(f, func() {
+			m.setServed(f, true)
 			if !met {
 				met = true
 				close(f.tried)
 			}
 		})
+		m.setServed(f, false)
 		var refused *agentapi.RefusedError
 		if errors.As(err, &refused) && !met && !f.old { // whoever asked for it is told, and may ask again
 			m.mu.Lock()
 			m.mounts = slices.DeleteFunc(m.mounts, func(other *mount) bool { return other == f })
+			close(f.changed) // nobody is to wait for it any more
 			m.mu.Unlock()
 			f.err = errors.New(refused.Reason)
 			close(f.tried)
@@ -107,6 +117,41 @@ func (m *machine) keepMount(f *mount) {
 			return
 		}
 	}
+}
+
+// awaitOuter waits until the folders are mounted in which this one is: a guest that
+// starts again has none of them, and one mounted later would hide it. It reports whether the machine
+// still runs.
+func (m *machine) awaitOuter(f *mount) bool {
+	for {
+		m.mu.Lock()
+		var changed chan struct{}
+		for _, o := range m.mounts {
+			if !o.served && strings.HasPrefix(f.To, strings.TrimSuffix(o.To, "/")+"/") {
+				changed = o.changed
+			}
+		}
+		m.mu.Unlock()
+		if changed == nil {
+			return m.ctx.Err() == nil
+		}
+		select {
+		case <-changed:
+		case <-m.ctx.Done():
+			return false
+		}
+	}
+}
+
+func (m *machine) setServed(f *mount, served bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f.served == served {
+		return
+	}
+	f.served = served
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
 // serveMount makes the guest mount a folder, and serves it until the connection ends.

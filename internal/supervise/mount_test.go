@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -187,5 +188,47 @@ func TestMountsWithoutAgent(t *testing.T) {
 	}
 	if got := <-names; got != "/src has name" {
 		t.Error(got)
+	}
+}
+
+// TestMountsWithinMounts has a guest that starts again mount the outer folder first, also
+// if that takes a few attempts.
+func TestMountsWithinMounts(t *testing.T) {
+	d := testDirs(t)
+	_, c := run(t, d, nil)
+	ctx := testContext(t)
+	v := boot(t, d, "db", 1, 10)
+	mounted := v.mounting(func(agentapi.Folder) error { return nil })
+	if _, err := c.Plug(ctx, v.machine()); err != nil {
+		t.Fatal(err)
+	}
+	mounts := []Mount{
+		{From: named(t, "outer"), To: "/srv", Owner: "root"}, {From: named(t, "inner"), To: "/srv/in", Owner: "root"},
+		{From: named(t, "other"), To: "/srv-other", Owner: "root"},
+	}
+	if err := c.Mount(ctx, v.g, mounts); err != nil {
+		t.Fatal(err)
+	}
+	for range mounts {
+		<-mounted
+	}
+	var refused atomic.Int32
+	again := v.mounting(func(f agentapi.Folder) error {
+		if f.Path == "/srv" && refused.Add(1) < 4 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	v.mu.Lock()
+	v.agent()
+	v.mu.Unlock()
+	var order []string
+	for range mounts {
+		if got := <-again; !strings.HasPrefix(got, "/srv-other") {
+			order = append(order, got)
+		}
+	}
+	if diff := cmp.Diff([]string{"/srv has outer", "/srv/in has inner"}, order); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -363,8 +363,11 @@ func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (
 // seconds to end in good order; one whose process is stopped cannot use them.
 func (p *Provider) kill(ctx context.Context, d domain) error {
 	if pid := findQEMU(d.Directory); pid != 0 && local.Halted(pid) {
+		// Looked for again, now that it is held: the pid may be another's by now.
 		if proc, err := local.OpenProcess(pid); err == nil {
-			if err := proc.Signal(unix.SIGKILL); err != nil { // it may be another user's
+			if findQEMU(d.Directory) != pid {
+				p.log.Debug("a stopped QEMU ended by itself", "pid", pid)
+			} else if err := proc.Signal(unix.SIGKILL); err != nil { // it may be another user's
 				p.log.Debug("killing a stopped QEMU", "pid", pid, "error", err)
 			}
 			proc.Close()

@@ -184,6 +184,7 @@ func (p *Provider) Start(ctx context.Context, g lab.Generation) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if m.running != nil {
+		m.running.paused = false
 		return nil
 	}
 	if err := p.volumeInUse(m); err != nil {

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -212,7 +213,7 @@ func (a *Agent) identify(id agentapi.Identity) error {
 	if err != nil {
 		return err
 	}
-	if err := a.mkdir("var/lib/lab-agent", 0o700); err != nil {
+	if err := a.mkdir(path.Dir(stateFile), 0o700); err != nil {
 		return err
 	}
 	return a.write(stateFile, append(b, '\n'), 0o600)

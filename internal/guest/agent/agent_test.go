@@ -193,6 +193,11 @@ ssh-ed25519 AAAA alice
 	if got := contents(t, dir, stateFile); !strings.HasPrefix(got, "--- "+stateFile+" -rw-------\n{") || strings.Contains(got, "entropy") {
 		t.Errorf("the kept identity: %s", got)
 	}
+	for name, mode := range map[string]os.FileMode{"var/lib": 0o755, "var/lib/lab-agent": 0o700} {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", name, fi.Mode(), err)
+		}
+	}
 
 	// Another identity replaces what was ours and nothing else.
 	id.Hostname, id.Address, id.AuthorizedKeys = "db", netip.MustParsePrefix("10.93.151.12/24"), []string{key + " new"}

@@ -298,11 +298,16 @@ func dropbearKey(key ed25519.PrivateKey) []byte {
 	}{ssh.KeyAlgoED25519, key})
 }
 
+// mkdir makes a folder of the guest with the mode, and what is missing above it with 0755.
 func (a *Agent) mkdir(name string, mode fs.FileMode) error {
 	if fi, err := a.Root.Stat(name); err == nil && fi.IsDir() {
 		return nil
 	}
-	if err := a.Root.MkdirAll(name, mode); err != nil {
+	err := a.Root.MkdirAll(path.Dir(name), 0o755)
+	if err == nil {
+		err = a.Root.Mkdir(name, mode)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making /%s: %w", name, err)
 	}
 	return nil

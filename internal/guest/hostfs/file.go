@@ -38,7 +38,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	if !before.unchanged(a) {
 		n.NotifyContent(-1, 0) // attributes alone
 	}
-	return n.handle(f, flags), 0, 0
+	return n.handle(f, flags), direct(flags), 0
 }
 
 // Create makes a file and opens it.
@@ -67,12 +67,26 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 	if !ok {
 		return nil, nil, 0, syscall.EIO
 	}
-	return inode, c.handle(f, flags), 0, 0
+	return inode, c.handle(f, flags), direct(flags), 0
 }
 
-// access is what the file is opened for. A file that is appended to is written at
-// offsets that the kernel knows.
-func access(flags uint32) int { return int(flags) & syscall.O_ACCMODE }
+// access is what the file is opened for.
+func access(flags uint32) int {
+	how := int(flags) & syscall.O_ACCMODE
+	if how != syscall.O_RDONLY {
+		how |= int(flags) & syscall.O_APPEND
+	}
+	return how
+}
+
+// direct has what is appended written past the kernel's cache: where the file ends, the
+// host knows.
+func direct(flags uint32) uint32 {
+	if flags&syscall.O_APPEND != 0 {
+		return fuse.FOPEN_DIRECT_IO
+	}
+	return 0
+}
 
 // open opens a file at the host. One that nobody waits for any more is closed again.
 func (f *FS) open(ctx context.Context, path string, flags int) (*sftp.File, syscall.Errno) {
@@ -152,20 +166,24 @@ func (h *handle) reopen(ctx context.Context, old *sftp.File) syscall.Errno {
 	return no
 }
 
-// do uses the open file, twice if it must: to read and to write at an offset does no
-// harm when it is done again.
-func (h *handle) do(ctx context.Context, f func(*sftp.File) error) syscall.Errno {
+// do uses the open file, twice if it must and may: to read and to write at an offset
+// does no harm when it is done again.
+func (h *handle) do(ctx context.Context, again bool, f func(*sftp.File) error) syscall.Errno {
 	file := h.now()
-	var err error
-	no := on(ctx, func() error { err = f(file); return err })
-	if no != errLost || !lost(err) {
+	answer := make(chan error, 1)
+	no := h.node.fs.link.on(ctx, func() error { err := f(file); answer <- err; return err })
+	if no != errLost || !lost(<-answer) {
 		return no
 	}
-	if no := h.reopen(ctx, file); no != 0 {
+	no = h.reopen(ctx, file)
+	switch {
+	case no != 0:
 		return no
+	case !again:
+		return errLost
 	}
 	file = h.now()
-	return on(ctx, func() error { return f(file) })
+	return h.node.fs.link.on(ctx, func() error { return f(file) })
 }
 
 // lost reports whether an answer will never come.
@@ -178,7 +196,7 @@ func lost(err error) bool {
 func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	got := make(chan []byte, 2)
 	size := len(dest)
-	no := h.do(ctx, func(f *sftp.File) error {
+	no := h.do(ctx, true, func(f *sftp.File) error {
 		buf := make([]byte, size) // dest is the kernel's again when nobody waits any more
 		n, err := f.ReadAt(buf, off)
 		if err == nil || errors.Is(err, io.EOF) {
@@ -197,7 +215,7 @@ func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadRes
 func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
 	h.node.listed.forget()
 	data = slices.Clone(data) // as above
-	no := h.do(ctx, func(f *sftp.File) error {
+	no := h.do(ctx, h.flags&syscall.O_APPEND == 0, func(f *sftp.File) error {
 		_, err := f.WriteAt(data, off)
 		return err
 	})

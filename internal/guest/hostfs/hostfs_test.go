@@ -175,6 +175,7 @@ func TestNoHost(t *testing.T) {
 // TestInterrupted lets go whoever waits for a host that does not answer.
 func TestInterrupted(t *testing.T) {
 	k := newKernel(t)
+	k.fs.link.patience = time.Millisecond
 	k.disconnect()
 	host, guest := net.Pipe()
 	k.host = host
@@ -198,6 +199,64 @@ func TestInterrupted(t *testing.T) {
 	if st := k.raw.Lookup(cancel, &fuse.InHeader{NodeId: 1}, "file", &out); st != fuse.EINTR {
 		t.Errorf("got %v", st)
 	}
+}
+
+// TestSignals has programs that get signals all the time, as a shell does whose children
+// end: what they ask of a host that answers is done, once, and they are told so.
+func TestSignals(t *testing.T) {
+	k := newKernel(t)
+	signal := make(chan struct{})
+	close(signal)
+	var e fuse.EntryOut
+	if st := k.raw.Lookup(signal, &fuse.InHeader{NodeId: 1}, "file", &e); !st.Ok() {
+		t.Fatal(st)
+	}
+	var out fuse.OpenOut
+	if st := k.raw.Open(signal, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: e.NodeId}, Flags: syscall.O_WRONLY}, &out); !st.Ok() {
+		t.Fatal(st)
+	}
+	for i := range 50 {
+		in := &fuse.WriteIn{InHeader: fuse.InHeader{NodeId: e.NodeId}, Fh: out.Fh, Offset: uint64(3 + i)}
+		if n, st := k.raw.Write(signal, in, []byte(".")); n != 1 || !st.Ok() {
+			t.Fatalf("wrote %d, %v", n, st)
+		}
+	}
+	k.release(e.NodeId, out.Fh)
+}
+
+// TestAppend leaves alone what the host has appended meanwhile.
+func TestAppend(t *testing.T) {
+	k := newKernel(t)
+	e, _ := k.lookup("file")
+	var out fuse.OpenOut
+	st := k.raw.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: e.NodeId}, Flags: syscall.O_WRONLY | syscall.O_APPEND}, &out)
+	if !st.Ok() || out.OpenFlags&fuse.FOPEN_DIRECT_IO == 0 {
+		t.Fatalf("%+v, %v", out, st)
+	}
+	add := func(text string, known uint64) fuse.Status {
+		_, st := k.raw.Write(nil, &fuse.WriteIn{InHeader: fuse.InHeader{NodeId: e.NodeId}, Fh: out.Fh, Offset: known}, []byte(text))
+		return st
+	}
+	if st := add(", two", 3); !st.Ok() {
+		t.Fatal(st)
+	}
+	k.write("file", "one, two, host")
+	if st := add(", four", 8); !st.Ok() {
+		t.Fatal(st)
+	}
+	// It is not known whether what was under way has been appended: it is not done again.
+	k.disconnect()
+	k.connect()
+	if st := add(", lost", 20); st != fuse.EIO {
+		t.Errorf("got %v", st)
+	}
+	if st := add(", five", 20); !st.Ok() {
+		t.Error(st)
+	}
+	if got, err := os.ReadFile(filepath.Join(k.dir, "file")); string(got) != "one, two, host, four, five" || err != nil {
+		t.Errorf("the host has %q, %v", got, err)
+	}
+	k.release(e.NodeId, out.Fh)
 }
 
 // TestDeletedWhileOpen is what programs do with their temporary files.

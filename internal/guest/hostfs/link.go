@@ -81,7 +81,7 @@ func (l *link) new() bool {
 }
 
 // get returns the host, which is waited for only if it was lost just now.
-func (l *link) get(ctx context.Context) (*sftp.Client, syscall.Errno) {
+func (l *link) get() (*sftp.Client, syscall.Errno) {
 	for {
 		l.mu.Lock()
 		c, lost, changed := l.client, l.lost, l.changed
@@ -95,21 +95,17 @@ func (l *link) get(ctx context.Context) (*sftp.Client, syscall.Errno) {
 			t.Stop()
 		case <-t.C:
 			return nil, syscall.EIO
-		case <-ctx.Done():
-			t.Stop()
-			return nil, syscall.EINTR
 		}
 	}
 }
 
-// ask carries out f, which is left behind if the caller is interrupted: the kernel
-// lets nobody be killed who waits for an answer.
+// ask carries out f.
 func (l *link) ask(ctx context.Context, f func(*sftp.Client) error) syscall.Errno {
-	c, no := l.get(ctx)
+	c, no := l.get()
 	if no != 0 {
 		return no
 	}
-	return on(ctx, func() error { return f(c) })
+	return l.on(ctx, func() error { return f(c) })
 }
 
 // again is ask for what does no harm when it is done twice: if the host is lost
@@ -122,13 +118,24 @@ func (l *link) again(ctx context.Context, f func(*sftp.Client) error) syscall.Er
 	return no
 }
 
-func on(ctx context.Context, f func() error) syscall.Errno {
+// on carries out f. Any signal interrupts the caller, also one that no program expects
+// a file to be interrupted by (SIGCHLD, a timer), and what is under way happens all the
+// same: the answer is awaited. But f is left behind if none comes: the kernel lets
+// nobody be killed who waits for one.
+func (l *link) on(ctx context.Context, f func() error) syscall.Errno {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return errnoOf(err)
 	case <-ctx.Done():
+	}
+	t := time.NewTimer(l.patience)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return errnoOf(err)
+	case <-t.C:
 		return syscall.EINTR
 	}
 }
