@@ -55,6 +55,9 @@ func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
 	if err != nil {
 		return plan.Plan{}, err
 	}
+	if busy := l.Busy(); busy != nil {
+		a.ui.Note("%v: the plan is of this moment", busy)
+	}
 	show := a.show()
 	planned, err := l.PlanFor(ctx, want, engine.UpOptions{
 		Locked:  r.Bool("locked"),

@@ -119,6 +119,9 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 			r.Retired = append(r.Retired, p.Generation)
 		case p.Retired && p.Phase == ledger.PhaseFailed && p.Generation > m.Generation:
 			r.Failed = append(r.Failed, p.Generation)
+		case r.Phase == plan.PhaseLived && !p.Retired && p.Generation < m.Generation && !p.Ready.IsZero() &&
+			p.Phase != ledger.PhaseDestroying && p.Phase != ledger.PhaseGone:
+			r.Outgoing = append(r.Outgoing, p.Generation)
 		}
 	}
 	r.Stopped = m.Phase == ledger.PhaseStopped || m.Phase == ledger.PhaseStopping

@@ -132,6 +132,8 @@ type session struct {
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
 	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 
+	undone map[lab.Name]string // what resume would undo, in words
+
 	made   []string          // volumes
 	looked map[string]string // why disks can't be read from outside, by their layers
 

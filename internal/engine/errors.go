@@ -54,6 +54,7 @@ type MachineError struct {
 	Stage      Stage
 	Kept       bool // the generation still exists, for inspection
 	Instead    int  // the generation that it did not take over from, which is the present one; 0 if there is none
+	Down       bool // Instead does not run
 	Err        error
 }
 
@@ -68,7 +69,11 @@ func (e *MachineError) text() string {
 	case e.Generation == 0:
 		return fmt.Sprintf("generation %d stays: %v", e.Instead, e.Err)
 	}
-	return fmt.Sprintf("generation %d did not take over, generation %d stays: %v", e.Generation, e.Instead, e.Err)
+	stays := "stays"
+	if e.Down {
+		stays = "is the present one, and does not run"
+	}
+	return fmt.Sprintf("generation %d did not take over, generation %d %s: %v", e.Generation, e.Instead, stays, e.Err)
 }
 
 // Unwrap returns the cause.

@@ -125,12 +125,23 @@ func needless(state ledger.State, m providers.Machine) string {
 		return fmt.Sprintf("it never took over from generation %d", rec.Generation)
 	case m.Number < rec.Generation && rec.Phase != ledger.PhaseGone && rec.Ready.IsZero():
 		return "" // what was to take its place was never ready: the next command may go back to it
+	case outgoing(rec, m.Number):
+		return "" // the next command retires it
 	case m.Number < rec.Generation:
 		return fmt.Sprintf("generation %d has taken its place", rec.Generation)
 	case rec.Phase == ledger.PhaseGone:
 		return "it was destroyed, half"
 	}
 	return ""
+}
+
+// outgoing reports whether a generation gave way, is to be kept, and was not retired
+// yet because a command was killed.
+func outgoing(rec ledger.Machine, number int) bool {
+	if rec.Phase == ledger.PhaseGone || rec.Create.Spec.Machine(rec.Name).Replace.Keep < 1 {
+		return false
+	}
+	return slices.Contains(recorded(rec, nil).Outgoing, number)
 }
 
 // kept reports whether a generation that is not the present one is kept on purpose.

@@ -100,6 +100,20 @@ func (l *Lab) locked() bool {
 	return err == nil && probe.Type != unix.F_UNLCK
 }
 
+// Busy says which command works on the lab at this moment; nil if none does.
+func (l *Lab) Busy() *LockedError {
+	if !l.locked() {
+		return nil
+	}
+	e := &LockedError{Lab: l.id}
+	if f, err := os.Open(filepath.Join(l.host.Dirs.RunLab(l.id), "lock")); err == nil {
+		defer f.Close()
+		h := readHolder(f)
+		e.PID, e.Command, e.Since = h.PID, h.Command, h.Since
+	}
+	return e
+}
+
 func (k *lock) release() { k.file.Close() }
 
 // remove takes the lock's file away, and its directory if that holds nothing

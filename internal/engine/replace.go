@@ -41,6 +41,9 @@ func (s *session) replace(ctx context.Context, step plan.Step, m lab.Machine, im
 			return err
 		}
 	}
+	if err := s.retireLeftovers(ctx, step, m); err != nil {
+		return err
+	}
 	old = s.machine(step.Machine)
 	l := launch{Generation: next, m: m, newborn: true}
 	switch {
@@ -75,6 +78,19 @@ func (s *session) restorable(old ledger.Machine) bool {
 	})
 }
 
+// retireLeftovers finishes earlier replacements, of which lab was killed before it had
+// retired what gave way.
+func (s *session) retireLeftovers(ctx context.Context, step plan.Step, m lab.Machine) error {
+	for _, n := range step.Retire {
+		if old, ok := s.machine(step.Machine).Of(n); ok {
+			if err := s.retire(ctx, old, m.Replace.Keep, step.Reasons); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // removeLeftovers removes the generations that the step has no use for.
 func (s *session) removeLeftovers(ctx context.Context, step plan.Step) error {
 	for _, n := range step.Leftovers {
@@ -105,15 +121,15 @@ func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []stri
 		return err // if it is an error, undo knows what to do
 	}
 	if err := s.lay(ctx, l, failed); err != nil {
-		failed.Err = errors.Join(failed.Err, err)
+		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
 		return failed
 	}
 	if err := s.restore(old); err != nil {
-		failed.Err = errors.Join(failed.Err, err)
+		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
 		return failed
 	}
 	if err := s.keepFailed(l, failed); err != nil {
-		failed.Err = errors.Join(failed.Err, err)
+		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
 	}
 	failed.Instead = old.Generation
 	if !ran {
@@ -121,7 +137,8 @@ func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []stri
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: fmt.Sprintf("%s failed; starting %s again", l.Generation, g)})
 	if err := s.start(ctx, g, old.Create.Spec.Machine(old.Name), nil); err != nil {
-		failed.Err = errors.Join(failed.Err, fmt.Errorf("starting generation %d again: %w", g.Number, err))
+		failed.Err = fmt.Errorf("%w; and generation %d, which it was to replace, did not start again: %w", failed.Err, g.Number, err)
+		failed.Down = true
 	}
 	return failed
 }
@@ -139,11 +156,11 @@ func (s *session) handOver(ctx context.Context, l launch, img Image, why []strin
 	}
 	failed.Instead = old.Generation
 	if err := s.lay(ctx, l, failed); err != nil {
-		failed.Err = errors.Join(failed.Err, err)
+		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
 		return failed
 	}
 	if err := s.keepFailed(l, failed); err != nil {
-		failed.Err = errors.Join(failed.Err, err)
+		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
 	}
 	return failed
 }
@@ -184,9 +201,7 @@ func (s *session) takeOver(ctx context.Context, l launch, old ledger.Machine) er
 		}
 	}
 	s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageHandover, Text: fmt.Sprintf("took over; connections to %s end within %s", s.generation(old), l.m.Replace.Drain)})
-	if err := super.Drained(ctx, s.generation(old)); err != nil && ctx.Err() == nil {
-		s.host.Log.Debug("waiting for connections to end", "machine", s.generation(old), "err", err)
-	}
+	s.drained(ctx, super, l, old)
 	rec := s.machine(l.Machine)
 	s.emit(Event{
 		Machine: l.Machine, Generation: l.Number, Stage: StageReady, Text: readyText(rec.Create.Address, bound),
@@ -205,6 +220,28 @@ func promote(ctx context.Context, super *supervise.Client, l launch, before []le
 		return super.Promote(ctx, l.Generation, l.m.Ports, l.m.Replace.Drain)
 	}
 	return bound, err
+}
+
+// hurriedDrain is how long connections have that are still open when whoever waits for
+// them to end gives up.
+const hurriedDrain = 10 * time.Second
+
+// drained waits until the connections to a generation that gave way have ended, or
+// their time is over.
+func (s *session) drained(ctx context.Context, super *supervise.Client, l launch, old ledger.Machine) {
+	err := super.Drained(ctx, s.generation(old))
+	if err != nil && ctx.Err() != nil {
+		s.emit(Event{
+			Machine: l.Machine, Generation: l.Number, Stage: StageHandover,
+			Text: fmt.Sprintf("interrupted; what is connected to %s has %s more", s.generation(old), span(min(hurriedDrain, l.m.Replace.Drain))),
+		})
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hurriedDrain)
+		defer cancel()
+		err = super.Drained(ctx, s.generation(old))
+	}
+	if err != nil {
+		s.host.Log.Debug("waiting for connections to end", "machine", s.generation(old), "err", err)
+	}
 }
 
 // lay ends a generation that never became ready: it is stopped and, unless the
@@ -330,7 +367,7 @@ func (s *session) parkAll(ctx context.Context, g lab.Generation, m ledger.Machin
 	if perr := s.park(ctx, g, m); perr != nil {
 		return errors.Join(err, perr)
 	}
-	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: fmt.Sprintf("interrupted; generation %d is kept, stopped", g.Number)})
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: fmt.Sprintf("interrupted; generation %d is kept, stopped; \"lab start %s\" starts it", g.Number, g.Machine)})
 	return err
 }
 
@@ -389,7 +426,7 @@ func (s *session) undo(ctx context.Context, born []birth, why string) error {
 				errs = append(errs, fmt.Errorf("going back to generation %d of %s: %w", b.instead.Generation, b.Machine, err))
 				continue
 			}
-			text += fmt.Sprintf("; generation %d is kept, stopped", b.instead.Generation)
+			text += fmt.Sprintf("; generation %d is kept, stopped; \"lab start %s\" starts it", b.instead.Generation, b.Machine)
 		}
 		if err := s.remove(ctx, b.Generation, []string{why}); err != nil {
 			errs = append(errs, fmt.Errorf("undoing %s: %w", b.Generation, err))

@@ -352,8 +352,15 @@ func TestKilledHandOverIsFinishedByTheNext(t *testing.T) {
 				b.expect(l, fmt.Sprintf("web@%d ready", present)) // even before anybody finishes it
 				b.up(l, w)
 				b.expect(l, fmt.Sprintf("web@%d ready", present))
-				b.expectThere(l, fmt.Sprintf("web@%d running", present))
+				there := []string{fmt.Sprintf("web@%d running", present)}
+				if present == 2 { // what gave way is kept
+					there = append([]string{"web@1 stopped"}, there...)
+				}
+				b.expectThere(l, there...)
 				b.expectPlugged(l, fmt.Sprintf("web@%d present", present))
+				if garbage, err := b.GC(b.ctx, true); err != nil || len(garbage) > 0 {
+					t.Errorf("garbage: %+v, %v", garbage, err)
+				}
 				if p := b.up(l, w); p.Changes() {
 					t.Errorf("there is still something to do: %+v", p)
 				}

@@ -42,7 +42,10 @@ func (s *session) abandoned() []abandoned {
 // presume makes the session see the lab as resume would leave it, for those who only
 // want to know.
 func (s *session) presume() error {
+	s.undone = map[lab.Name]string{}
 	for _, a := range s.abandoned() {
+		s.undone[a.next.Name] = fmt.Sprintf("its replacement by generation %d was interrupted: that is undone, generation %d is the present one again",
+			a.next.Generation, a.before.Generation)
 		data, err := json.Marshal(restored(a.before))
 		if err != nil {
 			return err

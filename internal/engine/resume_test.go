@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/labfile/lab/internal/lab"
@@ -84,7 +85,7 @@ func TestKilledStopFirstIsUndoneByTheNext(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if step := planned.Plan.Steps[0]; step.Generation != 1 || step.Action != plan.Start || len(step.Leftovers) > 0 {
+				if step := planned.Plan.Steps[0]; step.Generation != 1 || step.Action != plan.Start || len(step.Leftovers) > 0 || !strings.Contains(step.Undone, "replacement by generation 2 was interrupted") {
 					t.Errorf("the plan is %+v", step)
 				}
 				if after, _ := l.History(); len(after) != len(before) {

@@ -263,13 +263,15 @@ func (l *Lab) Renew(ctx context.Context, why string, o Options) (plan.Plan, erro
 const (
 	tendEvery = 15 * time.Second
 	tendLeast = 200 * time.Millisecond
-	tendRetry = time.Minute
+	tendRetry = 2 * time.Second // at first, and twice as long each time
+	tendMost  = time.Minute
 )
 
 // Watch calls act whenever something of the lab is due, until ctx ends. act does
 // it, or sees to it that somebody does, and returns then; it may be called again for
 // the same.
 func (l *Lab) Watch(ctx context.Context, act func(context.Context) error) {
+	retry := tendRetry
 	for wait := tendLeast; ; {
 		select {
 		case <-ctx.Done():
@@ -287,10 +289,10 @@ func (l *Lab) Watch(ctx context.Context, act func(context.Context) error) {
 			}
 			if err := act(ctx); err != nil {
 				l.host.Log.Warn("doing what is due", "err", err)
-				wait = tendRetry
+				wait, retry = retry, min(2*retry, tendMost)
 				continue
 			}
-			wait = tendLeast
+			wait, retry = tendLeast, tendRetry
 		case !next.IsZero():
 			wait = max(tendLeast, min(wait, time.Until(next)))
 		}

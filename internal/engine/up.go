@@ -99,7 +99,13 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	}
 	in := s.input(want, images)
 	in.Only, in.Rebuild = only, rebuild
-	return plan.Make(in), images, nil
+	p := plan.Make(in)
+	for i, step := range p.Steps {
+		if why := s.undone[step.Machine]; why != "" && !s.locked() { // else somebody is at it
+			p.Steps[i].Undone = why
+		}
+	}
+	return p, images, nil
 }
 
 // outcome is how a step ended, for those that wait for it.
@@ -295,9 +301,9 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 		if err := s.keep(ctx, g, m, step); err != nil {
 			return err
 		}
-		return s.removeLeftovers(ctx, step)
+		return errors.Join(s.retireLeftovers(ctx, step, m), s.removeLeftovers(ctx, step))
 	}
-	if err := s.removeLeftovers(ctx, step); err != nil {
+	if err := errors.Join(s.retireLeftovers(ctx, step, m), s.removeLeftovers(ctx, step)); err != nil {
 		return err
 	}
 	switch step.Action {

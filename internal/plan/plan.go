@@ -42,8 +42,10 @@ type Step struct {
 	Generation int        `json:"generation,omitempty"` // the present one; 0 if there is none
 	Next       int        `json:"next,omitempty"`       // the one to make; 0 if none
 	Leftovers  []int      `json:"leftovers,omitempty"`  // generations to remove besides
+	Retire     []int      `json:"retire,omitempty"`     // generations that gave way and are to be stopped and kept
 	Bake       []string   `json:"bake,omitempty"`       // provision steps to bake before the generation is made
 	DependsOn  []lab.Name `json:"dependsOn,omitempty"`
+	Undone     string     `json:"undone,omitempty"` // what an interrupted command left, which is undone first, in words
 
 	Strategy    lab.Strategy `json:"strategy,omitempty"`    // of a replacement: how it is gone about
 	StrategyWhy string       `json:"strategyWhy,omitempty"` // why that is not what the Labfile says
@@ -52,9 +54,12 @@ type Step struct {
 // Changes reports whether carrying the plan out would change anything.
 func (p Plan) Changes() bool {
 	return slices.ContainsFunc(p.Steps, func(s Step) bool {
-		return s.Action != Keep || len(s.Changes) > 0 || len(s.Leftovers) > 0
+		return s.Action != Keep || s.InPlace()
 	})
 }
+
+// InPlace reports whether something is to be done beside the action.
+func (s Step) InPlace() bool { return len(s.Changes) > 0 || len(s.Leftovers) > 0 || len(s.Retire) > 0 }
 
 // Count returns how many steps have the action.
 func (p Plan) Count(a Action) int {
@@ -93,6 +98,7 @@ type Recorded struct {
 	Stopping   bool   // perhaps half: it may run still, but not for long
 	Rollback   int    // the generation that it goes back to; 0 if it was not rolled back
 	Retired    []int  // generations that gave way and are kept; those that do not exist any more do not matter
+	Outgoing   []int  // generations that gave way, of which it was not recorded yet that they are kept
 	Failed     []int  // generations that never took over and are kept until the next replacement
 
 	Tainted []string // why it is known to be a snowflake; empty if it is not
@@ -160,6 +166,9 @@ func (in Input) step(m lab.Machine) Step {
 	)
 	for _, o := range in.Observed[m.Name] {
 		highest = max(highest, o.Number)
+		if o.State == Broken {
+			rec.Outgoing = slices.DeleteFunc(slices.Clone(rec.Outgoing), func(n int) bool { return n == o.Number })
+		}
 		if recorded && o.Number == rec.Generation && rec.Phase != PhaseGone {
 			seen, there = o, true
 		} else {
@@ -167,7 +176,7 @@ func (in Input) step(m lab.Machine) Step {
 		}
 	}
 	others := s.Leftovers
-	s.Leftovers = rec.leftovers(others, 0, m.Replace.Keep)
+	s.Leftovers, s.Retire = rec.leftovers(others, 0, m.Replace.Keep)
 	renew := func(a Action, why ...string) Step {
 		s.Action, s.Reasons, s.Next = a, why, highest+1
 		s.Bake = in.Images[m.Name].bake()
@@ -179,7 +188,7 @@ func (in Input) step(m lab.Machine) Step {
 			present = 0 // nothing to keep
 		}
 		rec.Failed = nil
-		s.Leftovers = rec.leftovers(others, present, m.Replace.Keep)
+		s.Leftovers, s.Retire = rec.leftovers(others, present, m.Replace.Keep)
 		if a == Replace {
 			s.Strategy, s.StrategyWhy = strategy(m, present != 0 && seen.State == Running && !rec.Stopping)
 		}

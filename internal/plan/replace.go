@@ -30,23 +30,27 @@ func strategy(m lab.Machine, runs bool) (lab.Strategy, string) {
 }
 
 // leftovers returns which of the generations that exist are to be removed: those
-// that nobody keeps, and those beyond the newest that the Labfile keeps. retiring
-// is one that is about to be kept; 0 if there is none.
-func (r Recorded) leftovers(exist []int, retiring, keep int) []int {
+// that nobody keeps, and those beyond the newest that the Labfile keeps; and which of
+// those that are kept have yet to be retired. retiring is one that is about to be kept
+// besides; 0 if there is none.
+func (r Recorded) leftovers(exist []int, retiring, keep int) (left, retire []int) {
 	var kept []int
 	for _, n := range exist {
-		if n == retiring || slices.Contains(r.Retired, n) {
+		if n == retiring || slices.Contains(r.Retired, n) || slices.Contains(r.Outgoing, n) {
 			kept = append(kept, n)
 		}
 	}
 	slices.Sort(kept)
 	kept = kept[max(0, len(kept)-keep):]
-	var left []int
 	for _, n := range exist {
-		if !slices.Contains(kept, n) && !slices.Contains(r.Failed, n) {
+		switch {
+		case !slices.Contains(kept, n) && !slices.Contains(r.Failed, n):
 			left = append(left, n)
+		case slices.Contains(kept, n) && slices.Contains(r.Outgoing, n):
+			retire = append(retire, n)
 		}
 	}
 	slices.Sort(left)
-	return left
+	slices.Sort(retire)
+	return left, retire
 }

@@ -203,7 +203,8 @@ func TestMountsWithinMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	mounts := []Mount{
-		{From: named(t, "outer"), To: "/srv", Owner: "root"}, {From: named(t, "inner"), To: "/srv/in", Owner: "root"},
+		{From: named(t, "outer"), To: "/srv", Owner: "root"},
+		{From: named(t, "inner"), To: "/srv/in", Owner: "root"},
 		{From: named(t, "other"), To: "/srv-other", Owner: "root"},
 	}
 	if err := c.Mount(ctx, v.g, mounts); err != nil {

@@ -23,7 +23,7 @@ func symbol(s plan.Step) (string, Color) {
 	case plan.Destroy:
 		return "-", Red
 	}
-	if len(s.Changes) > 0 || len(s.Leftovers) > 0 {
+	if s.InPlace() {
 		return "~", Yellow
 	}
 	return "=", Dim
@@ -70,6 +70,9 @@ func Plan(w io.Writer, p plan.Plan, color bool) error {
 			pad(string(s.Action), len(plan.Replace)), generations(s))
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 		indent := strings.Repeat(" ", 2+3+2+wide+2)
+		if s.Undone != "" {
+			fmt.Fprintf(&b, "%s%s\n", indent, Clean(s.Undone))
+		}
 		for _, r := range s.Reasons {
 			fmt.Fprintf(&b, "%s%s\n", indent, Clean(r))
 		}
@@ -78,6 +81,9 @@ func Plan(w io.Writer, p plan.Plan, color bool) error {
 		}
 		for _, r := range s.Changes {
 			fmt.Fprintf(&b, "%s~ %s\n", indent, Clean(r))
+		}
+		for _, g := range s.Retire {
+			fmt.Fprintf(&b, "%s~ generation %d gave way and is kept, stopped\n", indent, g)
 		}
 		for _, g := range s.Leftovers {
 			if g == s.Generation && s.Action != plan.Keep {
@@ -115,7 +121,7 @@ func summary(p plan.Plan) string {
 		if s.Action != plan.Keep {
 			continue
 		}
-		if len(s.Changes) > 0 || len(s.Leftovers) > 0 {
+		if s.InPlace() {
 			changed++
 		} else {
 			kept++
