@@ -85,7 +85,18 @@ func TestKilledStopFirstIsUndoneByTheNext(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if step := planned.Plan.Steps[0]; step.Generation != 1 || step.Action != plan.Start || len(step.Leftovers) > 0 || !strings.Contains(step.Undone, "replacement by generation 2 was interrupted") {
+				if step := planned.Plan.Steps[0]; step.Generation != 1 || step.Action != plan.Start || len(step.Leftovers) > 0 {
+					t.Errorf("the plan is %+v", step)
+				}
+				left, err := l.read()
+				if err != nil {
+					t.Fatal(err)
+				}
+				said := strings.Contains(planned.Plan.Steps[0].Undone, "replacement by generation 2 was interrupted")
+				if half := left.Machines["web"].Generation == 2; said != half {
+					t.Errorf("it is half done: %v, and said: %v", half, said)
+				}
+				if step := planned.Plan.Steps[0]; step.Undone != "" && step.Next != 0 {
 					t.Errorf("the plan is %+v", step)
 				}
 				if after, _ := l.History(); len(after) != len(before) {
