@@ -104,6 +104,9 @@ type AgentDialer interface {
 type Addressed interface {
 	// URI names the daemon that this provider talks to.
 	URI() string
+	// Reach makes sure that the daemon can be talked to, and starts it if that is
+	// for its users to do. ErrIncapable if it is not there.
+	Reach(ctx context.Context) error
 	// At returns the provider of the daemon at uri, or says what is wrong with
 	// that. It touches nothing.
 	At(uri string) (Provider, error)

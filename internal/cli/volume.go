@@ -32,7 +32,8 @@ func (a *app) volumeCommand() *command {
 		long: `A volume of the Labfile is made by "lab up" and survives every replacement, rollback
 and "lab destroy" (unless --volumes). A snapshot is its state at one moment, never
 changes, and has a number: db@3. One is taken before every replacement; of those
-the newest five are kept, of yours all.`,
+the newest five are kept, of yours all. "snapshot" and "clone" print the name of
+what they made.`,
 		examples: []string{
 			"lab volume list", "what there is",
 			"lab volume clone db@3", "look at an earlier state beside today's",
@@ -93,8 +94,8 @@ had in its caches written before.`,
 			if err != nil {
 				return noVolume(err)
 			}
-			a.ui.Note("%s@%d", name, number)
-			return nil
+			_, err = fmt.Fprintf(a.Out, "%s@%d\n", name, number)
+			return err
 		},
 	}
 }
@@ -156,8 +157,8 @@ the copy holds what a snapshot at that moment would.`,
 			if err := l.CloneVolume(ctx, name, number, as, a.options()); err != nil {
 				return noVolume(err)
 			}
-			a.ui.Note("%s", as)
-			return nil
+			_, err = fmt.Fprintln(a.Out, as)
+			return err
 		},
 	}
 }
@@ -218,7 +219,11 @@ that moment would.`,
 			if ext := filepath.Ext(to); ext == ".raw" || ext == ".img" {
 				format = "raw"
 			}
-			return noVolume(l.ExportVolume(ctx, name, number, format, to, a.options()))
+			if err := l.ExportVolume(ctx, name, number, format, to, a.options()); err != nil {
+				return noVolume(err)
+			}
+			a.ui.Note("wrote %s", to)
+			return nil
 		},
 	}
 }
@@ -239,7 +244,11 @@ that name must have its size, or more, and its file system.`,
 			if err != nil {
 				return err
 			}
-			return noVolume(l.ImportVolume(ctx, from, name, a.options()))
+			if err := l.ImportVolume(ctx, from, name, a.options()); err != nil {
+				return noVolume(err)
+			}
+			a.ui.Note("volume %s is there", name)
+			return nil
 		},
 	}
 }

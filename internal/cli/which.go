@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,12 @@ func (a *app) labfilePath() (string, error) {
 		path = filepath.Join(dir, path)
 	}
 	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
-		return findLabfile(path)
+		found, err := findLabfile(path)
+		above := err == nil && filepath.Dir(found) != filepath.Clean(path)
+		if above || errors.Is(err, labfile.ErrNotFound) { // who names a folder means that one
+			return "", fmt.Errorf("%w in %s", labfile.ErrNotFound, path)
+		}
+		return found, err
 	}
 	return path, nil
 }

@@ -117,6 +117,9 @@ type outcome struct {
 // apply carries the plan out: every step in its own goroutine, behind those that
 // destroy and those that it depends on.
 func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) error {
+	if err := s.reach(ctx, p); err != nil {
+		return err
+	}
 	if err := s.open(want); err != nil {
 		return err
 	}
@@ -233,6 +236,16 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		return &failed
 	}
 	return nil
+}
+
+// reach finds out, before anything is changed, whether the provider's daemon is there
+// to change it.
+func (s *session) reach(ctx context.Context, p plan.Plan) error {
+	a, ok := s.provider.(providers.Addressed)
+	if !ok || p.Count(plan.Keep) == len(p.Steps) {
+		return nil
+	}
+	return a.Reach(ctx)
 }
 
 // untouched reports whether a step leaves alone a machine that is ready, so that what

@@ -77,6 +77,11 @@ func (e *errAbsent) Error() string {
 	return text
 }
 
+// Hint is the next step.
+func (e *errAbsent) Hint() string {
+	return "\"lab doctor --provider libvirt\" checks what libvirt needs here; \"--provider qemu\" does without it"
+}
+
 // Unwrap says that it is this host that lacks something.
 func (e *errAbsent) Unwrap() []error { return []error{e.err, providers.ErrIncapable} }
 

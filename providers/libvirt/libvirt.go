@@ -359,6 +359,15 @@ func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (
 	return true, nil
 }
 
+// Reach connects with the daemon.
+func (p *Provider) Reach(ctx context.Context) error {
+	if p.bad != nil {
+		return p.bad
+	}
+	_, err := p.link.connect(ctx, true)
+	return err
+}
+
 // kill ends the domain by force. It returns once that is so. libvirt gives a QEMU ten
 // seconds to end in good order; one whose process is stopped cannot use them.
 func (p *Provider) kill(ctx context.Context, d domain) error {

@@ -438,6 +438,9 @@ func TestListWithoutLibvirt(t *testing.T) {
 	if !errors.Is(err, providers.ErrIncapable) {
 		t.Errorf("Destroy: %v", err)
 	}
+	if err := p.Reach(t.Context()); !errors.Is(err, providers.ErrIncapable) {
+		t.Errorf("Reach: %v", err)
+	}
 }
 
 // A machine's files end with it, and so do the connections of this process.
