@@ -200,6 +200,7 @@ func (a *app) table() []rule {
 		is(boxes.ErrNotFound, ExitFailed, "\"lab box list\" shows the boxes there are; \"lab box add NAME SOURCE\" adds one"),
 		is(syscall.EADDRINUSE, ExitFailed, "choose another host port in the Labfile, or 0 to let lab pick one"),
 		is(providers.ErrNotRunning, ExitFailed, "\""+a.say("up")+"\" starts it; \""+a.say("status")+"\" says how it ended"),
+		is(guest.ErrDisconnected, ExitFailed, "the guest ended it, as one does that restarts: \""+a.say("logs")+" MACHINE\" shows what it says, then try again"),
 		is(syscall.ENOSPC, ExitFailed, "make room on the disk; \"lab gc\" and \"lab box prune\" remove what nobody needs"),
 		is(exec.ErrNotFound, ExitIncapable, "\"lab doctor\" checks this host and names the cure for what it lacks"),
 	}
