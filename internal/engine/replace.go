@@ -33,6 +33,11 @@ func (s *session) replace(ctx context.Context, step plan.Step, m lab.Machine, im
 	next := lab.Generation{Lab: s.id, Machine: step.Machine, Number: step.Next}
 	old := s.machine(step.Machine)
 	keep := s.restorable(old)
+	if keep {
+		if err := s.serve(ctx, old); err != nil {
+			return err
+		}
+	}
 	for _, n := range step.Leftovers {
 		if p, _ := old.Of(n); n == step.Generation && keep || p.Retired && p.Phase == ledger.PhaseRetired {
 			continue // until the next one is ready
@@ -76,6 +81,21 @@ func (s *session) restorable(old ledger.Machine) bool {
 	return slices.ContainsFunc(s.observed[old.Name], func(m providers.Machine) bool {
 		return m.Number == old.Generation && m.State != providers.StateBroken
 	})
+}
+
+// serve makes sure that the present generation has its name and its ports, if there is
+// one before it that is not retired yet: lab may have been killed while the one took
+// over from the other.
+func (s *session) serve(ctx context.Context, present ledger.Machine) error {
+	if len(recorded(present, nil).Outgoing) == 0 || !runs(present, s.observed[present.Name]) {
+		return nil
+	}
+	super, err := s.supervisor(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = plug(ctx, super, cable(s.generation(present), present.Create.Spec.Machine(present.Name), present.Create), present.Ports)
+	return err
 }
 
 // retireLeftovers finishes earlier replacements, of which lab was killed before it had

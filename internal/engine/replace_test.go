@@ -307,8 +307,9 @@ func TestKilledHandOverIsFinishedByTheNext(t *testing.T) {
 		}},
 	}
 	for last := range steps {
-		for _, supervisor := range []string{"alive", "killed"} {
-			t.Run(steps[last].name+", supervisor "+supervisor, func(t *testing.T) {
+		for _, how := range [][2]string{{"alive", "up"}, {"killed", "up"}, {"alive", "replace"}, {"killed", "replace"}} {
+			supervisor, by := how[0], how[1]
+			t.Run(steps[last].name+", supervisor "+supervisor+", then "+by, func(t *testing.T) {
 				b := newBench(t)
 				l := b.open()
 				w := b.want(replaced("web", lab.BlueGreen))
@@ -350,6 +351,17 @@ func TestKilledHandOverIsFinishedByTheNext(t *testing.T) {
 					present = 2
 				}
 				b.expect(l, fmt.Sprintf("web@%d ready", present)) // even before anybody finishes it
+				if by == "replace" {
+					b.rebuild(l, w)
+					b.expect(l, "web@3 ready")
+					b.expectPlugged(l, "web@3 present")
+					there := []string{"web@1 stopped", "web@2 stopped", "web@3 running"}
+					if present == 1 { // generation 2 never took over
+						there = slices.Delete(there, 1, 2)
+					}
+					b.expectThere(l, there...)
+					return
+				}
 				b.up(l, w)
 				b.expect(l, fmt.Sprintf("web@%d ready", present))
 				there := []string{fmt.Sprintf("web@%d running", present)}

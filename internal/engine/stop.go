@@ -88,7 +88,7 @@ func (s *session) stopLeftovers(ctx context.Context, m ledger.Machine) error {
 func (s *session) poweroff(ctx context.Context, m ledger.Machine, grace time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	target, err := s.target(m.Name, m.Create, "")
+	target, err := s.targetOf(s.generation(m), m.Create, "") // a later one may have the name
 	if err != nil {
 		return
 	}

@@ -211,10 +211,10 @@ func (l *Lab) SnapshotVolume(ctx context.Context, name, why string, o Options) (
 // there is one.
 func (s *session) snapshotVolume(ctx context.Context, name, why string) (snap volume.Snapshot, err error) {
 	store := s.volumes()
-	pushed, err := s.push(ctx, name, nil)
+	on, err := s.push(ctx, name, nil)
 	switch {
 	case err != nil:
-	case pushed:
+	case on.pushed:
 		snap, err = store.Keep(name, why, false)
 	default:
 		snap, err = store.Snapshot(name, why, false)
@@ -226,51 +226,62 @@ func (s *session) snapshotVolume(ctx context.Context, name, why string) (snap vo
 // machine that writes to it goes on.
 func (s *session) cover(ctx context.Context, name string) (now volume.Snapshot, err error) {
 	store := s.volumes()
-	pushed, err := s.push(ctx, name, store.Covered)
+	on, err := s.push(ctx, name, store.Covered)
 	switch {
 	case err != nil:
-	case pushed:
+	case on.pushed:
 		now, err = store.Settle(name)
+	case on.written: // it may write at any moment, to the file on top
+		now = on.volume.Below()
 	default:
 		now, err = store.Cover(name)
 	}
 	return now, snapshotError(name, err)
 }
 
-// push makes the machine that writes to a volume go on in an empty file on top, and
-// tells whether there is such a machine. What its guest holds it is asked to write
-// first; if enough then says that nothing needs to be done, nothing is.
-func (s *session) push(ctx context.Context, name string, enough func(volume.Volume) bool) (bool, error) {
+// pushed is what became of an attempt to push a volume.
+type pushed struct {
+	volume  volume.Volume // as it was when that was decided
+	written bool          // a machine writes to it
+	pushed  bool          // and does so in an empty file on top now
+}
+
+// push makes the machine that writes to a volume, if there is one, go on in an empty
+// file on top. What its guest holds it is asked to write first; if enough then says that
+// nothing needs to be done, nothing is.
+func (s *session) push(ctx context.Context, name string, enough func(volume.Volume) bool) (on pushed, err error) {
 	store := s.volumes()
 	if _, err := store.Get(name); err != nil {
-		return false, err
+		return on, err
 	}
 	users, err := s.users(ctx, name)
 	if err != nil {
-		return false, err
+		return on, err
 	}
 	by, ok := writer(users)
 	if !ok {
-		return false, nil
+		return on, nil
 	}
 	pusher, ok := by.provider.(providers.VolumePusher)
 	if !ok {
-		return false, &VolumeInUseError{Volume: name, By: by.generation}
+		return on, &VolumeInUseError{Volume: name, By: by.generation}
 	}
 	m, ok := s.machine(by.generation.Machine).Of(by.generation.Number)
 	booting := m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseStarting
 	if ok && !booting && (m.Create.Agent || m.Phase == ledger.PhaseReady) {
 		s.sync(ctx, m)
 	}
-	if v, err := store.Get(name); err != nil || enough != nil && enough(v) {
-		return false, err
+	on.written = true
+	if on.volume, err = store.Get(name); err != nil || enough != nil && enough(on.volume) {
+		return on, err
 	}
 	v, err := store.Push(name)
 	if err != nil {
-		return false, err
+		return on, err
 	}
+	on.pushed = true
 	attached := chain(providers.Volume{Name: serial(name)}, store.Paths(v.Layers))
-	return true, pusher.PushVolume(ctx, by.generation, attached)
+	return on, pusher.PushVolume(ctx, by.generation, attached)
 }
 
 func snapshotError(name string, err error) error {

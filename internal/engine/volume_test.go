@@ -325,6 +325,50 @@ func TestVolumesUndone(t *testing.T) {
 	}
 }
 
+// TestCoverUnderAWriter has a machine write for the first time right after lab has seen
+// that it had not: its file is given to nobody.
+func TestCoverUnderAWriter(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	db := machine("db")
+	db.Volumes = []lab.Volume{bare("data", lab.MiB)}
+	b.up(l, b.want(db))
+	s := &session{Lab: l, provider: b.provider}
+	var err error
+	if s.state, err = l.read(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.cover(b.ctx, "data"); err != nil {
+		t.Fatal(err)
+	}
+	on, err := s.push(b.ctx, "data", func(v volume.Volume) bool {
+		covered := l.volumes().Covered(v)
+		b.scribble(l, "data")
+		return covered
+	})
+	if err != nil || !on.written || on.pushed {
+		t.Fatalf("%+v, %v", on, err)
+	}
+	for range 2 {
+		m, err := b.provider.Inspect(b.ctx, lab.Generation{Lab: l.ID(), Machine: "db", Number: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := s.cover(b.ctx, "data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Volumes[0].Path != l.volumes().Path(now.Layers[len(now.Layers)-1]) {
+			b.scribble(l, "data")
+			continue
+		}
+		// What was written to is read: then the machine writes elsewhere by now.
+		if m, err = b.provider.Inspect(b.ctx, m.Generation); err != nil || slices.Contains(l.volumes().Paths(now.Layers), m.Volumes[0].Path) {
+			t.Errorf("it reads %v, and %s is written to (%v)", now.Layers, m.Volumes[0].Path, err)
+		}
+	}
+}
+
 // TestNested mounts what lies within another volume after that.
 func TestNested(t *testing.T) {
 	db := machine("db")

@@ -81,6 +81,9 @@ const (
 	mountMost  = 10 * time.Second
 )
 
+// outerTime is how long a folder waits for the one that it is in.
+const outerTime = 30 * time.Second
+
 // keepMount serves a folder, over one stream after the other.
 func (m *machine) keepMount(f *mount) {
 	met := false
@@ -120,9 +123,11 @@ func (m *machine) keepMount(f *mount) {
 }
 
 // awaitOuter waits until the folders are mounted in which this one is: a guest that
-// starts again has none of them, and one mounted later would hide it. It reports whether the machine
-// still runs.
+// starts again has none of them, and one mounted later would hide it. One that stays away
+// is not waited for for ever. It reports whether the machine still runs.
 func (m *machine) awaitOuter(f *mount) bool {
+	late := time.NewTimer(outerTime)
+	defer late.Stop()
 	for {
 		m.mu.Lock()
 		var changed chan struct{}
@@ -137,6 +142,9 @@ func (m *machine) awaitOuter(f *mount) bool {
 		}
 		select {
 		case <-changed:
+		case <-late.C:
+			m.s.log.Warn("a folder is mounted before the one that it is in", "machine", m.spec.Generation, "folder", f.To)
+			return true
 		case <-m.ctx.Done():
 			return false
 		}

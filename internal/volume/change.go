@@ -104,6 +104,33 @@ func (s *Store) snapshot(v *Volume, why string, automatic bool) (Snapshot, error
 	return snap, s.grown(v)
 }
 
+// maxLayers is how many files a volume may lie on when another one is put on top under
+// machines that run. libvirt's documents have one in another, of which libxml2 reads
+// 256.
+const maxLayers = 128
+
+// deep returns a *DeepError if there are so many.
+func (v Volume) deep() error {
+	if len(v.Layers) < maxLayers {
+		return nil
+	}
+	return &DeepError{v.Name}
+}
+
+// DeepError says that a volume lies on too many files: nobody joins them while a
+// machine writes to it.
+type DeepError struct{ Volume string }
+
+// Error implements error.
+func (e *DeepError) Error() string {
+	return fmt.Sprintf("volume %s lies on %d files, one for each time that it was read or frozen since the machine that writes to it started", e.Volume, maxLayers)
+}
+
+// Hint is the next step.
+func (e *DeepError) Hint() string {
+	return "stop that machine and start it again: the files are joined then"
+}
+
 // Cover returns what a volume that no machine writes to holds, in files that nobody
 // will write to: an empty one is put on top of them. It is no snapshot that is kept:
 // the files stay for as long as the volume goes on from them or somebody has them open.
@@ -113,12 +140,15 @@ func (s *Store) Cover(name string) (Snapshot, error) {
 		return Snapshot{}, err
 	}
 	if !s.Covered(v) {
+		if err := v.deep(); err != nil {
+			return Snapshot{}, err
+		}
 		v.Pushing = false
 		if err = s.grown(&v); err == nil {
 			err = s.save(v)
 		}
 	}
-	return v.below(), err
+	return v.Below(), err
 }
 
 // Push puts an empty file on top of a volume that a machine writes to, for that machine
@@ -126,10 +156,13 @@ func (s *Store) Cover(name string) (Snapshot, error) {
 // may write to what lies below.
 func (s *Store) Push(name string) (Volume, error) {
 	v, err := s.Get(name)
-	if err != nil {
-		return v, err
+	if err == nil {
+		err = v.deep()
 	}
-	if err := s.grown(&v); err != nil {
+	if err == nil {
+		err = s.grown(&v)
+	}
+	if err != nil {
 		return v, err
 	}
 	v.Pushing = true
@@ -157,7 +190,7 @@ func (s *Store) Settle(name string) (Snapshot, error) {
 		return Snapshot{}, err
 	}
 	v.Pushing = false
-	return v.below(), s.save(v)
+	return v.Below(), s.save(v)
 }
 
 // keep makes a snapshot of files of the volume that nobody writes to.

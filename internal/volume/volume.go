@@ -217,12 +217,12 @@ func (s *Store) kept(v Volume) bool {
 	if v.Pushing || err != nil || fi.Size() > qcow2.EmptySize {
 		return false
 	}
-	below := v.below().Layers
+	below := v.Below().Layers
 	return len(below) == 0 || slices.ContainsFunc(v.Snapshots, func(snap Snapshot) bool { return slices.Equal(snap.Layers, below) })
 }
 
-// below is what lies below the last file.
-func (v Volume) below() Snapshot {
+// Below is what lies below the last file, as Cover returns it.
+func (v Volume) Below() Snapshot {
 	return Snapshot{Size: v.Size, Layers: slices.Clone(v.Layers[:len(v.Layers)-1])}
 }
 

@@ -52,12 +52,12 @@ func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {
 
 // checkDaemon looks at what listens at the address.
 func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
-	var lib, hypervisor uint64
-	err := p.link.ask(ctx, func(l *golibvirt.Libvirt) (err error) {
-		if lib, err = l.ConnectGetLibVersion(); err == nil {
-			hypervisor, err = l.ConnectGetVersion()
+	type versions struct{ lib, hypervisor uint64 }
+	is, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (v versions, err error) {
+		if v.lib, err = l.ConnectGetLibVersion(); err == nil {
+			v.hypervisor, err = l.ConnectGetVersion()
 		}
-		return err
+		return v, err
 	})
 	daemon := providers.Finding{Topic: "daemon", Level: providers.LevelOK}
 	if err != nil {
@@ -68,8 +68,8 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 		}
 		return []providers.Finding{daemon}
 	}
-	daemon.Detail = fmt.Sprintf("libvirt %s with QEMU %s, at %s", version(lib), version(hypervisor), p.link.where())
-	if lib < minVersion {
+	daemon.Detail = fmt.Sprintf("libvirt %s with QEMU %s, at %s", version(is.lib), version(is.hypervisor), p.link.where())
+	if is.lib < minVersion {
 		daemon.Level = providers.LevelWarning
 		daemon.Detail += fmt.Sprintf("; lab is tested with %s and newer", version(minVersion))
 		daemon.Cure = "install libvirt from a newer release of your distribution or its backports"

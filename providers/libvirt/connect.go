@@ -184,8 +184,27 @@ func (k *link) ask(ctx context.Context, f func(*golibvirt.Libvirt) error) error 
 	return err
 }
 
+// answer puts a question as ask does. An answer that comes when nobody waits for it any
+// more is dropped.
+func answer[T any](ctx context.Context, k *link, question func(*golibvirt.Libvirt) (T, error)) (T, error) {
+	var none T
+	got := make(chan T, 2) // ask may ask twice; the first answer to arrive is as good as the other
+	err := k.ask(ctx, func(l *golibvirt.Libvirt) error {
+		v, err := question(l)
+		if err == nil {
+			got <- v
+		}
+		return err
+	})
+	if err != nil {
+		return none, err
+	}
+	return <-got, nil
+}
+
 // on runs f on a connection and gives up when that makes sense; f itself goes on
-// until the daemon answers or the connection ends.
+// until the daemon answers or the connection ends: it writes to nothing that its caller
+// reads (see answer).
 func (k *link) on(ctx context.Context, c *conn, f func(*golibvirt.Libvirt) error) error {
 	if err := ctx.Err(); err != nil {
 		return err

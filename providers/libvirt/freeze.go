@@ -163,20 +163,30 @@ func (p *Provider) cover(ctx context.Context, dom domain, document, disk, file s
 	})
 }
 
+// disk tells whether layers of the machine's disk are being merged, and returns the live
+// document.
+func (p *Provider) disk(ctx context.Context, d *directory) (merging bool, document string, err error) {
+	type state struct {
+		job      int32
+		document string
+	}
+	is, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (s state, err error) {
+		if s.job, _, _, _, _, err = l.DomainGetBlockJobInfo(d.dom.Domain, mainDisk, 0); err == nil {
+			s.document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
+		}
+		return s, err
+	})
+	return is.job != 0, is.document, err
+}
+
 // settle removes what an interrupted change left under a machine that runs, and
 // returns the overlays that the machine has and its document.
 func (p *Provider) settle(ctx context.Context, d *directory) (own []int, document string, err error) {
-	merging := int32(0)
-	err = p.link.ask(ctx, func(l *golibvirt.Libvirt) (err error) {
-		if merging, _, _, _, _, err = l.DomainGetBlockJobInfo(d.dom.Domain, mainDisk, 0); err == nil {
-			document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
-		}
-		return err
-	})
+	merging, document, err := p.disk(ctx, d)
 	if err != nil {
 		return nil, "", err
 	}
-	if merging != 0 {
+	if merging {
 		return nil, "", errMerging
 	}
 	files, err := chainOf(document)

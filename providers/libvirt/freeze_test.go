@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/local"
@@ -94,7 +93,7 @@ func TestInterruptedChanges(t *testing.T) {
 		merging(x)
 		x.with(func(d *directory) {
 			x.until("libvirt is done with the merge", func() bool {
-				_, document, err := x.document(d)
+				_, document, err := x.p.disk(x.ctx(), d)
 				x.must(err)
 				files, err := chainOf(document)
 				x.must(err)
@@ -140,17 +139,6 @@ func TestInterruptedChanges(t *testing.T) {
 			})
 		}
 	}
-}
-
-// document is what settle looks at, and nothing is settled.
-func (x *pile) document(d *directory) (merging int32, document string, err error) {
-	err = x.p.link.ask(x.ctx(), func(l *golibvirt.Libvirt) (err error) {
-		if merging, _, _, _, _, err = l.DomainGetBlockJobInfo(d.dom.Domain, mainDisk, 0); err == nil {
-			document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
-		}
-		return err
-	})
-	return merging, document, err
 }
 
 // libvirt writes into headers what lies below; a frozen layer names nothing.

@@ -151,19 +151,18 @@ func (p *Provider) list(ctx context.Context, id lab.ID) ([]providers.Machine, er
 // domains lists lab's domains. If nothing is known to be there, no daemon is started
 // to find that out, and one that cannot be used is nobody's trouble.
 func (p *Provider) domains(ctx context.Context, id lab.ID, wake bool) (map[lab.Generation]*domain, error) {
-	found := map[lab.Generation]*domain{}
 	if _, err := p.link.connect(ctx, wake); err != nil {
 		if !wake && ctx.Err() == nil {
 			p.log.Debug("listing domains", "error", err)
-			return found, nil
+			return nil, nil
 		}
 		return nil, err
 	}
-	err := p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
-		clear(found)
+	return answer(ctx, p.link, func(l *golibvirt.Libvirt) (map[lab.Generation]*domain, error) {
+		found := map[lab.Generation]*domain{}
 		all, _, err := l.ConnectListAllDomains(1, 0)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, dom := range all {
 			d, err := identify(l, dom)
@@ -171,7 +170,7 @@ func (p *Provider) domains(ctx context.Context, id lab.ID, wake bool) (map[lab.G
 				continue // not lab's, or gone
 			}
 			if err != nil {
-				return err
+				return nil, err
 			}
 			g := d.generation()
 			if local.CheckGeneration(g) != nil || d.Directory != p.dir(g) || id != "" && g.Lab != id {
@@ -179,9 +178,8 @@ func (p *Provider) domains(ctx context.Context, id lab.ID, wake bool) (map[lab.G
 			}
 			found[g] = &d
 		}
-		return nil
+		return found, nil
 	})
-	return found, err
 }
 
 // findQEMU returns the pid of the generation's QEMU, 0 if there is none: the process

@@ -152,13 +152,12 @@ type domain struct {
 // find looks for the generation's domain; ok is false if there is none, or if what
 // has its UUID is not lab's.
 func (p *Provider) find(ctx context.Context, g lab.Generation) (d domain, ok bool, err error) {
-	err = p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
+	d, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (domain, error) {
 		dom, err := l.DomainLookupByUUID(uuidOf(p.dir(g)))
 		if err != nil {
-			return err
+			return domain{}, err
 		}
-		d, err = identify(l, dom)
-		return err
+		return identify(l, dom)
 	})
 	if isNotFound(err) {
 		return domain{}, false, nil
@@ -188,15 +187,15 @@ func identify(l *golibvirt.Libvirt, dom golibvirt.Domain) (domain, error) {
 
 // state asks what the domain is doing. One that was undefined and has ended is off.
 func (p *Provider) state(ctx context.Context, d domain) (s golibvirt.DomainState, reason int32, err error) {
-	err = p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
-		number, why, err := l.DomainGetState(d.Domain, 0)
-		s, reason = golibvirt.DomainState(number), why
-		return err
+	type state struct{ number, why int32 }
+	is, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (s state, err error) {
+		s.number, s.why, err = l.DomainGetState(d.Domain, 0)
+		return s, err
 	})
 	if isNotFound(err) {
 		return golibvirt.DomainShutoff, 0, nil
 	}
-	return s, reason, err
+	return golibvirt.DomainState(is.number), is.why, err
 }
 
 // active reports whether a domain in that state has a QEMU.
@@ -272,10 +271,8 @@ func (p *Provider) define(ctx context.Context, name, dir string, def local.Defin
 	if err != nil {
 		return dom, err
 	}
-	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		dom, err = l.DomainDefineXMLFlags(text, 0)
-		return err
-	})
+	// Defining the same twice does no harm.
+	dom, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Domain, error) { return l.DomainDefineXMLFlags(text, 0) })
 	if c, ok := code(err); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrDomExist) {
 		err = fmt.Errorf("libvirt does not take its definition: %w (a domain of that name or UUID that lab did not make is left alone; rename it, or the lab)", err)
 	}

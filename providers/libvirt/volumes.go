@@ -78,11 +78,7 @@ func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers
 	push := func(ctx context.Context, i int) error {
 		ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
 		defer cancel()
-		document := ""
-		err := p.link.ask(ctx, func(l *golibvirt.Libvirt) (err error) {
-			document, err = l.DomainGetXMLDesc(d.dom.Domain, 0)
-			return err
-		})
+		document, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (string, error) { return l.DomainGetXMLDesc(d.dom.Domain, 0) })
 		if err != nil {
 			return err
 		}

@@ -88,11 +88,17 @@ func direct(flags uint32) uint32 {
 	return 0
 }
 
+// remote is a file that is open at the host.
+type remote struct {
+	*sftp.File
+	host *sftp.Client // as long as this is the link's
+}
+
 // open opens a file at the host. One that nobody waits for any more is closed again.
-func (f *FS) open(ctx context.Context, path string, flags int) (*sftp.File, syscall.Errno) {
+func (f *FS) open(ctx context.Context, path string, flags int) (*remote, syscall.Errno) {
 	var (
 		mu   sync.Mutex
-		file *sftp.File
+		file *remote
 		over bool
 	)
 	no := f.link.again(ctx, func(c *sftp.Client) error {
@@ -105,7 +111,7 @@ func (f *FS) open(ctx context.Context, path string, flags int) (*sftp.File, sysc
 		if over {
 			return opened.Close()
 		}
-		file = opened
+		file = &remote{opened, c}
 		return nil
 	})
 	mu.Lock()
@@ -117,7 +123,7 @@ func (f *FS) open(ctx context.Context, path string, flags int) (*sftp.File, sysc
 	return file, no
 }
 
-func (n *node) handle(f *sftp.File, flags uint32) *handle {
+func (n *node) handle(f *remote, flags uint32) *handle {
 	n.opens.Add(1)
 	return &handle{node: n, flags: access(flags), file: f}
 }
@@ -128,7 +134,7 @@ type handle struct {
 	flags int
 
 	mu   sync.Mutex
-	file *sftp.File
+	file *remote
 }
 
 var (
@@ -138,14 +144,14 @@ var (
 	_ fs.FileReleaser = (*handle)(nil)
 )
 
-func (h *handle) now() *sftp.File {
+func (h *handle) now() *remote {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.file
 }
 
 // reopen opens the file again in place of old, if it is still the same one.
-func (h *handle) reopen(ctx context.Context, old *sftp.File) syscall.Errno {
+func (h *handle) reopen(ctx context.Context, old *remote) syscall.Errno {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.file != old {
@@ -170,8 +176,14 @@ func (h *handle) reopen(ctx context.Context, old *sftp.File) syscall.Errno {
 // does no harm when it is done again.
 func (h *handle) do(ctx context.Context, again bool, f func(*sftp.File) error) syscall.Errno {
 	file := h.now()
+	if !again && file.host != h.node.fs.link.now() { // it would be lost for sure
+		if no := h.reopen(ctx, file); no != 0 {
+			return no
+		}
+		file = h.now()
+	}
 	answer := make(chan error, 1)
-	no := h.node.fs.link.on(ctx, func() error { err := f(file); answer <- err; return err })
+	no := h.node.fs.link.on(ctx, func() error { err := f(file.File); answer <- err; return err })
 	if no != errLost || !lost(<-answer) {
 		return no
 	}
@@ -183,7 +195,7 @@ func (h *handle) do(ctx context.Context, again bool, f func(*sftp.File) error) s
 		return errLost
 	}
 	file = h.now()
-	return h.node.fs.link.on(ctx, func() error { return f(file) })
+	return h.node.fs.link.on(ctx, func() error { return f(file.File) })
 }
 
 // lost reports whether an answer will never come.

@@ -80,6 +80,13 @@ func (l *link) new() bool {
 	return !l.met
 }
 
+// now returns the host at this moment; nil while there is none.
+func (l *link) now() *sftp.Client {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.client
+}
+
 // get returns the host, which is waited for only if it was lost just now.
 func (l *link) get() (*sftp.Client, syscall.Errno) {
 	for {
