@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/local"
 	"github.com/labfile/lab/providers/providertest"
