@@ -125,7 +125,7 @@ func TestMounts(t *testing.T) {
 
 	// So does an agent that dies, with all it has started.
 	s.lab("exec", "tiny", "--", "kill -9 $(pidof lab-agent)")
-	s.equal("after the agent was killed", on("tiny", "until cat /src/file 2>/dev/null; do sleep 0.1; done; grep -c fuse.lab /proc/mounts"), "one, and then another\n2\n")
+	s.equal("after the agent was killed", on("tiny", "until [ -e /src/file ] && [ -e /srv/out/tiny ]; do sleep 0.1; done; cat /src/file; grep -c fuse.lab /proc/mounts"), "one, and then another\n2\n")
 
 	s.ok("stop", "tiny")
 	s.ok("start", "tiny")
