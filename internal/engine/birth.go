@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/labfile/lab/internal/guest"
@@ -123,7 +124,7 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 func (s *session) boot(ctx context.Context, l launch) error {
 	g := l.Generation
 	doing := "booting"
-	if live, err := s.provider.Inspect(ctx, g); err == nil && live.State == providers.StatePaused {
+	if slices.ContainsFunc(s.observed[g.Machine], func(m providers.Machine) bool { return m.Generation == g && m.State == providers.StatePaused }) {
 		doing = "letting it go on"
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBoot, Text: doing})

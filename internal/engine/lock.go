@@ -50,8 +50,7 @@ func (l *Lab) acquire(command string) (*lock, error) {
 		}
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			defer f.Close()
-			h := readHolder(f)
-			return nil, &LockedError{Lab: l.id, PID: h.PID, Command: h.Command, Since: h.Since}
+			return nil, l.heldBy(f)
 		}
 		if err != nil {
 			f.Close()
@@ -72,6 +71,12 @@ func (l *Lab) acquire(command string) (*lock, error) {
 		}
 		return &lock{f}, nil
 	}
+}
+
+// heldBy is the error about a lock file that another command has locked.
+func (l *Lab) heldBy(f *os.File) *LockedError {
+	h := readHolder(f)
+	return &LockedError{Lab: l.id, PID: h.PID, Command: h.Command, Since: h.Since}
 }
 
 // readHolder reads who holds the lock. The holder writes that just after it has
@@ -95,23 +100,26 @@ func (l *Lab) locked() bool {
 		return false
 	}
 	defer f.Close()
+	return taken(f)
+}
+
+func taken(f *os.File) bool {
 	probe := unix.Flock_t{Type: unix.F_WRLCK}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &probe)
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &probe)
 	return err == nil && probe.Type != unix.F_UNLCK
 }
 
 // Busy says which command works on the lab at this moment; nil if none does.
 func (l *Lab) Busy() *LockedError {
-	if !l.locked() {
+	f, err := os.Open(filepath.Join(l.host.Dirs.RunLab(l.id), "lock"))
+	if err != nil {
 		return nil
 	}
-	e := &LockedError{Lab: l.id}
-	if f, err := os.Open(filepath.Join(l.host.Dirs.RunLab(l.id), "lock")); err == nil {
-		defer f.Close()
-		h := readHolder(f)
-		e.PID, e.Command, e.Since = h.PID, h.Command, h.Since
+	defer f.Close()
+	if !taken(f) {
+		return nil
 	}
-	return e
+	return l.heldBy(f)
 }
 
 func (k *lock) release() { k.file.Close() }

@@ -111,8 +111,12 @@ func (s *session) retireLeftovers(ctx context.Context, step plan.Step, m lab.Mac
 	return nil
 }
 
-// removeLeftovers removes the generations that the step has no use for.
-func (s *session) removeLeftovers(ctx context.Context, step plan.Step) error {
+// endLeftovers retires what gave way, and removes the generations that the step has no
+// use for.
+func (s *session) endLeftovers(ctx context.Context, step plan.Step, m lab.Machine) error {
+	if err := s.retireLeftovers(ctx, step, m); err != nil {
+		return err
+	}
 	for _, n := range step.Leftovers {
 		if err := s.remove(ctx, lab.Generation{Lab: s.id, Machine: step.Machine, Number: n}, step.Reasons); err != nil {
 			return err

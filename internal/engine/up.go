@@ -314,9 +314,9 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 		if err := s.keep(ctx, g, m, step); err != nil {
 			return err
 		}
-		return errors.Join(s.retireLeftovers(ctx, step, m), s.removeLeftovers(ctx, step))
+		return s.endLeftovers(ctx, step, m)
 	}
-	if err := errors.Join(s.retireLeftovers(ctx, step, m), s.removeLeftovers(ctx, step)); err != nil {
+	if err := s.endLeftovers(ctx, step, m); err != nil {
 		return err
 	}
 	switch step.Action {

@@ -215,9 +215,9 @@ func (s *session) snapshotVolume(ctx context.Context, name, why string) (snap vo
 	switch {
 	case err != nil:
 	case on.pushed:
-		snap, err = store.Keep(name, why, false)
+		snap, err = store.Keep(name, why)
 	default:
-		snap, err = store.Snapshot(name, why, false)
+		snap, err = store.Snapshot(name, why)
 	}
 	return snap, snapshotError(name, err)
 }

@@ -40,6 +40,14 @@ func bare(name string, size lab.Bytes) lab.Volume {
 	return lab.Volume{Name: name, Size: size, FS: "none"}
 }
 
+// wantReader is a machine that writes to a volume and one that reads it.
+func (b *bench) wantReader() *lab.Lab {
+	db, web := machine("db"), machine("web", "db")
+	db.Volumes, web.Volumes = []lab.Volume{bare("data", lab.MiB)}, []lab.Volume{bare("data", lab.MiB)}
+	web.Volumes[0].ReadOnly = true
+	return b.want(db, web)
+}
+
 func (b *bench) volume(l *Lab, name string) VolumeStatus {
 	b.t.Helper()
 	all, err := l.Volumes(b.ctx)
@@ -167,10 +175,7 @@ func TestVolumesOfOneMachine(t *testing.T) {
 	}
 	b := newBench(t)
 	l := b.open()
-	db, web := machine("db"), machine("web", "db")
-	db.Volumes, web.Volumes = []lab.Volume{bare("data", lab.MiB)}, []lab.Volume{bare("data", lab.MiB)}
-	web.Volumes[0].ReadOnly = true
-	w := b.want(db, web)
+	w := b.wantReader()
 
 	// A reader beside a writer gets what the volume holds when it starts; the writer
 	// goes on.
@@ -222,10 +227,7 @@ func TestVolumesOfOneMachine(t *testing.T) {
 func TestVolumesBesideReaders(t *testing.T) {
 	b := newBench(t)
 	l := b.open()
-	db, web := machine("db"), machine("web", "db")
-	db.Volumes, web.Volumes = []lab.Volume{bare("data", lab.MiB)}, []lab.Volume{bare("data", lab.MiB)}
-	web.Volumes[0].ReadOnly = true
-	w := b.want(db, web)
+	w := b.wantReader()
 	b.up(l, w)
 	has := func(machine lab.Name, number int) providers.Volume {
 		t.Helper()

@@ -81,12 +81,12 @@ func (s *Store) grown(v *Volume) error {
 }
 
 // Snapshot freezes what the volume holds now. It copies nothing.
-func (s *Store) Snapshot(name, why string, automatic bool) (Snapshot, error) {
+func (s *Store) Snapshot(name, why string) (Snapshot, error) {
 	v, err := s.Get(name)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	snap, err := s.snapshot(&v, why, automatic)
+	snap, err := s.snapshot(&v, why, false)
 	if err == nil {
 		err = s.save(v)
 	}
@@ -170,12 +170,12 @@ func (s *Store) Push(name string) (Volume, error) {
 }
 
 // Keep makes a snapshot of what lies below the file that Push put on top.
-func (s *Store) Keep(name, why string, automatic bool) (Snapshot, error) {
+func (s *Store) Keep(name, why string) (Snapshot, error) {
 	v, err := s.Get(name)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	snap, err := s.keep(&v, slices.Clone(v.Layers[:len(v.Layers)-1]), why, automatic)
+	snap, err := s.keep(&v, v.Below().Layers, why, false)
 	if err != nil {
 		return snap, err
 	}

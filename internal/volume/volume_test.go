@@ -82,7 +82,7 @@ func TestSnapshots(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "db", "none", 8*lab.MiB)
 	write(t, s, "db", 0, 1)
-	first, err := s.Snapshot("db", "by hand", false)
+	first, err := s.Snapshot("db", "by hand")
 	if err != nil || first.Number != 1 {
 		t.Fatal(first, err)
 	}
@@ -190,7 +190,7 @@ func TestCover(t *testing.T) {
 	second := cover(t, s, "db")
 
 	// It is not lost by going back to another state.
-	if snap, err := s.Snapshot("db", "", false); err != nil || snap.Number != 1 {
+	if snap, err := s.Snapshot("db", ""); err != nil || snap.Number != 1 {
 		t.Fatal(snap, err)
 	}
 	write(t, s, "db", 0, 3)
@@ -238,7 +238,7 @@ func TestForgetTheLatest(t *testing.T) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 2; n++ {
 		write(t, s, "db", 0, byte(n))
-		if _, err := s.Snapshot("db", "", false); err != nil {
+		if _, err := s.Snapshot("db", ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -262,7 +262,7 @@ func TestForget(t *testing.T) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 3; n++ {
 		write(t, s, "db", n*64<<10, byte(n))
-		if _, err := s.Snapshot("db", "", false); err != nil {
+		if _, err := s.Snapshot("db", ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -296,7 +296,7 @@ func TestInterrupted(t *testing.T) {
 		}
 	}
 	write(t, s, "db", 0, 1)
-	if _, err := s.Snapshot("db", "", false); err != nil {
+	if _, err := s.Snapshot("db", ""); err != nil {
 		t.Fatal(err)
 	}
 	reads(t, s.Paths(current(t, s, "db").Layers), 0, 1)
@@ -313,7 +313,7 @@ func TestExt4(t *testing.T) {
 		}
 	}
 	create(t, s, "db", "ext4", 64*lab.MiB)
-	before, err := s.Snapshot("db", "", false)
+	before, err := s.Snapshot("db", "")
 	if err != nil {
 		t.Fatal(err)
 	}

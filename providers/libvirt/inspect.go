@@ -72,11 +72,10 @@ func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m
 	if !exists(dir) {
 		return broken("its directory is gone: " + dir)
 	}
-	m.Volumes, _ = def.Storage()
 	if m.Disk, m.Written, err = local.Usage(dir); err != nil {
-		m.Volumes = nil
 		return broken(err.Error())
 	}
+	m.Volumes, _ = def.Storage()
 	s, reason, err := p.state(ctx, *d)
 	if err != nil {
 		return m, false, err
