@@ -27,6 +27,7 @@ func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, ste
 	if err := s.recheck(ctx, g, m, rec); err != nil {
 		return err
 	}
+	s.finishTakeOver(ctx, super, rec, m)
 	bound, err := plug(ctx, super, cable(g, m, rec.Create), rec.Ports)
 	if err != nil {
 		return err

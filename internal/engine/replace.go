@@ -83,6 +83,26 @@ func (s *session) restorable(old ledger.Machine) bool {
 	})
 }
 
+// finishTakeOver does what is left to do of a takeover during which lab was killed: the
+// present generation takes over in one step, and connections to those before it have
+// their time to end. Where there is no standby to take over, plugging it in does.
+func (s *session) finishTakeOver(ctx context.Context, super *supervise.Client, present ledger.Machine, m lab.Machine) {
+	outgoing := recorded(present, nil).Outgoing
+	if len(outgoing) == 0 {
+		return
+	}
+	l := launch{Generation: s.generation(present), m: m}
+	if _, err := promote(ctx, super, l, present.Ports); err != nil {
+		s.host.Log.Debug("finishing a takeover", "machine", l.Generation, "err", err)
+		return
+	}
+	for _, n := range outgoing {
+		if old, ok := present.Of(n); ok {
+			s.drained(ctx, super, l, old)
+		}
+	}
+}
+
 // serve makes sure that the present generation has its name and its ports, if there is
 // one before it that is not retired yet: lab may have been killed while the one took
 // over from the other.
@@ -94,7 +114,9 @@ func (s *session) serve(ctx context.Context, present ledger.Machine) error {
 	if err != nil {
 		return err
 	}
-	_, err = plug(ctx, super, cable(s.generation(present), present.Create.Spec.Machine(present.Name), present.Create), present.Ports)
+	m := present.Create.Spec.Machine(present.Name)
+	s.finishTakeOver(ctx, super, present, m)
+	_, err = plug(ctx, super, cable(s.generation(present), m, present.Create), present.Ports)
 	return err
 }
 

@@ -351,8 +351,20 @@ func TestKilledHandOverIsFinishedByTheNext(t *testing.T) {
 					present = 2
 				}
 				b.expect(l, fmt.Sprintf("web@%d ready", present)) // even before anybody finishes it
+				// What gave way is not cut off before its connections have had their time.
+				atStop := []string{"web@2 present"}
+				if name := steps[last].name; supervisor == "alive" && (name == "recorded" || name == "promoted") {
+					atStop = []string{"web@1 draining", "web@2 present"}
+				}
+				look := Options{Events: func(e Event) {
+					if e.Stage == StageStop && e.Generation == 1 && present == 2 {
+						b.expectPlugged(l, atStop...)
+					}
+				}}
 				if by == "replace" {
-					b.rebuild(l, w)
+					if _, err := l.Rebuild(b.ctx, w, UpOptions{Options: look}); err != nil {
+						t.Fatal(err)
+					}
 					b.expect(l, "web@3 ready")
 					b.expectPlugged(l, "web@3 present")
 					there := []string{"web@1 stopped", "web@2 stopped", "web@3 running"}
@@ -362,7 +374,9 @@ func TestKilledHandOverIsFinishedByTheNext(t *testing.T) {
 					b.expectThere(l, there...)
 					return
 				}
-				b.up(l, w)
+				if _, err := l.Up(b.ctx, w, UpOptions{Options: look}); err != nil {
+					t.Fatal(err)
+				}
 				b.expect(l, fmt.Sprintf("web@%d ready", present))
 				there := []string{fmt.Sprintf("web@%d running", present)}
 				if present == 2 { // what gave way is kept
