@@ -130,14 +130,14 @@ type PortDialer interface {
 // run, and pauses for no longer than an instant. Whoever wants what the guest has
 // in its caches makes the guest sync first.
 type Freezer interface {
-	// Freeze makes what the machine wrote to its disk so far its birth. A
-	// generation that has its birth already is left as it is. A Freeze that was
-	// interrupted is done by the next one. ErrNotFound.
-	Freeze(ctx context.Context, g lab.Generation) (Frozen, error)
+	// Freeze makes what the machine wrote to its disk so far its birth, which
+	// DiskReader shows. A generation that has its birth already is left as it is. A
+	// Freeze that was interrupted is done by the next one. ErrNotFound.
+	Freeze(ctx context.Context, g lab.Generation) error
 
 	// Snapshot freezes what the machine wrote since the last Snapshot or Freeze,
-	// each time anew: a layer per step of a bake. It does not make a birth.
-	// ErrNotFound.
+	// each time anew: a layer per step of a bake. It does not make a birth. A disk on
+	// another host is fetched as far as it is frozen thereby. ErrNotFound.
 	Snapshot(ctx context.Context, g lab.Generation) (Frozen, error)
 }
 

@@ -255,7 +255,7 @@ func (s *session) freeze(ctx context.Context, g lab.Generation) error {
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageBirth, Text: "freezing its disk"})
 	m, _ := s.machine(g.Machine).Of(g.Number)
 	s.sync(ctx, m)
-	if _, err := f.Freeze(ctx, g); err != nil {
+	if err := f.Freeze(ctx, g); err != nil {
 		return fmt.Errorf("freezing the disk at birth: %w", err)
 	}
 	return nil

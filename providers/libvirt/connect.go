@@ -91,7 +91,7 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 	if c := k.current(); c != nil {
 		return c, nil
 	}
-	c, err := k.open(ctx, wake)
+	c, err := k.open(ctx, wake, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -110,12 +110,16 @@ func (k *link) current() *conn {
 	return nil
 }
 
-// open makes a connection of its own.
-func (k *link) open(ctx context.Context, wake bool) (*conn, error) {
+// open makes a connection of its own. The transport goes through around, if that is not
+// nil, before anything is said on it.
+func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Conn) (*conn, error) {
 	limit := k.hung
 	raw, started, err := k.dial(ctx, wake)
 	if err != nil {
 		return nil, err
+	}
+	if around != nil {
+		raw = around(raw)
 	}
 	if started {
 		limit = max(limit, bootTime)
@@ -211,6 +215,11 @@ func (k *link) on(ctx context.Context, c *conn, f func(*golibvirt.Libvirt) error
 	}
 	done := make(chan error, 1)
 	go func() { done <- f(c.Libvirt) }()
+	return k.watch(ctx, c, done)
+}
+
+// watch waits for what was asked on a connection, as long as that makes sense.
+func (k *link) watch(ctx context.Context, c *conn, done <-chan error) error {
 	quiet := time.NewTicker(k.quiet)
 	defer quiet.Stop()
 	for {
@@ -237,7 +246,7 @@ func (k *link) on(ctx context.Context, c *conn, f func(*golibvirt.Libvirt) error
 
 // ping finds out whether the daemon answers at all.
 func (k *link) ping(ctx context.Context) error {
-	c, err := k.open(ctx, false)
+	c, err := k.open(ctx, false, nil)
 	if err != nil {
 		return err
 	}

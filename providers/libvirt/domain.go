@@ -42,11 +42,39 @@ type Domain struct {
 	KVM      bool
 	Emulator string // empty for libvirt's choice
 
-	Overlays []int  // the machine's own, lowest first; it writes to the last
-	NIC      string // sockets
-	Console  string
-	Agent    string
+	Files Files
+	// Sockets that QEMU makes. Console and Agent are empty for a machine of another
+	// host: there libvirt's own are as good as any.
+	NIC     string
+	Console string
+	Agent   string
 }
+
+// Files is where a machine's files lie on the daemon's host.
+type Files struct {
+	Disk           string   // of the image
+	Layers         []string // of the image, lowest first
+	Kernel, Initrd string
+	Overlays       []string // the machine's own, lowest first; it writes to the last
+	Seed           string
+	ConsoleLog     string
+	Events         string // prefix of QEMU's event record; empty for none
+}
+
+// filesIn is for a generation whose files lie in its directory, on this host.
+func filesIn(dir string, def *local.Definition, overlays []int) Files {
+	f := Files{
+		Disk: def.Image.Disk, Layers: def.Image.Layers, Kernel: def.Image.Kernel, Initrd: def.Image.Initrd,
+		Seed: dir + "/" + local.FileSeed, ConsoleLog: dir + "/" + local.FileConsole, Events: dir + "/" + local.FileEvents,
+	}
+	for _, n := range overlays {
+		f.Overlays = append(f.Overlays, local.OverlayPath(dir, n))
+	}
+	return f
+}
+
+// far reports whether the machine is one of another host.
+func (d Domain) far() bool { return d.Console == "" }
 
 // domainName is how virsh shows a generation. A user may rename it.
 func domainName(g lab.Generation) string {
@@ -87,7 +115,7 @@ func (d Domain) XML() (string, error) {
 		CPUs:   def.CPUs,
 		OS: osXML{
 			Type:   osType{"x86_64", "q35", "hvm"},
-			Kernel: def.Image.Kernel, Initrd: def.Image.Initrd, Cmdline: def.CommandLine(),
+			Kernel: d.Files.Kernel, Initrd: d.Files.Initrd, Cmdline: def.CommandLine(),
 		},
 		// invtsc would block saving the machine's state.
 		CPU:   cpuXML{Mode: "maximum", Check: "none", Features: []feature{{"disable", "invtsc"}}},
@@ -101,6 +129,10 @@ func (d Domain) XML() (string, error) {
 	}
 	if d.KVM {
 		doc.Type, doc.CPU = "kvm", cpuXML{Mode: "host-passthrough", Check: "none"}
+	}
+	if d.far() {
+		// Nobody here reads QEMU's events: a panic is seen as long as QEMU is there.
+		doc.OnCrash = "preserve"
 	}
 	for _, arg := range d.arguments() {
 		doc.Arguments = append(doc.Arguments, value{arg})
@@ -120,8 +152,8 @@ func (d Domain) devices() devices {
 			{Type: "virtio-serial", Address: &serial},
 		},
 		Serial: []chardev{{
-			Type: "unix", Source: source{Mode: "bind", Path: d.Console},
-			Log:    &logXML{d.file(local.FileConsole), "on"},
+			Type: "unix", Source: &source{Mode: "bind", Path: d.Console},
+			Log:    &logXML{d.Files.ConsoleLog, "on"},
 			Target: target{Port: "0"},
 		}},
 		Balloon: model{"none"},
@@ -131,9 +163,21 @@ func (d Domain) devices() devices {
 	}
 	if def.Agent {
 		dev.Channels = []chardev{{
-			Type: "unix", Source: source{Mode: "bind", Path: d.Agent},
+			Type: "unix", Source: &source{Mode: "bind", Path: d.Agent},
 			Target: target{Type: "virtio", Name: providers.AgentPort},
 		}}
+	}
+	if d.far() {
+		// libvirt connects whoever opens a channel with the socket at the channel's
+		// path, over whatever transport they come. The cable's netdev makes its own
+		// socket in the place of that of a channel which is there for its name alone.
+		dev.Serial[0].Type, dev.Serial[0].Source = "pty", nil
+		if def.MAC != "" {
+			dev.Channels = append(dev.Channels, chardev{
+				Type: "unix", Source: &source{Mode: "bind", Path: d.NIC},
+				Target: target{Type: "virtio", Name: cablePort},
+			})
+		}
 	}
 	for i, m := range def.Mounts {
 		// Squashed, the guest sees the host's owners and modes, and what it makes
@@ -150,26 +194,27 @@ func (d Domain) devices() devices {
 	return dev
 }
 
-// file is one of the generation's directory.
-func (d Domain) file(name string) string { return d.Directory + "/" + name }
+// cablePort is the name of the channel by which the network cable of a machine of
+// another host is reached. The guest sees a port of that name, to which nobody speaks.
+const cablePort = "dev.labfile.cable.0"
 
 func (d Domain) disks() []diskXML {
 	def := &d.Def
 	below := end()
-	below = below.under(def.Image.Format, def.Image.Disk)
-	for _, path := range def.Image.Layers {
+	below = below.under(def.Image.Format, d.Files.Disk)
+	for _, path := range d.Files.Layers {
 		below = below.under("qcow2", path)
 	}
-	last := len(d.Overlays) - 1
-	for _, n := range d.Overlays[:last] {
-		below = below.under("qcow2", local.OverlayPath(d.Directory, n))
+	last := len(d.Files.Overlays) - 1
+	for _, path := range d.Files.Overlays[:last] {
+		below = below.under("qcow2", path)
 	}
 	disks := []diskXML{{
 		Type: "file", Device: "disk",
 		// Flushes are dropped: a machine that the host's crash may have damaged is
 		// replaced, not repaired.
 		Driver:  driver{"qemu", "qcow2", "unsafe", "unmap"},
-		Source:  source{File: local.OverlayPath(d.Directory, d.Overlays[last])},
+		Source:  source{File: d.Files.Overlays[last]},
 		Backing: below, Target: target{Dev: mainDisk, Bus: "virtio"}, Boot: &boot{1}, Address: at(slotDisk),
 	}}
 	for i, v := range def.Volumes {
@@ -192,7 +237,7 @@ func (d Domain) disks() []diskXML {
 	if def.Seed {
 		disks = append(disks, diskXML{
 			Type: "file", Device: "disk", Driver: driver{Name: "qemu", Type: "raw"},
-			Source: source{File: d.file(local.FileSeed)}, Backing: end(),
+			Source: source{File: d.Files.Seed}, Backing: end(),
 			Target: target{Dev: "vdz", Bus: "virtio"}, ReadOnly: &struct{}{}, Address: at(slotSeed),
 		})
 	}
@@ -216,9 +261,12 @@ func (b *backing) under(format, path string) *backing {
 // a file that collects the events. So the reason of an exit is on disk, whether the
 // daemon lived to see it or not.
 func (d Domain) arguments() []string {
-	args := []string{
-		"-chardev", "pipe,id=labevents,path=" + comma(d.file(local.FileEvents)),
-		"-mon", "chardev=labevents,mode=control",
+	var args []string
+	if d.Files.Events != "" {
+		args = []string{
+			"-chardev", "pipe,id=labevents,path=" + comma(d.Files.Events),
+			"-mon", "chardev=labevents,mode=control",
+		}
 	}
 	if d.Def.MAC != "" {
 		args = append(args,

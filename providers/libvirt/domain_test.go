@@ -36,11 +36,14 @@ func goldenDomains() map[string]Domain {
 		}
 		d := Domain{
 			Name: "lab-shop-1f3a9c2b-web-3", UUID: uuidOf(dir), Directory: dir, Def: local.Define(spec),
-			Emulator: "/usr/bin/qemu-system-x86_64", Overlays: []int{0},
-			NIC: run + "nic", Console: run + "con", Agent: run + "agt",
+			Emulator: "/usr/bin/qemu-system-x86_64",
+			NIC:      run + "nic", Console: run + "con", Agent: run + "agt",
 		}
 		d.Def.Created = time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 		change(&d)
+		if d.Files.Disk == "" {
+			d.Files = filesIn(d.Directory, &d.Def, []int{0})
+		}
 		return d
 	}
 	return map[string]Domain{
@@ -57,7 +60,7 @@ func goldenDomains() map[string]Domain {
 		}),
 		"stored": base(func(d *Domain) {
 			d.Def.Image.Format, d.Def.Image.Layers = "qcow2", []string{"/layers/a.qcow2", "/layers/b.qcow2"}
-			d.Overlays = []int{0, 3, 4}
+			d.Files = filesIn(dir, &d.Def, []int{0, 3, 4})
 			d.Def.Volumes = []local.Volume{
 				{Name: "data", Path: "/volumes/data@2.qcow2", Layers: []string{"/volumes/data@1.qcow2"}},
 				{Name: "shared", Path: "/volumes/shared.qcow2", ReadOnly: true},

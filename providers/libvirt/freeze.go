@@ -19,12 +19,11 @@ import (
 )
 
 // Freeze makes the overlays that there are the birth.
-func (p *Provider) Freeze(ctx context.Context, g lab.Generation) (providers.Frozen, error) {
-	f, err := p.freeze(ctx, g, true)
-	if err != nil {
-		return f, fmt.Errorf("freezing machine %q: %w", g, err)
+func (p *Provider) Freeze(ctx context.Context, g lab.Generation) error {
+	if _, err := p.freeze(ctx, g, true); err != nil {
+		return fmt.Errorf("freezing machine %q: %w", g, err)
 	}
-	return f, nil
+	return nil
 }
 
 // Snapshot freezes the overlays above those that are frozen.
@@ -42,14 +41,50 @@ func (p *Provider) freeze(ctx context.Context, g lab.Generation, birth bool) (pr
 		return providers.Frozen{}, err
 	}
 	defer d.Close()
-	return d.Freeze(ctx, birth, func(ctx context.Context) ([]int, error) { return p.push(ctx, d) })
+	frozen, err := d.Freeze(ctx, birth, func(ctx context.Context) ([]int, error) { return p.push(ctx, d) })
+	if err != nil {
+		return providers.Frozen{}, err
+	}
+	return d.Frozen(frozen)
 }
 
-// directory is a generation's directory whose overlays the caller may change, and
-// its domain.
+// directory is a generation's directory whose overlays the caller may change, its
+// domain and the overlays.
 type directory struct {
 	*local.Directory
-	dom domain
+	dom      domain
+	overlays overlays
+	// redefine tells libvirt the pile of overlays that there is now, so that a start by
+	// virsh finds the disk whole.
+	redefine func(context.Context) error
+}
+
+// overlays are the files of a generation's disk, on the daemon's host.
+type overlays interface {
+	list(ctx context.Context) ([]int, error) // ascending; there is always one
+	path(n int) string
+	number(path string) (n int, ok bool)
+	add(ctx context.Context, n int, size lab.Bytes) error // it comes into being whole
+	remove(ctx context.Context, n int) error              // removing what is absent succeeds
+	// forget removes from the header what libvirt wrote there when it merged others
+	// into the file: what lies below.
+	forget(n int) error
+}
+
+// here are the overlays in a directory of this host.
+type here string
+
+func (dir here) list(context.Context) ([]int, error) { return local.Overlays(string(dir)) }
+func (dir here) path(n int) string                   { return local.OverlayPath(string(dir), n) }
+func (dir here) number(path string) (int, bool)      { return local.OverlayOf(string(dir), path) }
+func (dir here) forget(n int) error                  { return qcow2.ForgetBacking(dir.path(n)) }
+
+func (dir here) add(_ context.Context, n int, size lab.Bytes) error {
+	return local.AddOverlay(string(dir), n, size)
+}
+
+func (dir here) remove(_ context.Context, n int) error {
+	return local.IgnoreGone(os.Remove(dir.path(n)))
 }
 
 func (p *Provider) openDirectory(ctx context.Context, g lab.Generation) (*directory, error) {
@@ -66,7 +101,8 @@ func (p *Provider) openDirectory(ctx context.Context, g lab.Generation) (*direct
 	if err != nil {
 		return nil, err
 	}
-	return &directory{d, dom}, nil
+	redefine := func(ctx context.Context) error { return p.redefine(ctx, d) }
+	return &directory{d, dom, here(d.Path), redefine}, nil
 }
 
 // monitorTimeout bounds what a running QEMU is asked for by way of libvirt.
@@ -90,30 +126,28 @@ func (p *Provider) push(ctx context.Context, d *directory) ([]int, error) {
 				return nil, err
 			}
 		}
-	} else {
-		own, err = d.Push()
+	} else if own, err = d.overlays.list(ctx); err == nil {
+		err = d.overlays.add(ctx, own[len(own)-1]+1, d.Def.Disk)
 	}
 	if err != nil {
 		return nil, err
 	}
-	// What libvirt merged has the name of what lies below in its header.
 	for _, n := range own {
-		if err := qcow2.ForgetBacking(local.OverlayPath(d.Path, n)); err != nil {
+		if err := d.overlays.forget(n); err != nil {
 			return nil, err
 		}
 	}
-	return own, p.redefine(ctx, d)
+	return own, d.redefine(ctx)
 }
 
 // runs reports whether the machine runs.
 func (p *Provider) runs(ctx context.Context, d *directory) (bool, error) {
 	s, _, err := p.state(ctx, d.dom)
-	return err == nil && active(s), err
+	return err == nil && p.lives(s), err
 }
 
-// redefine tells libvirt the pile of overlays that there is now, so that a start by
-// virsh finds the disk whole.
-func (p *Provider) redefine(ctx context.Context, d *directory) error {
+// redefine defines the domain anew, if it is there.
+func (p *Provider) redefine(ctx context.Context, d *local.Directory) error {
 	dom, ok, err := p.find(ctx, d.Def.Generation())
 	if err != nil || !ok {
 		return err
@@ -135,15 +169,14 @@ func (p *Provider) pushUnder(ctx context.Context, d *directory) ([]int, error) {
 		return nil, err
 	}
 	next := own[len(own)-1] + 1
-	path := local.OverlayPath(d.Path, next)
-	if err := local.AddOverlay(d.Path, next, d.Def.Disk); err != nil {
+	if err := d.overlays.add(ctx, next, d.Def.Disk); err != nil {
 		return nil, err
 	}
-	if err := p.cover(ctx, d.dom, document, mainDisk, path); err != nil {
+	if err := p.cover(ctx, d.dom, document, mainDisk, d.overlays.path(next)); err != nil {
 		// Refused, the overlay is not in use. Else only the next one to ask will
 		// know, and settles it.
 		if _, refused := code(err); refused {
-			os.Remove(path)
+			err = errors.Join(err, d.overlays.remove(ctx, next))
 		}
 		return nil, err
 	}
@@ -193,18 +226,17 @@ func (p *Provider) settle(ctx context.Context, d *directory) (own []int, documen
 	if err != nil {
 		return nil, "", err
 	}
-	if own, err = local.Overlays(d.Path); err != nil {
+	if own, err = d.overlays.list(ctx); err != nil {
 		return nil, "", err
 	}
-	if _, ok := local.OverlayOf(d.Path, files[0]); !ok {
+	if _, ok := d.overlays.number(files[0]); !ok {
 		return nil, "", fmt.Errorf("the machine writes to %q, which is no overlay of its own", files[0])
 	}
 	var kept []int
 	for _, n := range own { // from below: what is left hides nothing newer
-		path := local.OverlayPath(d.Path, n)
-		if slices.Contains(files, path) {
+		if slices.Contains(files, d.overlays.path(n)) {
 			kept = append(kept, n)
-		} else if err := local.IgnoreGone(os.Remove(path)); err != nil {
+		} else if err := d.overlays.remove(ctx, n); err != nil {
 			return nil, "", err
 		}
 	}
@@ -301,7 +333,7 @@ func (p *Provider) mergeStep(ctx context.Context, d *directory, started *bool) (
 		return fail(err)
 	}
 	if *started {
-		return false, p.redefine(ctx, d)
+		return false, d.redefine(ctx)
 	}
 	*started = true
 	base, top, ok, err := d.Mergeable(own)
@@ -310,7 +342,7 @@ func (p *Provider) mergeStep(ctx context.Context, d *directory, started *bool) (
 	}
 	err = p.link.do(limited, func(l *golibvirt.Libvirt) error {
 		return l.DomainBlockCommit(d.dom.Domain, mainDisk,
-			golibvirt.OptString{local.OverlayPath(d.Path, base)}, golibvirt.OptString{local.OverlayPath(d.Path, top)}, 0, 0)
+			golibvirt.OptString{d.overlays.path(base)}, golibvirt.OptString{d.overlays.path(top)}, 0, 0)
 	})
 	if err != nil {
 		return fail(err)

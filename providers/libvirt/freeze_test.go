@@ -164,8 +164,11 @@ func TestFrozenLayersNameNothing(t *testing.T) {
 	if named == 0 {
 		t.Error("libvirt names backing files no more: qcow2.ForgetBacking may go")
 	}
-	frozen, err := x.p.Freeze(x.ctx(), webOne)
+	frozen, err := x.p.Snapshot(x.ctx(), webOne)
 	x.must(err)
+	if len(frozen.Layers) == 0 {
+		t.Error("nothing was frozen")
+	}
 	x.write()
 	for _, path := range frozen.Layers {
 		if backing(path) {

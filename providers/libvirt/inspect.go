@@ -80,7 +80,7 @@ func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m
 	if err != nil {
 		return m, false, err
 	}
-	if !active(s) || m.PID == 0 { // libvirt may not have noticed the end of a QEMU yet
+	if !p.lives(s) || m.PID == 0 { // libvirt may not have noticed the end of a QEMU yet
 		m.PID, m.State = 0, providers.StateStopped
 		m.Exit, _ = local.LastExit(dir, nil, p.lastWords(d.Name))
 		return m, true, nil
@@ -172,7 +172,7 @@ func (p *Provider) domains(ctx context.Context, id lab.ID, wake bool) (map[lab.G
 				return nil, err
 			}
 			g := d.generation()
-			if local.CheckGeneration(g) != nil || d.Directory != p.dir(g) || id != "" && g.Lab != id {
+			if local.CheckGeneration(g) != nil || d.Directory != p.home(g) || id != "" && g.Lab != id {
 				continue // of another data home
 			}
 			found[g] = &d

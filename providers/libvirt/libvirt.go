@@ -45,7 +45,8 @@ type Provider struct {
 	cfg    Config
 	log    *slog.Logger
 	addr   address
-	bad    error // what is wrong with the URI; told by every method
+	client string // prefix of home; empty if the daemon is of this host
+	bad    error  // what is wrong with the URI; told by every method
 	link   *link
 	prober *accel.Prober
 	family *family
@@ -143,6 +144,10 @@ func (p *Provider) enter(ctx context.Context, g lab.Generation) error {
 // dir is the generation's directory.
 func (p *Provider) dir(g lab.Generation) string { return p.cfg.Dirs.Domain(g) }
 
+// home is the directory as the daemon is told it: whose a generation is. Users of
+// several hosts may meet at a daemon.
+func (p *Provider) home(g lab.Generation) string { return p.client + p.dir(g) }
+
 // domain is one of lab's domains, as the daemon knows it.
 type domain struct {
 	golibvirt.Domain
@@ -153,7 +158,7 @@ type domain struct {
 // has its UUID is not lab's.
 func (p *Provider) find(ctx context.Context, g lab.Generation) (d domain, ok bool, err error) {
 	d, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (domain, error) {
-		dom, err := l.DomainLookupByUUID(uuidOf(p.dir(g)))
+		dom, err := l.DomainLookupByUUID(uuidOf(p.home(g)))
 		if err != nil {
 			return domain{}, err
 		}
@@ -165,7 +170,7 @@ func (p *Provider) find(ctx context.Context, g lab.Generation) (d domain, ok boo
 	if err != nil {
 		return domain{}, false, err
 	}
-	return d, d.generation() == g && d.Directory == p.dir(g), nil
+	return d, d.generation() == g && d.Directory == p.home(g), nil
 }
 
 // metadataElement is VIR_DOMAIN_METADATA_ELEMENT.
@@ -198,9 +203,16 @@ func (p *Provider) state(ctx context.Context, d domain) (s golibvirt.DomainState
 	return golibvirt.DomainState(is.number), is.why, err
 }
 
-// active reports whether a domain in that state has a QEMU.
-func active(s golibvirt.DomainState) bool {
-	return s != golibvirt.DomainShutoff && s != golibvirt.DomainNostate
+// lives reports whether the machine of a domain in that state runs or can go on. Of one
+// on another host whose guest panicked there is a QEMU left, for its state to be seen.
+func (p *Provider) lives(s golibvirt.DomainState) bool {
+	switch s {
+	case golibvirt.DomainShutoff, golibvirt.DomainNostate:
+		return false
+	case golibvirt.DomainCrashed:
+		return p.client == ""
+	}
+	return true
 }
 
 // Create makes the generation's directory and, last, defines its domain.
@@ -261,18 +273,23 @@ func (p *Provider) define(ctx context.Context, name, dir string, def local.Defin
 		return dom, err
 	}
 	d := Domain{
-		Name: name, UUID: uuidOf(dir), Directory: dir, Def: def, KVM: r.Accel == accel.KVM, Overlays: own,
+		Name: name, UUID: uuidOf(dir), Directory: dir, Def: def, KVM: r.Accel == accel.KVM, Files: filesIn(dir, &def, own),
 		NIC: p.socket(g, socketNIC), Console: p.socket(g, socketConsole), Agent: p.socket(g, socketAgent),
 	}
 	if d.Emulator, err = p.binary(); err != nil {
 		return dom, err
 	}
+	return p.defineDomain(ctx, d)
+}
+
+// defineDomain gives the domain the definition that its next start will have.
+func (p *Provider) defineDomain(ctx context.Context, d Domain) (golibvirt.Domain, error) {
 	text, err := d.XML()
 	if err != nil {
-		return dom, err
+		return golibvirt.Domain{}, err
 	}
 	// Defining the same twice does no harm.
-	dom, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Domain, error) { return l.DomainDefineXMLFlags(text, 0) })
+	dom, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Domain, error) { return l.DomainDefineXMLFlags(text, 0) })
 	if c, ok := code(err); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrDomExist) {
 		err = fmt.Errorf("libvirt does not take its definition: %w (a domain of that name or UUID that lab did not make is left alone; rename it, or the lab)", err)
 	}
@@ -368,7 +385,7 @@ func (p *Provider) Reach(ctx context.Context) error {
 // kill ends the domain by force. It returns once that is so. libvirt gives a QEMU ten
 // seconds to end in good order; one whose process is stopped cannot use them.
 func (p *Provider) kill(ctx context.Context, d domain) error {
-	if pid := findQEMU(d.Directory); pid != 0 && local.Halted(pid) {
+	if pid := findQEMU(d.Directory); p.client == "" && pid != 0 && local.Halted(pid) {
 		// Looked for again, now that it is held: the pid may be another's by now.
 		if proc, err := local.OpenProcess(pid); err == nil {
 			if findQEMU(d.Directory) != pid {

@@ -83,7 +83,7 @@ func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, chec
 	if err != nil {
 		return nil, err
 	}
-	if !active(s) {
+	if !p.lives(s) {
 		return nil, providers.ErrNotRunning
 	}
 	def, err := d.definition()

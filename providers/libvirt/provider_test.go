@@ -171,8 +171,7 @@ func TestBehindOurBack(t *testing.T) {
 	for range 2 {
 		b.console(providertest.KeyWrite, providertest.KeyWrite)
 	}
-	_, err := b.p.Freeze(b.ctx(), webOne)
-	b.must(err)
+	b.must(b.p.Freeze(b.ctx(), webOne))
 	b.console(providertest.KeyWrite, providertest.KeyWrite)
 	b.daemon.Virsh("destroy", name)
 	b.daemon.Virsh("start", name)

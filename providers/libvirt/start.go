@@ -89,7 +89,7 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 // goOn reports whether the domain runs, and lets one go on that is paused.
 func (p *Provider) goOn(ctx context.Context, d domain) (bool, error) {
 	s, reason, err := p.state(ctx, d)
-	if err != nil || !active(s) {
+	if err != nil || !p.lives(s) {
 		return false, err
 	}
 	if s == golibvirt.DomainPaused && golibvirt.DomainPausedReason(reason) != golibvirt.DomainPausedStartingUp {

@@ -42,7 +42,7 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 		return err
 	}
 	dir := p.dir(g)
-	if active(s) {
+	if p.lives(s) {
 		if err := p.shutDown(ctx, d, dir, grace); err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 		return local.IgnoreGone(err)
 	}
 	defer held.Close()
-	if s, _, err := p.state(ctx, d); err == nil && !active(s) {
+	if s, _, err := p.state(ctx, d); err == nil && !p.lives(s) {
 		p.removeSockets(g)
 		os.Remove(p.cfg.Dirs.RunLab(g.Lab))
 	}

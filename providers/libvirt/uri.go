@@ -38,6 +38,7 @@ type address struct {
 	socket    string // path on the daemon's host; empty for where libvirt puts it
 	netcat    string // of viaSSH: the program there that connects to the socket; empty for virt-ssh-helper or nc
 	pki       string // of viaTLS: the directory of the certificates; empty for libvirt's
+	pool      string // the storage pool that machines of another host are kept in
 	insecure  bool   // of viaTCP: another host, without encryption, is what the user wants
 }
 
@@ -53,8 +54,21 @@ func (a address) driver() string {
 // files and processes are here.
 func (a address) local() bool { return a.transport == viaUnix }
 
+// plain is the URI for libvirt's own programs, which do not know lab's parameters.
+func (a address) plain() string {
+	u, err := url.Parse(a.uri)
+	if err != nil {
+		return a.uri // it was parsed before
+	}
+	q := u.Query()
+	q.Del("pool")
+	q.Del("insecure")
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
 // parameters lists what may stand behind the question mark.
-var parameters = []string{"insecure", "netcat", "pkipath", "socket"}
+var parameters = []string{"insecure", "netcat", "pkipath", "pool", "socket"}
 
 func parseURI(s string) (address, error) {
 	if s == "" {
@@ -124,6 +138,8 @@ func (a *address) read(query string) error {
 			a.netcat = v
 		case "pkipath":
 			a.pki = v
+		case "pool":
+			a.pool = v
 		case "insecure":
 			a.insecure = v == "1"
 		}

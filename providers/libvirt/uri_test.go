@@ -49,7 +49,7 @@ func TestParseURI(t *testing.T) {
 		"qemu+ssh:///system":           `the transport ssh needs a host, as in qemu+ssh://HOST/system`,
 		"qemu+tls://ada@far/system":    `only the transport ssh has a user, not tls`,
 		"qemu+ssh://ada:pw@far/system": `a password does not belong into a URI; let ssh have a key`,
-		"qemu:///session?mode=direct":  `unknown parameter "mode"; there are insecure, netcat, pkipath, socket`,
+		"qemu:///session?mode=direct":  `unknown parameter "mode"; there are insecure, netcat, pkipath, pool, socket`,
 		"qemu:///session?socket=s":     `the socket "s" is not an absolute path`,
 		"qemu:///session%zz":           `invalid URL escape "%zz"`,
 		"qemu+tcp://10.0.0.1/system": `the transport tcp sends everything unencrypted to 10.0.0.1; write qemu+tls or qemu+ssh,` +

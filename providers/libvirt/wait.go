@@ -74,7 +74,7 @@ func (p *Provider) look(ctx context.Context, g lab.Generation) (d domain, runs b
 		return d, false, err
 	}
 	s, _, err := p.state(ctx, d)
-	return d, active(s), err
+	return d, p.lives(s), err
 }
 
 const (
@@ -126,7 +126,7 @@ func (p *Provider) listen(ctx context.Context, d domain, dead <-chan struct{}) (
 		return false, err
 	}
 	defer stop()
-	if s, _, err := p.state(ctx, d); err != nil || !active(s) {
+	if s, _, err := p.state(ctx, d); err != nil || !p.lives(s) {
 		return err == nil, err
 	}
 	for {
@@ -152,7 +152,7 @@ func (p *Provider) noticed(ctx context.Context, d domain, news <-chan golibvirt.
 	defer t.Stop()
 	for {
 		s, _, err := p.state(ctx, d)
-		if err != nil || !active(s) {
+		if err != nil || !p.lives(s) {
 			return ctx.Err() == nil, ctx.Err()
 		}
 		select {

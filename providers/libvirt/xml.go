@@ -49,6 +49,7 @@ type ownerXML struct {
 	Generation int    `xml:"generation,attr"`
 	Directory  string `xml:"directory,attr"` // of the generation: two data homes may know labs of one name
 	Definition cdata  `xml:"lab:definition"` // local.Definition as JSON
+	Stored     *cdata `xml:"lab:stored"`     // of a machine of another host, stored as JSON
 }
 
 // cdata is text that stays readable.
@@ -188,7 +189,7 @@ type filesystem struct {
 
 type chardev struct {
 	Type   string  `xml:"type,attr"`
-	Source source  `xml:"source"`
+	Source *source `xml:"source"`
 	Log    *logXML `xml:"log"`
 	Target target  `xml:"target"`
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/labfile/lab/providers"
 )
@@ -57,29 +58,22 @@ func (d *Directory) Lock(ctx context.Context) (*os.File, error) {
 }
 
 // Freeze makes the overlays that there are the birth, or freezes those above what
-// is frozen. push lays a fresh overlay on top of the disk, under the machine if it
-// runs, and returns those below it; it is called with the generation's lock held.
-func (d *Directory) Freeze(ctx context.Context, birth bool, push func(context.Context) ([]int, error)) (providers.Frozen, error) {
+// is frozen, and returns which ones it froze. push lays a fresh overlay on top of the
+// disk, under the machine if it runs, and returns those below it; it is called with the
+// generation's lock held.
+func (d *Directory) Freeze(ctx context.Context, birth bool, push func(context.Context) ([]int, error)) ([]int, error) {
 	held, err := d.Lock(ctx)
 	if err != nil {
-		return providers.Frozen{}, err
+		return nil, err
 	}
 	defer held.Close()
 	c, err := ReadChain(d.Path)
-	if err != nil {
-		return providers.Frozen{}, err
-	}
-	if birth && c.Birth > 0 {
-		own, err := Overlays(d.Path)
-		if err != nil {
-			return providers.Frozen{}, err
-		}
-		f := d.frozen(own, 0, c.Birth)
-		return f, protect(f)
+	if err != nil || birth && c.Birth > 0 {
+		return nil, err
 	}
 	below, err := push(ctx)
 	if err != nil {
-		return providers.Frozen{}, err
+		return nil, err
 	}
 	from := c.Frozen
 	c.Frozen = below[len(below)-1] + 1
@@ -87,31 +81,23 @@ func (d *Directory) Freeze(ctx context.Context, birth bool, push func(context.Co
 		from, c.Birth = 0, c.Frozen
 	}
 	if err := WriteJSON(filepath.Join(d.Path, FileChain), c); err != nil {
-		return providers.Frozen{}, err
+		return nil, err
 	}
-	f := d.frozen(below, from, c.Frozen)
-	return f, protect(f)
+	return slices.DeleteFunc(below, func(n int) bool { return n < from }), nil
 }
 
-// protect makes sure that what is frozen stays so, whoever opens it next.
-func protect(f providers.Frozen) error {
-	for _, path := range f.Layers {
-		if err := os.Chmod(path, 0o400); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// frozen returns those of the overlays own that are numbered from from to below to.
-func (d *Directory) frozen(own []int, from, to int) providers.Frozen {
+// Frozen makes sure that overlays in the directory that were frozen stay so, whoever
+// opens them next.
+func (d *Directory) Frozen(overlays []int) (providers.Frozen, error) {
 	f := providers.Frozen{Size: d.Def.Disk}
-	for _, n := range own {
-		if n >= from && n < to {
-			f.Layers = append(f.Layers, OverlayPath(d.Path, n))
+	for _, n := range overlays {
+		path := OverlayPath(d.Path, n)
+		if err := os.Chmod(path, 0o400); err != nil {
+			return f, err
 		}
+		f.Layers = append(f.Layers, path)
 	}
-	return f
+	return f, nil
 }
 
 // Layers returns the disk without its Release, from the box up to what lies below

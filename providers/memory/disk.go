@@ -33,12 +33,11 @@ func (d *disk) write(n lab.Bytes) {
 }
 
 // Freeze notes the birth.
-func (p *Provider) Freeze(ctx context.Context, g lab.Generation) (providers.Frozen, error) {
-	f, err := p.freeze(ctx, g, true)
-	if err != nil {
-		return f, fmt.Errorf("freezing machine %q: %w", g, err)
+func (p *Provider) Freeze(ctx context.Context, g lab.Generation) error {
+	if _, err := p.freeze(ctx, g, true); err != nil {
+		return fmt.Errorf("freezing machine %q: %w", g, err)
 	}
-	return f, nil
+	return nil
 }
 
 // Snapshot adds a frozen overlay.
@@ -63,7 +62,6 @@ func (p *Provider) freeze(ctx context.Context, g lab.Generation, birth bool) (pr
 		f.Size = m.spec.Image.Size
 	}
 	if birth && d.birth > 0 {
-		f.Layers = append(f.Layers, d.layers[:d.birth]...)
 		return f, nil
 	}
 	dir, err := p.diskDir(g)

@@ -17,12 +17,11 @@ import (
 )
 
 // Freeze makes the overlays that there are the birth.
-func (p *Provider) Freeze(ctx context.Context, g lab.Generation) (providers.Frozen, error) {
-	f, err := p.freeze(ctx, g, true)
-	if err != nil {
-		return f, fmt.Errorf("freezing machine %q: %w", g, err)
+func (p *Provider) Freeze(ctx context.Context, g lab.Generation) error {
+	if _, err := p.freeze(ctx, g, true); err != nil {
+		return fmt.Errorf("freezing machine %q: %w", g, err)
 	}
-	return f, nil
+	return nil
 }
 
 // Snapshot freezes the overlays above those that are frozen.
@@ -40,7 +39,11 @@ func (p *Provider) freeze(ctx context.Context, g lab.Generation, birth bool) (pr
 		return providers.Frozen{}, err
 	}
 	defer d.Close()
-	return d.Freeze(ctx, birth, func(ctx context.Context) ([]int, error) { return p.push(ctx, d) })
+	frozen, err := d.Freeze(ctx, birth, func(ctx context.Context) ([]int, error) { return p.push(ctx, d) })
+	if err != nil {
+		return providers.Frozen{}, err
+	}
+	return d.Frozen(frozen)
 }
 
 // directory is a generation's directory whose overlays the caller may change.

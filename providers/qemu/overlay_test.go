@@ -223,15 +223,14 @@ func TestInterruptedChanges(t *testing.T) {
 				x := newPile(t)
 				x.write()
 				c.leave(x)
-				f, err := x.p.Freeze(testContext(t), webOne)
-				must(t, err)
+				must(t, x.p.Freeze(testContext(t), webOne))
 				x.write()
 				x.read()
 				disk, err := x.p.OpenDisk(testContext(t), webOne)
 				must(t, err)
 				defer disk.Release(testContext(t))
-				if disk.Birth != 1+len(f.Layers) || len(disk.Layers) <= disk.Birth {
-					t.Errorf("%d of %d layers are the birth %q", disk.Birth, len(disk.Layers), f.Layers)
+				if disk.Birth < 2 || len(disk.Layers) <= disk.Birth {
+					t.Errorf("%d of %d layers are the birth", disk.Birth, len(disk.Layers))
 				}
 			})
 			t.Run("QEMU was killed", func(t *testing.T) {
@@ -342,16 +341,12 @@ func TestFreezeOfAHaltedQEMU(t *testing.T) {
 	must(t, syscall.Kill(pid, syscall.SIGSTOP))
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := x.p.Freeze(ctx, webOne); !errors.Is(err, context.DeadlineExceeded) {
+	if err := x.p.Freeze(ctx, webOne); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Freeze: %v", err)
 	}
 	must(t, syscall.Kill(pid, syscall.SIGCONT))
 	x.write()
-	f, err := x.p.Freeze(testContext(t), webOne)
-	must(t, err)
-	if len(f.Layers) < 1 {
-		t.Errorf("%+v", f)
-	}
+	must(t, x.p.Freeze(testContext(t), webOne))
 	x.read()
 }
 
@@ -399,7 +394,7 @@ func TestUnknownChain(t *testing.T) {
 	must(t, p.Create(ctx, testSpec(t)))
 	path := filepath.Join(d.Generation(webOne), local.FileChain)
 	must(t, os.WriteFile(path, []byte(`{"version": 2}`), 0o600))
-	_, err := p.Freeze(ctx, webOne)
+	err := p.Freeze(ctx, webOne)
 	want := `freezing machine "web@1": ` + path + " has version 2, this lab knows version 1"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
