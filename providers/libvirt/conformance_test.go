@@ -40,7 +40,10 @@ func testDirs(t *testing.T) dirs.Dirs {
 
 // testProvider returns a provider as a process of its own would have it.
 func testProvider(t *testing.T, d *daemontest.Daemon, dirs dirs.Dirs) *Provider {
-	p := New(Config{Dirs: dirs, URI: d.URI(), Accel: "tcg", Getenv: d.Getenv})
+	p, ok := New(Config{Dirs: dirs, URI: d.URI(), Accel: "tcg", Getenv: d.Getenv}).(*Provider)
+	if !ok {
+		t.Fatalf("the daemon at %s is one of another host", d.URI())
+	}
 	t.Cleanup(p.Close)
 	return p
 }

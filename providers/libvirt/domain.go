@@ -42,12 +42,11 @@ type Domain struct {
 	KVM      bool
 	Emulator string // empty for libvirt's choice
 
-	Files Files
-	// Sockets that QEMU makes. Console and Agent are empty for a machine of another
-	// host: there libvirt's own are as good as any.
-	NIC     string
-	Console string
-	Agent   string
+	Files  Files
+	Stored *stored // on another host: the volumes that Files is about
+	// Sockets. Agent may be empty for one of libvirt's choice.
+	NIC   string
+	Agent string
 }
 
 // Files is where a machine's files lie on the daemon's host.
@@ -74,7 +73,7 @@ func filesIn(dir string, def *local.Definition, overlays []int) Files {
 }
 
 // far reports whether the machine is one of another host.
-func (d Domain) far() bool { return d.Console == "" }
+func (d Domain) far() bool { return d.Stored != nil }
 
 // domainName is how virsh shows a generation. A user may rename it.
 func domainName(g lab.Generation) string {
@@ -103,13 +102,21 @@ func (d Domain) XML() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("writing the definition of %s: %w", d.Name, err)
 	}
+	var volumes *cdata
+	if d.Stored != nil {
+		b, err := json.Marshal(d.Stored)
+		if err != nil {
+			return "", fmt.Errorf("writing the definition of %s: %w", d.Name, err)
+		}
+		volumes = &cdata{string(b)}
+	}
 	g := def.Generation()
 	doc := domainXML{
 		Type: "qemu", QEMU: qemuNamespace, Name: d.Name, UUID: formatUUID(d.UUID),
 		Title: string(g.Lab) + "/" + g.String(),
 		Owner: ownerXML{
 			Namespace: namespace, Lab: string(g.Lab), Machine: string(g.Machine), Generation: g.Number,
-			Directory: d.Directory, Definition: cdata{string(definition)},
+			Directory: d.Directory, Definition: cdata{string(definition)}, Stored: volumes,
 		},
 		Memory: memory{"KiB", "off", int64(def.Memory / lab.KiB)},
 		CPUs:   def.CPUs,
@@ -152,7 +159,7 @@ func (d Domain) devices() devices {
 			{Type: "virtio-serial", Address: &serial},
 		},
 		Serial: []chardev{{
-			Type: "unix", Source: &source{Mode: "bind", Path: d.Console},
+			Type:   "pty", // libvirt opens no other console to anybody
 			Log:    &logXML{d.Files.ConsoleLog, "on"},
 			Target: target{Port: "0"},
 		}},
@@ -171,7 +178,6 @@ func (d Domain) devices() devices {
 		// libvirt connects whoever opens a channel with the socket at the channel's
 		// path, over whatever transport they come. The cable's netdev makes its own
 		// socket in the place of that of a channel which is there for its name alone.
-		dev.Serial[0].Type, dev.Serial[0].Source = "pty", nil
 		if def.MAC != "" {
 			dev.Channels = append(dev.Channels, chardev{
 				Type: "unix", Source: &source{Mode: "bind", Path: d.NIC},

@@ -37,7 +37,7 @@ func goldenDomains() map[string]Domain {
 		d := Domain{
 			Name: "lab-shop-1f3a9c2b-web-3", UUID: uuidOf(dir), Directory: dir, Def: local.Define(spec),
 			Emulator: "/usr/bin/qemu-system-x86_64",
-			NIC:      run + "nic", Console: run + "con", Agent: run + "agt",
+			NIC:      run + "nic", Agent: run + "agt",
 		}
 		d.Def.Created = time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 		change(&d)

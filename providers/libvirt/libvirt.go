@@ -56,7 +56,14 @@ type Provider struct {
 // one connection to each.
 type family struct {
 	mu  sync.Mutex
-	all map[string]*Provider // by URI
+	all map[string]Daemon // by URI
+}
+
+// Daemon is the provider of the machines of one daemon.
+type Daemon interface {
+	providers.Provider
+	providers.Addressed
+	Close() // ends the connection
 }
 
 var (
@@ -69,11 +76,25 @@ var (
 	_ providers.Addressed   = (*Provider)(nil)
 )
 
-// New returns a provider. It touches nothing.
-func New(cfg Config) *Provider {
+// New returns the provider of the daemon that cfg names: a *Provider if it is one of this
+// host, else a *Remote. It touches nothing.
+func New(cfg Config) Daemon {
+	f := &family{all: map[string]Daemon{}}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.add(cfg)
+}
+
+// add makes the provider of a daemon that the family does not have. The caller has f.mu.
+func (f *family) add(cfg Config) Daemon {
 	p := newAt(cfg)
-	p.family = &family{all: map[string]*Provider{p.URI(): p}}
-	return p
+	p.family = f
+	var d Daemon = p
+	if p.bad == nil && !p.addr.local() {
+		d = newRemote(p)
+	}
+	f.all[p.URI()] = d
+	return d
 }
 
 func newAt(cfg Config) *Provider {
@@ -91,9 +112,7 @@ func newAt(cfg Config) *Provider {
 	p.addr, p.bad = parseURI(cfg.URI)
 	switch {
 	case p.bad != nil:
-	case !p.addr.local():
-		p.bad = fmt.Errorf("%w: %s is on another host, and lab cannot bring a machine's files there yet; use qemu:///session", providers.ErrIncapable, p.addr.uri)
-	case !p.addr.session && os.Geteuid() != 0 && p.addr.socket == "":
+	case p.addr.local() && !p.addr.session && os.Geteuid() != 0 && p.addr.socket == "":
 		p.bad = fmt.Errorf("%w: the system's libvirt cannot read the files of an ordinary user; use qemu:///session", providers.ErrIncapable)
 	}
 	p.link = &link{addr: p.addr, env: cfg.Getenv, log: log, quiet: quietTime, hung: hungTime}
@@ -118,10 +137,7 @@ func (p *Provider) At(uri string) (providers.Provider, error) {
 	}
 	cfg := p.cfg
 	cfg.URI = uri
-	other := newAt(cfg)
-	other.family = p.family
-	p.family.all[uri] = other
-	return other, nil
+	return p.family.add(cfg), nil
 }
 
 // Name returns "libvirt".
@@ -274,7 +290,7 @@ func (p *Provider) define(ctx context.Context, name, dir string, def local.Defin
 	}
 	d := Domain{
 		Name: name, UUID: uuidOf(dir), Directory: dir, Def: def, KVM: r.Accel == accel.KVM, Files: filesIn(dir, &def, own),
-		NIC: p.socket(g, socketNIC), Console: p.socket(g, socketConsole), Agent: p.socket(g, socketAgent),
+		NIC: p.socket(g, socketNIC), Agent: p.socket(g, socketAgent),
 	}
 	if d.Emulator, err = p.binary(); err != nil {
 		return dom, err
@@ -298,16 +314,15 @@ func (p *Provider) defineDomain(ctx context.Context, d Domain) (golibvirt.Domain
 
 // The kinds of sockets, as dirs.Socket names them.
 const (
-	socketNIC     = "nic"
-	socketAgent   = "agt"
-	socketConsole = "con"
+	socketNIC   = "nic"
+	socketAgent = "agt"
 )
 
 func (p *Provider) socket(g lab.Generation, kind string) string { return p.cfg.Dirs.Socket(g, kind) }
 
 // removeSockets removes what a QEMU that was killed left behind.
 func (p *Provider) removeSockets(g lab.Generation) {
-	for _, kind := range []string{socketNIC, socketAgent, socketConsole} {
+	for _, kind := range []string{socketNIC, socketAgent} {
 		os.Remove(p.socket(g, kind))
 	}
 }

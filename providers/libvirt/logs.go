@@ -59,6 +59,9 @@ func (p *Provider) logOf(name string) string {
 // removeLog removes libvirt's log of a domain that is no more: libvirt itself keeps
 // it for ever.
 func (p *Provider) removeLog(name string) {
+	if p.client != "" {
+		return // it is on another host
+	}
 	logs, err := filepath.Glob(p.logOf(name) + "*") // virtlogd numbers those that have grown long
 	if err != nil {
 		return

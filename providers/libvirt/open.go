@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
+	"time"
 
+	golibvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/lab"
@@ -46,45 +47,73 @@ func (p *Provider) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, e
 	return c, nil
 }
 
-// Console connects to the serial console. A second user of lab is refused; virsh
-// console finds it taken, too, and waits.
+// Console connects to the serial console, as virsh console does: whoever comes second is
+// refused.
 func (p *Provider) Console(ctx context.Context, g lab.Generation) (io.ReadWriteCloser, error) {
-	var busy *os.File
-	conn, err := p.dial(ctx, g, socketConsole, func(local.Definition) error {
-		f, free, err := local.TryLock(filepath.Join(p.dir(g), local.FileBusy))
-		if err == nil && !free {
-			err = errors.New("somebody else is using it")
-		}
-		busy = f
-		return err
-	})
+	c, err := p.console(ctx, g)
 	if err != nil {
-		if busy != nil {
-			busy.Close()
-		}
 		return nil, fmt.Errorf("opening the console of machine %q: %w", g, err)
 	}
-	return &local.Console{Conn: conn, Busy: busy}, nil
+	return c, nil
+}
+
+func (p *Provider) console(ctx context.Context, g lab.Generation) (io.ReadWriteCloser, error) {
+	d, err := p.running(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	busy, free, err := local.TryLock(filepath.Join(p.dir(g), local.FileBusy))
+	if err != nil {
+		return nil, err
+	}
+	if !free {
+		return nil, errors.New("somebody else is using it")
+	}
+	c, err := p.link.stream(ctx, procOpenConsole, func(l *golibvirt.Libvirt, in io.Writer) error {
+		return l.DomainOpenConsole(d.Domain, nil, in, uint32(golibvirt.DomainConsoleSafe))
+	})
+	if err != nil {
+		busy.Close()
+		return nil, p.ended(ctx, d, err)
+	}
+	return &local.Console{Conn: &terminal{stream: c, opened: time.Now()}, Busy: busy}, nil
+}
+
+// running finds the generation's domain, which must run.
+func (p *Provider) running(ctx context.Context, g lab.Generation) (domain, error) {
+	if err := p.enter(ctx, g); err != nil {
+		return domain{}, err
+	}
+	d, ok, err := p.find(ctx, g)
+	if err != nil {
+		return d, err
+	}
+	if !ok {
+		return d, providers.ErrNotFound
+	}
+	s, _, err := p.state(ctx, d)
+	if err == nil && !p.lives(s) {
+		err = providers.ErrNotRunning
+	}
+	return d, err
+}
+
+// ended makes a refusal by a domain that has ended meanwhile an ErrNotRunning.
+func (p *Provider) ended(ctx context.Context, d domain, err error) error {
+	if _, refused := code(err); !refused {
+		return err
+	}
+	if s, _, e := p.state(ctx, d); e == nil && !p.lives(s) {
+		return providers.ErrNotRunning
+	}
+	return fmt.Errorf("libvirt says: %w", err)
 }
 
 // dial connects to one of the generation's sockets; check may refuse before.
 func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, check func(local.Definition) error) (net.Conn, error) {
-	if err := p.enter(ctx, g); err != nil {
-		return nil, err
-	}
-	d, ok, err := p.find(ctx, g)
+	d, err := p.running(ctx, g)
 	if err != nil {
 		return nil, err
-	}
-	if !ok {
-		return nil, providers.ErrNotFound
-	}
-	s, _, err := p.state(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	if !p.lives(s) {
-		return nil, providers.ErrNotRunning
 	}
 	def, err := d.definition()
 	if err != nil {

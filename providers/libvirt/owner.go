@@ -18,6 +18,7 @@ type owner struct {
 	Number     int      `xml:"generation,attr"`
 	Directory  string   `xml:"directory,attr"`
 	Definition string   `xml:"definition"`
+	Stored     string   `xml:"stored"`
 }
 
 func parseOwner(text string) (owner, error) {

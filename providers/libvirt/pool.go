@@ -20,6 +20,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 )
 
@@ -149,14 +150,14 @@ func (p *pool) remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// volumeXML is what a volume is asked for by. A file's format is what it is used as,
-// so all of them are raw to libvirt.
+// volumeXML is what a volume is asked for by.
 type volumeXML struct {
 	XMLName    xml.Name `xml:"volume"`
 	Name       string   `xml:"name"`
 	Capacity   bytesXML `xml:"capacity"`
 	Allocation bytesXML `xml:"allocation"`
 	Format     formatIs `xml:"target>format"`
+	Compat     string   `xml:"target>compat,omitempty"` // the version of qcow2, as QEMU counts
 }
 
 type bytesXML struct {
@@ -164,12 +165,23 @@ type bytesXML struct {
 	Size int64  `xml:",chardata"`
 }
 
-// make makes a volume: a file of zeros that takes no space, in the place of one that is
-// there.
-func (p *pool) make(ctx context.Context, name string, size int64) error {
-	text, err := encode(volumeXML{
-		Name: name, Capacity: bytesXML{"bytes", size}, Allocation: bytesXML{"bytes", 0}, Format: formatIs{"raw"},
-	})
+// rawVolume is a file of zeros that takes no space.
+func rawVolume(name string, size int64) volumeXML {
+	return volumeXML{Name: name, Capacity: bytesXML{"bytes", size}, Allocation: bytesXML{"bytes", 0}, Format: formatIs{"raw"}}
+}
+
+// overlayVolume is an empty qcow2 image that names nothing below it; size is that of the
+// disk.
+func overlayVolume(name string, size lab.Bytes) volumeXML {
+	v := rawVolume(name, int64(size))
+	v.Format, v.Compat = formatIs{"qcow2"}, "1.1"
+	return v
+}
+
+// make makes a volume, in the place of one that is there. It comes into being whole.
+func (p *pool) make(ctx context.Context, v volumeXML) error {
+	name := v.Name
+	text, err := encode(v)
 	if err != nil {
 		return err
 	}
@@ -196,7 +208,7 @@ func (p *pool) put(ctx context.Context, name string, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := p.make(ctx, name, fi.Size()); err != nil {
+	if err := p.make(ctx, rawVolume(name, fi.Size())); err != nil {
 		return err
 	}
 	parts, err := extents(f, fi.Size())
@@ -325,7 +337,7 @@ func (p *pool) image(ctx context.Context, file, client string) (string, error) {
 	if got := hex.EncodeToString(arrived.Sum(nil)); got != digest {
 		return "", fmt.Errorf("%s has the digest %s after it was sent, and should have %s", p.path(name), got, digest)
 	}
-	return name, p.make(ctx, name+imageWhole, 0)
+	return name, p.make(ctx, rawVolume(name+imageWhole, 0))
 }
 
 // digestOf returns the SHA-256 digest of a file: what it is called by in a store that is

@@ -76,7 +76,8 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err := local.WriteJSON(filepath.Join(dir, local.FileRun), r); err != nil {
 		return err
 	}
-	if err := p.launch(ctx, d, dir, def); err != nil {
+	define := func() (golibvirt.Domain, error) { return p.define(ctx, d.Name, dir, def) }
+	if err := p.launch(ctx, define, def); err != nil {
 		// It never ran, so how it ended before is still how it last ended.
 		os.Remove(filepath.Join(dir, local.FileRun))
 		p.removeSockets(g)
@@ -98,8 +99,9 @@ func (p *Provider) goOn(ctx context.Context, d domain) (bool, error) {
 	return true, err
 }
 
-func (p *Provider) launch(ctx context.Context, d domain, dir string, def local.Definition) error {
-	dom, err := p.define(ctx, d.Name, dir, def)
+// launch starts the domain that define defines.
+func (p *Provider) launch(ctx context.Context, define func() (golibvirt.Domain, error), def local.Definition) error {
+	dom, err := define()
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -134,7 +135,7 @@ const (
 
 // stream has open, which makes the call of that procedure with in for what comes, run
 // on a connection of its own, and returns once the daemon has opened the stream.
-func (k *link) stream(ctx context.Context, procedure uint32, open func(l *golibvirt.Libvirt, in io.Writer) error) (net.Conn, error) {
+func (k *link) stream(ctx context.Context, procedure uint32, open func(l *golibvirt.Libvirt, in io.Writer) error) (*stream, error) {
 	var t *tap
 	c, err := k.open(ctx, false, func(raw net.Conn) net.Conn {
 		t = newTap(raw, procedure)
@@ -226,6 +227,45 @@ func (s *stream) Close() error {
 		s.wire.Close()
 	}
 	return err
+}
+
+// terminal is a stream to a pseudo-terminal of QEMU's, which looks once a second whether
+// there is somebody at it (QEMU's chardev/char-pty.c). What was written to it is lost if
+// there is nobody by then.
+type terminal struct {
+	*stream
+	opened  time.Time
+	written atomic.Bool
+	noticed atomic.Bool // something came, so QEMU knows
+}
+
+// noticeTerminal is how long QEMU may take to look.
+const noticeTerminal = 2 * time.Second
+
+func (t *terminal) Read(b []byte) (int, error) {
+	n, err := t.stream.Read(b)
+	if n > 0 {
+		t.noticed.Store(true)
+	}
+	return n, err
+}
+
+func (t *terminal) Write(b []byte) (int, error) {
+	t.written.Store(true)
+	return t.stream.Write(b)
+}
+
+// Close waits until what was written was read.
+func (t *terminal) Close() error {
+	if t.written.Load() && !t.noticed.Load() {
+		wait := time.NewTimer(time.Until(t.opened.Add(noticeTerminal)))
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-t.over:
+		}
+	}
+	return t.stream.Close()
 }
 
 // pump sends what is written to the near end.

@@ -116,9 +116,9 @@ func Empty(dir string, n int) (bool, error) {
 	return err == nil && fi.Size() == qcow2.EmptySize, err
 }
 
-// emptyTakes is about what an empty overlay takes on the host: the pages of its
+// EmptyTakes is about what an empty overlay takes on the host: the pages of its
 // header and its two refcount structures.
-const emptyTakes = 3 * 4096
+const EmptyTakes = 3 * 4096
 
 // Usage returns what the overlays take on the host, and what those above the
 // birth take without the structures of empty ones.
@@ -143,7 +143,7 @@ func Usage(dir string) (all, written lab.Bytes, err error) {
 		takes := lab.Bytes(st.Blocks * 512) // stat(2): blocks of 512 bytes
 		all += takes
 		if c.Birth > 0 && n >= c.Birth && fi.Size() > qcow2.EmptySize {
-			written += max(0, takes-emptyTakes)
+			written += max(0, takes-EmptyTakes)
 		}
 	}
 	return all, written, nil

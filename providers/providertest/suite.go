@@ -81,7 +81,7 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 			if h.Patience == 0 {
 				h.Patience = time.Minute
 			}
-			b := &bench{T: t, Host: h}
+			b := &bench{T: t, Host: h, keyboards: map[lab.Generation]*keyboard{}}
 			t.Cleanup(b.clear)
 			c.test(b)
 		})
@@ -92,6 +92,14 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 type bench struct {
 	*testing.T
 	Host
+
+	keyboards map[lab.Generation]*keyboard
+}
+
+// keyboard is a console that stays open, for keys to be pressed.
+type keyboard struct {
+	console io.ReadWriteCloser
+	gone    chan struct{} // closed when the machine has ended
 }
 
 const testLab lab.ID = "conform-00000001"
@@ -174,13 +182,31 @@ func (b *bench) until(what string, yes func() bool, state func() string) {
 	}
 }
 
-// press types a key at the console.
+// press types a key at the console, which it keeps open: some need a while to notice
+// that there is somebody.
 func (b *bench) press(g lab.Generation, key string) {
 	b.Helper()
-	c, err := b.Provider.Console(b.ctx(), g)
-	b.ok("Console", err)
-	defer c.Close()
-	_, err = io.WriteString(c, key)
+	k := b.keyboards[g]
+	if k != nil {
+		select {
+		case <-k.gone: // of an earlier run
+			k.console.Close()
+			k = nil
+		default:
+		}
+	}
+	if k == nil {
+		c, err := b.Provider.Console(b.ctx(), g)
+		b.ok("Console", err)
+		k = &keyboard{c, make(chan struct{})}
+		b.keyboards[g] = k
+		go func() {
+			defer close(k.gone)
+			io.Copy(io.Discard, c) // an error is an end, too
+		}()
+		b.Cleanup(func() { k.console.Close() })
+	}
+	_, err := io.WriteString(k.console, key)
 	b.ok("typing at the console", err)
 }
 

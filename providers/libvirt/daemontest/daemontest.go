@@ -24,6 +24,8 @@ type Daemon struct {
 	Home   string // what it keeps lies below it
 	Socket string
 	PID    int
+	Port   string // of StartRemote: where it listens on loopback
+	Pool   string // of StartRemote: the directory of its storage pool
 
 	t      *testing.T
 	keeper *exec.Cmd
@@ -31,8 +33,12 @@ type Daemon struct {
 	said   *bufio.Scanner
 }
 
-// keeperVariable makes the keeper of a test's program.
-const keeperVariable = "LAB_TEST_LIBVIRT_KEEPER"
+const (
+	// keeperVariable makes the keeper of a test's program.
+	keeperVariable = "LAB_TEST_LIBVIRT_KEEPER"
+	// argumentsVariable tells it what the daemon is started with.
+	argumentsVariable = "LAB_TEST_LIBVIRT_ARGUMENTS"
+)
 
 // Main is called by TestMain of whoever uses this package, before anything else. In
 // a process that Start made it does not return.
@@ -47,6 +53,38 @@ func Main() {
 // he is somebody else.
 func Start(t *testing.T) *Daemon {
 	t.Helper()
+	return start(t, nil)
+}
+
+// StartRemote starts a daemon that listens on a port of loopback, too, and that has a
+// storage pool.
+func StartRemote(t *testing.T) *Daemon {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	d := start(t, map[string]string{
+		"libvirtd.conf": fmt.Sprintf("listen_tls = 0\nlisten_tcp = 1\nlisten_addr = \"127.0.0.1\"\ntcp_port = %q\nauth_tcp = \"none\"\n", port),
+	}, "--listen")
+	d.Port = port
+	d.Pool = filepath.Join(d.Home, "pool, one")
+	if err := os.Mkdir(d.Pool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh("pool-define-as", "default", "dir", "--target", d.Pool)
+	d.Virsh("pool-start", "default")
+	return d
+}
+
+// start starts a daemon with configuration files and arguments.
+func start(t *testing.T, files map[string]string, args ...string) *Daemon {
+	t.Helper()
 	home, err := os.MkdirTemp("/tmp", "labv-") // socket paths are short
 	if err != nil {
 		t.Fatal(err)
@@ -58,12 +96,21 @@ func Start(t *testing.T) *Daemon {
 			t.Fatal(err)
 		}
 	}
+	for name, text := range files {
+		path := filepath.Join(home, "config", "libvirt", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.keeper = exec.Command(self)
-	d.keeper.Env = append(os.Environ(), append(d.Env(), keeperVariable+"=1")...)
+	d.keeper.Env = append(os.Environ(), append(d.Env(), keeperVariable+"=1", argumentsVariable+"="+strings.Join(args, " "))...)
 	d.keeper.Dir = "/"
 	d.keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Geteuid() == 0 {

@@ -32,7 +32,8 @@ func keep() {
 	go collect(children)
 	orders := bufio.NewScanner(os.Stdin)
 	for orders.Scan() {
-		p, err := os.StartProcess(program, []string{program}, &os.ProcAttr{Dir: "/", Files: []*os.File{nil, os.Stderr, os.Stderr}})
+		args := append([]string{program}, strings.Fields(os.Getenv(argumentsVariable))...)
+		p, err := os.StartProcess(program, args, &os.ProcAttr{Dir: "/", Files: []*os.File{nil, os.Stderr, os.Stderr}})
 		if err != nil {
 			fatal("starting libvirtd", err)
 		}

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/accel"
+	"github.com/labfile/lab/providers/local"
+)
+
+// Remote runs machines as domains of a daemon of another host, of which nothing but the
+// connection is needed. What a machine is made of lies in a storage pool there; its
+// console, the agent's channel and its network cable are streams of libvirt's. The
+// generation's directory on this host holds locks and what this host saw of it.
+type Remote struct {
+	p *Provider
+
+	mu    sync.Mutex // guards files
+	files *pool
+}
+
+var (
+	_ providers.Provider    = (*Remote)(nil)
+	_ providers.Cabled      = (*Remote)(nil)
+	_ providers.AgentDialer = (*Remote)(nil)
+	_ providers.Freezer     = (*Remote)(nil)
+	_ providers.DiskReader  = (*Remote)(nil)
+	_ providers.Addressed   = (*Remote)(nil)
+)
+
+func newRemote(p *Provider) *Remote {
+	p.client = clientOf(p.cfg.Dirs.Data, p.cfg.Getenv) + ":"
+	return &Remote{p: p}
+}
+
+// clientOf tells the data homes of all hosts and users apart that may meet at a daemon. It
+// stays the same if everything in the data home is lost. machine-id(5) asks for its
+// value not to be handed out as it is.
+func clientOf(data string, env func(string) string) string {
+	machine, err := os.ReadFile("/etc/machine-id")
+	if id := strings.TrimSpace(string(machine)); err != nil || id == "" {
+		machine = nil
+	}
+	if machine == nil {
+		name, _ := os.Hostname() // without one the paths have to differ
+		machine = []byte(name)
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s client\x00%s\x00%d\x00%s", namespace, machine, os.Getuid(), data))
+	return fmt.Sprintf("%x", sum[:6])
+}
+
+// Name returns "libvirt".
+func (r *Remote) Name() string { return r.p.Name() }
+
+// URI names the daemon.
+func (r *Remote) URI() string { return r.p.URI() }
+
+// At returns the provider of another daemon.
+func (r *Remote) At(uri string) (providers.Provider, error) { return r.p.At(uri) }
+
+// Close ends the connection to the daemon.
+func (r *Remote) Close() { r.p.Close() }
+
+// Reach connects with the daemon and finds the pool.
+func (r *Remote) Reach(ctx context.Context) error {
+	if err := r.p.Reach(ctx); err != nil {
+		return err
+	}
+	_, err := r.pool(ctx)
+	return err
+}
+
+// pool finds the storage pool.
+func (r *Remote) pool(ctx context.Context) (*pool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.files != nil {
+		return r.files, nil
+	}
+	name := r.p.addr.pool
+	if name == "" {
+		name = DefaultPool
+	}
+	found, err := r.p.link.openPool(ctx, name)
+	if err == nil {
+		r.files = found
+	}
+	return found, err
+}
+
+// stored is what a domain's metadata says of the volumes that its machine is born from.
+type stored struct {
+	Disk   string   `json:"disk"`
+	Layers []string `json:"layers,omitempty"`
+	Kernel string   `json:"kernel,omitempty"`
+	Initrd string   `json:"initrd,omitempty"`
+}
+
+// stored decodes which volumes the machine is born from.
+func (o owner) stored() (s stored, err error) {
+	if err := json.Unmarshal([]byte(o.Stored), &s); err != nil {
+		return s, fmt.Errorf("reading a domain's metadata: %w", err)
+	}
+	return s, nil
+}
+
+// prefix begins the names of a generation's own volumes.
+func (r *Remote) prefix(g lab.Generation) string {
+	u := uuidOf(r.p.home(g))
+	return fmt.Sprintf("%s.%x.", domainName(g), u[:4])
+}
+
+// The rest of the names.
+const (
+	volumeSeed = "seed.img"
+	volumeLog  = "console.log"
+)
+
+// cable is the socket of the network cable. QEMU makes it, and must be allowed to.
+func (r *Remote) cable(g lab.Generation, files *pool) string {
+	u := uuidOf(r.p.home(g))
+	dir := "/var/lib/libvirt/qemu" // libvirt gives that to QEMU's user
+	if r.p.addr.session {
+		dir = files.dir
+	}
+	return fmt.Sprintf("%s/lab-%x.nic", dir, u[:8])
+}
+
+// Create sends what is missing of the image to the pool, makes the machine's own volumes
+// there and, last, defines its domain.
+func (r *Remote) Create(ctx context.Context, spec providers.Spec) error {
+	if err := r.create(ctx, spec); err != nil {
+		return fmt.Errorf("creating machine %q: %w", spec.Generation, err)
+	}
+	return nil
+}
+
+func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
+	g := spec.Generation
+	if err := r.p.enter(ctx, g); err != nil {
+		return err
+	}
+	if err := local.CheckSpec(spec); err != nil {
+		return err
+	}
+	switch {
+	case len(spec.Mounts) > 0:
+		return fmt.Errorf("%w: %s is on another host, which cannot see this one's folders", providers.ErrIncapable, r.URI())
+	case len(spec.Volumes) > 0:
+		return fmt.Errorf("%w: volumes cannot be kept on another host yet", providers.ErrIncapable)
+	}
+	dir := r.p.dir(g)
+	defined := func() (bool, error) {
+		_, ok, err := r.p.find(ctx, g)
+		return ok && exists(dir), err
+	}
+	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error { return r.finish(ctx, dir, def) })
+}
+
+// finish makes of a generation that has its directory one that has a domain.
+func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) error {
+	files, err := r.pool(ctx)
+	if err != nil {
+		return err
+	}
+	g := def.Generation()
+	from, err := r.images(ctx, files, def.Image)
+	if err != nil {
+		return err
+	}
+	if err := r.overlays(g, files).add(ctx, 0, def.Disk); err != nil {
+		return err
+	}
+	if def.Seed {
+		f, err := os.Open(filepath.Join(dir, local.FileSeed))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := files.put(ctx, r.prefix(g)+volumeSeed, f); err != nil {
+			return err
+		}
+	}
+	if err := files.make(ctx, rawVolume(r.prefix(g)+volumeLog, 0)); err != nil {
+		return err
+	}
+	if _, err := r.define(ctx, files, domainName(g), def, from); err != nil {
+		return err
+	}
+	// What is here of them was made for the journey.
+	for _, file := range []string{local.FileOverlay, local.FileSeed} {
+		if err := local.IgnoreGone(os.Remove(filepath.Join(dir, file))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lockImages is held by whoever of this user sends images or removes them.
+func (r *Remote) lockImages(ctx context.Context) (*os.File, error) {
+	if err := os.MkdirAll(r.p.cfg.Dirs.Cache, 0o700); err != nil {
+		return nil, err
+	}
+	return local.Lock(ctx, filepath.Join(r.p.cfg.Dirs.Cache, "libvirt-images.lock"))
+}
+
+// images sees to it that the pool has all that a machine is born from.
+func (r *Remote) images(ctx context.Context, files *pool, i local.Image) (s stored, err error) {
+	held, err := r.lockImages(ctx)
+	if err != nil {
+		return s, err
+	}
+	defer held.Close()
+	client := strings.TrimSuffix(r.p.client, ":")
+	place := func(path string) string {
+		if path == "" || err != nil {
+			return ""
+		}
+		var name string
+		name, err = files.image(ctx, path, client)
+		return name
+	}
+	s = stored{Disk: place(i.Disk), Kernel: place(i.Kernel), Initrd: place(i.Initrd)}
+	for _, path := range i.Layers {
+		s.Layers = append(s.Layers, place(path))
+	}
+	return s, err
+}
+
+// define gives the domain called name the definition that its next start will have.
+func (r *Remote) define(ctx context.Context, files *pool, name string, def local.Definition, from stored) (golibvirt.Domain, error) {
+	g := def.Generation()
+	var run local.Run
+	if _, err := local.ReadJSON(filepath.Join(r.p.dir(g), local.FileRun), &run); err != nil {
+		return golibvirt.Domain{}, err
+	}
+	overlays := r.overlays(g, files)
+	own, err := overlays.list(ctx)
+	if err != nil {
+		return golibvirt.Domain{}, err
+	}
+	at := func(name string) string {
+		if name == "" {
+			return ""
+		}
+		return files.path(name)
+	}
+	d := Domain{
+		Name: name, UUID: uuidOf(r.p.home(g)), Directory: r.p.home(g), Def: def, KVM: run.Accel == accel.KVM,
+		Stored: &from, NIC: r.cable(g, files),
+		Files: Files{
+			Disk: at(from.Disk), Kernel: at(from.Kernel), Initrd: at(from.Initrd),
+			Seed: at(r.prefix(g) + volumeSeed), ConsoleLog: at(r.prefix(g) + volumeLog),
+		},
+	}
+	for _, name := range from.Layers {
+		d.Files.Layers = append(d.Files.Layers, at(name))
+	}
+	for _, n := range own {
+		d.Files.Overlays = append(d.Files.Overlays, overlays.path(n))
+	}
+	return r.p.defineDomain(ctx, d)
+}
+
+// Destroy ends the domain, undefines it, removes its volumes and, last, the directory:
+// interrupted anywhere, it leaves what List shows and the next Destroy removes.
+func (r *Remote) Destroy(ctx context.Context, g lab.Generation) error {
+	if err := r.destroy(ctx, g); err != nil {
+		return fmt.Errorf("destroying machine %q: %w", g, err)
+	}
+	return nil
+}
+
+func (r *Remote) destroy(ctx context.Context, g lab.Generation) error {
+	if err := r.p.enter(ctx, g); err != nil {
+		return err
+	}
+	dir := r.p.dir(g)
+	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
+	if err != nil && !local.Gone(err) {
+		return err
+	}
+	if err == nil {
+		defer held.Close()
+	}
+	found, err := r.p.undefine(ctx, g, dir)
+	if err != nil {
+		return err
+	}
+	if found || held != nil || len(local.TrashOf(dir)) > 0 {
+		if err := r.removeVolumes(ctx, g); err != nil {
+			return err
+		}
+	}
+	if held != nil {
+		if err := local.Discard(dir); err != nil {
+			return err
+		}
+	}
+	return local.Sweep(dir, r.p.cfg.Dirs.Labs(), r.p.cfg.Dirs.RunLab(g.Lab))
+}
+
+// removeVolumes removes the generation's own volumes.
+func (r *Remote) removeVolumes(ctx context.Context, g lab.Generation) error {
+	files, err := r.pool(ctx)
+	var gone *errPool
+	if errors.As(err, &gone) {
+		return nil // and all that was in it
+	}
+	if err != nil {
+		return err
+	}
+	// libvirt numbers the logs that have grown long, without the pool's knowing.
+	if err := files.refresh(ctx); err != nil {
+		r.p.log.Debug("looking for a machine's volumes", "error", err)
+	}
+	there, err := files.list(ctx)
+	if err != nil {
+		return err
+	}
+	for name := range there {
+		if strings.HasPrefix(name, r.prefix(g)) {
+			if err := files.remove(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inPool are the overlays of a generation as volumes of a pool. They are called as the
+// files of a directory would be.
+type inPool struct {
+	files  *pool
+	prefix string
+}
+
+func (r *Remote) overlays(g lab.Generation, files *pool) inPool { return inPool{files, r.prefix(g)} }
+
+func (o inPool) name(n int) string { return o.prefix + filepath.Base(local.OverlayPath("", n)) }
+
+func (o inPool) path(n int) string { return o.files.path(o.name(n)) }
+
+func (o inPool) number(path string) (int, bool) {
+	name, ok := strings.CutPrefix(path, o.files.path(o.prefix))
+	if !ok {
+		return 0, false
+	}
+	return local.OverlayOf("/", "/"+name)
+}
+
+func (o inPool) list(ctx context.Context) ([]int, error) {
+	there, err := o.files.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var own []int
+	for name := range there {
+		if n, ok := o.number(o.files.path(name)); ok {
+			own = append(own, n)
+		}
+	}
+	if len(own) == 0 {
+		return nil, fmt.Errorf("%s is missing", o.path(0))
+	}
+	slices.Sort(own)
+	return own, nil
+}
+
+func (o inPool) add(ctx context.Context, n int, size lab.Bytes) error {
+	return o.files.make(ctx, overlayVolume(o.name(n), size))
+}
+
+func (o inPool) remove(ctx context.Context, n int) error { return o.files.remove(ctx, o.name(n)) }
+
+// forget does nothing: what is fetched of an overlay forgets then.
+func (o inPool) forget(int) error { return nil }

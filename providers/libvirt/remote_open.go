@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/local"
+)
+
+// DialNIC connects to the machine's network cable.
+func (r *Remote) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
+	c, err := r.channel(ctx, g, cablePort, func(d local.Definition) error {
+		if d.MAC == "" {
+			return errors.New("it has no network card")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("plugging in machine %q: %w", g, err)
+	}
+	return c, nil
+}
+
+// DialAgent connects to the agent's virtio-serial port.
+func (r *Remote) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error) {
+	c, err := r.channel(ctx, g, providers.AgentPort, func(d local.Definition) error {
+		if !d.Agent {
+			return errors.New("it has no port for the agent")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("dialing the agent of machine %q: %w", g, err)
+	}
+	return c, nil
+}
+
+// channel opens one of the domain's channels. Who had it open before loses it.
+func (r *Remote) channel(ctx context.Context, g lab.Generation, name string, check func(local.Definition) error) (net.Conn, error) {
+	d, err := r.p.running(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	def, err := d.definition()
+	if err != nil {
+		return nil, err
+	}
+	if err := check(def); err != nil {
+		return nil, err
+	}
+	c, err := r.p.link.stream(ctx, procOpenChannel, func(l *golibvirt.Libvirt, in io.Writer) error {
+		return l.DomainOpenChannel(d.Domain, golibvirt.OptString{name}, in, golibvirt.DomainChannelForce)
+	})
+	if err != nil {
+		return nil, r.p.ended(ctx, d, err)
+	}
+	return c, nil
+}
+
+// Console connects to the serial console.
+func (r *Remote) Console(ctx context.Context, g lab.Generation) (io.ReadWriteCloser, error) {
+	return r.p.Console(ctx, g)
+}
+
+// OpenLog opens a log of the present or last run: the console's, which libvirt writes to
+// a volume of the pool. What QEMU printed stays on the other host.
+func (r *Remote) OpenLog(ctx context.Context, g lab.Generation, l providers.Log) (io.ReadCloser, error) {
+	log, err := r.openLog(ctx, g, l)
+	if err != nil {
+		return nil, fmt.Errorf("opening the %s log of machine %q: %w", l, g, err)
+	}
+	return log, nil
+}
+
+func (r *Remote) openLog(ctx context.Context, g lab.Generation, l providers.Log) (io.ReadCloser, error) {
+	if err := r.p.enter(ctx, g); err != nil {
+		return nil, err
+	}
+	if l != providers.LogConsole && l != providers.LogHypervisor {
+		return nil, errors.New("there is no such log")
+	}
+	if _, ok, err := r.p.find(ctx, g); err != nil {
+		return nil, err
+	} else if !ok && !exists(r.p.dir(g)) {
+		return nil, providers.ErrNotFound
+	}
+	if l == providers.LogHypervisor {
+		return noLog{}, nil
+	}
+	files, err := r.pool(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &logReader{files: files, name: r.prefix(g) + volumeLog}, nil
+}
+
+// noLog is a log that is empty.
+type noLog struct{}
+
+func (noLog) Read([]byte) (int, error) { return 0, io.EOF }
+func (noLog) Close() error             { return nil }
+
+// logReader reads a volume that grows, and that may be replaced by one that is shorter.
+type logReader struct {
+	files  *pool
+	name   string
+	at     int64
+	ahead  []byte
+	closed bool
+}
+
+func (r *logReader) Read(b []byte) (int, error) {
+	if r.closed {
+		return 0, os.ErrClosed
+	}
+	if len(r.ahead) == 0 {
+		if err := r.fetch(); err != nil {
+			return 0, err
+		}
+	}
+	if len(r.ahead) == 0 && len(b) > 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, r.ahead)
+	r.ahead = r.ahead[n:]
+	return n, nil
+}
+
+func (r *logReader) fetch() error {
+	ctx, cancel := context.WithTimeout(context.Background(), monitorTimeout)
+	defer cancel()
+	length, _, err := r.files.size(ctx, r.name)
+	switch {
+	case isNotFound(err):
+		return nil
+	case err != nil:
+		return err
+	case length < r.at:
+		r.at = 0
+	case length == r.at:
+		return nil
+	}
+	r.ahead, err = r.files.tail(ctx, r.name, r.at)
+	r.at += int64(len(r.ahead))
+	if isNotFound(err) {
+		err = nil
+	}
+	return err
+}
+
+func (r *logReader) Close() error {
+	r.closed = true
+	return nil
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/internal/dirs"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/libvirt/daemontest"
+	"github.com/labfile/lab/providers/local"
+	"github.com/labfile/lab/providers/providertest"
+)
+
+// testRemote returns a provider of a daemon that is reached by TCP alone.
+func testRemote(t *testing.T, d *daemontest.Daemon, dirs dirs.Dirs) *Remote {
+	r, ok := New(Config{Dirs: dirs, URI: "qemu+tcp://127.0.0.1:" + d.Port + "/session", Accel: "tcg", Getenv: d.Getenv}).(*Remote)
+	if !ok {
+		t.Fatal("the daemon is one of this host")
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// qemuOf finds the process of a generation, which the provider cannot see.
+func qemuOf(t *testing.T, g lab.Generation) int {
+	t.Helper()
+	for _, p := range providertest.Hypervisors(t, "guest="+domainName(g)+",") {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(p, "/proc/"), ":")
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	t.Fatalf("%s has no QEMU", g)
+	return 0
+}
+
+func TestRemoteConformance(t *testing.T) {
+	daemon := daemontest.StartRemote(t)
+	providertest.Run(t, func(t *testing.T) providertest.Host {
+		d := testDirs(t)
+		r := testRemote(t, daemon, d)
+		domainOf := func(t *testing.T, g lab.Generation) golibvirt.Domain {
+			dom, ok, err := r.p.find(t.Context(), g)
+			if err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+			return dom.Domain
+		}
+		undefine := func(t *testing.T, g lab.Generation) {
+			dom := domainOf(t, g)
+			if err := r.p.link.do(t.Context(), func(l *golibvirt.Libvirt) error { return l.DomainUndefine(dom) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return providertest.Host{
+			Provider: r, Other: testRemote(t, daemon, d),
+			Image: providertest.BootImage(t, false), Deaf: providertest.BootImage(t, true), Memory: 16 * lab.MiB,
+			Kill: func(t *testing.T, m providers.Machine) {
+				if err := syscall.Kill(qemuOf(t, m.Generation), syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			},
+			// That a QEMU of another host is stopped by a signal cannot be seen from here.
+			Freeze: func(t *testing.T, m providers.Machine) {
+				dom := domainOf(t, m.Generation)
+				if err := r.p.link.do(t.Context(), func(l *golibvirt.Libvirt) error { return l.DomainSuspend(dom) }); err != nil {
+					t.Fatal(err)
+				}
+			},
+			Halve: func(t *testing.T, g lab.Generation) {
+				undefine(t, g)
+				files, err := r.pool(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Truncate(r.overlays(g, files).path(0), 100); err != nil {
+					t.Fatal(err)
+				}
+			},
+			HalveDestroy: func(t *testing.T, g lab.Generation) {
+				undefine(t, g)
+				if err := local.Discard(r.p.dir(g)); err != nil {
+					t.Fatal(err)
+				}
+			},
+			ReadDisk: providertest.ReadDisk,
+			Leftovers: func(t *testing.T) []string {
+				left := slices.DeleteFunc(leftovers(t, d, daemon), func(path string) bool {
+					return strings.HasSuffix(path, ".log") // libvirt's own, which is for its host to keep
+				})
+				entries, err := os.ReadDir(daemon.Pool)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range entries {
+					if !strings.HasPrefix(e.Name(), imagePrefix) {
+						left = append(left, e.Name())
+					}
+				}
+				return left
+			},
+		}
+	})
+}
