@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -63,8 +62,14 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 	if err != nil {
 		daemon.Level, daemon.Detail = providers.LevelError, err.Error()
 		var absent *errAbsent
-		if errors.As(err, &absent) {
+		var refused *errRefused
+		switch {
+		case errors.As(err, &absent) && errors.Is(err, os.ErrPermission):
+			daemon.Detail, daemon.Cure = fmt.Sprintf("%s is not for this user: %v", absent.where, absent.err), absent.cure
+		case errors.As(err, &absent):
 			daemon.Detail, daemon.Cure = fmt.Sprintf("nothing listens at %s: %v", absent.where, absent.err), absent.cure
+		case errors.As(err, &refused):
+			daemon.Cure = refused.cure
 		}
 		return []providers.Finding{daemon}
 	}
@@ -76,7 +81,20 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 	}
 	found := []providers.Finding{daemon, p.checkKVM(ctx)}
 	if !p.addr.session {
-		found = append(found, p.checkAccess())
+		found = append(found, providers.Finding{
+			Topic: "files", Level: providers.LevelOK,
+			Detail: fmt.Sprintf("QEMU runs as user %d with what that user may do; libvirt changes the owner of no file", caller().UID),
+		})
+	}
+	models, err := p.link.confinement(ctx)
+	if err != nil {
+		return append(found, providers.Finding{Topic: "confinement", Level: providers.LevelError, Detail: err.Error()})
+	}
+	for _, m := range models {
+		found = append(found, providers.Finding{
+			Topic: "confinement", Level: providers.LevelOK,
+			Detail: fmt.Sprintf("libvirt knows %s; lab's machines run without, with their user's rights, as --provider qemu runs them", confining[m]),
+		})
 	}
 	return found
 }
@@ -104,21 +122,3 @@ func (p *Provider) checkKVM(ctx context.Context) providers.Finding {
 	}
 	return f
 }
-
-// checkAccess finds out whether the system's QEMU, which runs as an account of its
-// own and under the distribution's confinement, can read what lab keeps.
-func (p *Provider) checkAccess() providers.Finding {
-	f := providers.Finding{Topic: "files", Level: providers.LevelOK, Detail: "machines' files lie in " + p.cfg.Dirs.Data}
-	if b, err := os.ReadFile("/etc/libvirt/qemu.conf"); err == nil && !runsAsRoot(b) {
-		f.Level = providers.LevelError
-		f.Detail = "the system's QEMU runs as an account that cannot read " + p.cfg.Dirs.Data
-		f.Cure = `use qemu:///session, or set user = "root" and security_driver = "none" in /etc/libvirt/qemu.conf if this host is yours alone`
-	}
-	return f
-}
-
-// userLine is qemu.conf's setting of QEMU's account.
-var userLine = regexp.MustCompile(`(?m)^\s*user\s*=\s*"(?:root|\+?0)"`)
-
-// runsAsRoot reports whether qemu.conf says that QEMU runs as root.
-func runsAsRoot(conf []byte) bool { return userLine.Match(conf) }

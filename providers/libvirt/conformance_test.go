@@ -44,6 +44,9 @@ func testProvider(t *testing.T, d *daemontest.Daemon, dirs dirs.Dirs) *Provider 
 	if !ok {
 		t.Fatalf("the daemon at %s is one of another host", d.URI())
 	}
+	if !p.addr.session {
+		p.logs = d.Logs()
+	}
 	t.Cleanup(p.Close)
 	return p
 }
@@ -68,8 +71,10 @@ func leftovers(t *testing.T, d dirs.Dirs, daemon *daemontest.Daemon) []string {
 	return found
 }
 
-func TestConformance(t *testing.T) {
-	daemon := daemontest.Start(t)
+func TestConformance(t *testing.T) { conform(t, daemontest.Start(t)) }
+
+// conform puts providers of the daemon to the suite.
+func conform(t *testing.T, daemon *daemontest.Daemon) {
 	providertest.Run(t, func(t *testing.T) providertest.Host {
 		d := testDirs(t)
 		p := testProvider(t, daemon, d)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -45,8 +46,9 @@ type conn struct {
 
 	watching sync.Once
 	watchErr error
-	mu       sync.Mutex // guards ears
+	mu       sync.Mutex // guards what follows
 	ears     map[chan golibvirt.UUID]bool
+	models   []string // as confinement tells them; nil until it was asked
 }
 
 // wire tells when the connection has ended. go-libvirt's own channel for that may
@@ -146,6 +148,9 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 		err = ctx.Err()
 	case <-t.C:
 		err = &errHung{k.where(), limit}
+	}
+	if isRefused(err) {
+		err = &errRefused{k.where(), err, k.cure(os.ErrPermission)}
 	}
 	if err != nil {
 		raw.Close()

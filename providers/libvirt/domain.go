@@ -47,7 +47,13 @@ type Domain struct {
 	// Sockets. Agent may be empty for one of libvirt's choice.
 	NIC   string
 	Agent string
+
+	RunAs      *Account // whom the system's daemon runs QEMU as; nil for its own choice
+	Unconfined []string // the daemon's security models that leave the machine alone
 }
+
+// Account is a user of this host.
+type Account struct{ UID, GID int }
 
 // Files is where a machine's files lie on the daemon's host.
 type Files struct {
@@ -129,7 +135,7 @@ func (d Domain) XML() (string, error) {
 		Clock: clock{"utc"},
 		// The domain ends with its guest, whichever way that goes: lab starts it again.
 		OnPowerOff: "destroy", OnReboot: "restart", OnCrash: "destroy",
-		Devices: d.devices(),
+		Devices: d.devices(), Labels: d.labels(),
 	}
 	if def.Image.Kernel == "" {
 		doc.OS.Cmdline = ""
@@ -160,13 +166,15 @@ func (d Domain) devices() devices {
 		},
 		Serial: []chardev{{
 			Type:   "pty", // libvirt opens no other console to anybody
-			Log:    &logXML{d.Files.ConsoleLog, "on"},
 			Target: target{Port: "0"},
 		}},
 		Balloon: model{"none"},
 		RNG:     rng{"virtio", model{"builtin"}, at(slotRNG)},
 		// The guest's kernel reports its panic through this port.
 		Panic: model{"isa"},
+	}
+	if d.RunAs == nil {
+		dev.Serial[0].Log = &logXML{d.Files.ConsoleLog, "on"}
 	}
 	if def.Agent {
 		dev.Channels = []chardev{{
@@ -280,7 +288,29 @@ func (d Domain) arguments() []string {
 			// No boot ROM: a machine never boots from the network.
 			"-device", fmt.Sprintf("virtio-net-pci,id=labnic,netdev=labnic,mac=%s,romfile=,addr=%#x", d.Def.MAC, slotNIC))
 	}
+	if d.RunAs != nil {
+		// The system's virtlogd would write a log of root's, and a new one every 2 MiB.
+		// QEMU's own is the caller's. (-set takes a value as it is, commas too.)
+		args = append(args,
+			"-set", "chardev.charserial0.logfile="+d.Files.ConsoleLog,
+			"-set", "chardev.charserial0.logappend=on")
+	}
 	return args
+}
+
+// labels has the system's daemon run QEMU as the caller, and leave the owners of all
+// files as they are. The profiles that libvirt writes for AppArmor and SELinux know
+// nothing of what goes to QEMU as arguments.
+func (d Domain) labels() []label {
+	var all []label
+	if d.RunAs != nil {
+		// With a "+" it is a number, never a name.
+		all = append(all, label{"static", modelDAC, "no", fmt.Sprintf("+%d:+%d", d.RunAs.UID, d.RunAs.GID)})
+	}
+	for _, model := range d.Unconfined {
+		all = append(all, label{Type: "none", Model: model})
+	}
+	return all
 }
 
 // comma escapes a value within QEMU's comma-separated options.

@@ -67,6 +67,11 @@ func goldenDomains() map[string]Domain {
 			}
 			d.Def.Mounts = []local.Mount{{Tag: "src", Path: "/src, with comma"}, {Tag: "out", Path: "/out", Writable: true}}
 		}),
+		"system": base(func(d *Domain) {
+			d.RunAs, d.Unconfined = &Account{1000, 100}, []string{"apparmor"}
+			d.Directory = "/home/ada/my, own/domains/web/3"
+			d.Def.Mounts = []local.Mount{{Tag: "src", Path: "/src"}}
+		}),
 		"odd": base(func(d *Domain) {
 			d.Directory = `/data/"a",b\c & <d>`
 			d.NIC = "/run/a,b/nic"

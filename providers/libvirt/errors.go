@@ -85,6 +85,29 @@ func (e *errAbsent) Hint() string {
 // Unwrap says that it is this host that lacks something.
 func (e *errAbsent) Unwrap() []error { return []error{e.err, providers.ErrIncapable} }
 
+// isRefused reports whether libvirt took the connection and refuses who made it.
+func isRefused(err error) bool {
+	c, ok := code(err)
+	return ok && (c == golibvirt.ErrAuthFailed || c == golibvirt.ErrAuthCancelled || c == golibvirt.ErrAuthUnavailable)
+}
+
+// errRefused says that the daemon answers others only.
+type errRefused struct {
+	where string
+	err   error
+	cure  string
+}
+
+func (e *errRefused) Error() string {
+	return fmt.Sprintf("libvirt at %s refuses this user: %v", e.where, e.err)
+}
+
+// Hint is the next step.
+func (e *errRefused) Hint() string { return e.cure }
+
+// Unwrap says that it is this host that lacks something.
+func (e *errRefused) Unwrap() []error { return []error{e.err, providers.ErrIncapable} }
+
 // unreachable reports whether err is of a daemon that is gone or deaf, rather than its
 // answer.
 func unreachable(err error) bool {

@@ -47,6 +47,7 @@ type Provider struct {
 	addr   address
 	client string // prefix of home; empty if the daemon is of this host
 	bad    error  // what is wrong with the URI; told by every method
+	logs   string // where the daemon writes about its domains
 	link   *link
 	prober *accel.Prober
 	family *family
@@ -110,11 +111,7 @@ func newAt(cfg Config) *Provider {
 	}
 	p := &Provider{cfg: cfg, log: log, prober: &accel.Prober{Wanted: cfg.Accel, Cache: cfg.Dirs.Cache, Log: log}}
 	p.addr, p.bad = parseURI(cfg.URI)
-	switch {
-	case p.bad != nil:
-	case p.addr.local() && !p.addr.session && os.Geteuid() != 0 && p.addr.socket == "":
-		p.bad = fmt.Errorf("%w: the system's libvirt cannot read the files of an ordinary user; use qemu:///session", providers.ErrIncapable)
-	}
+	p.logs = logDir(p.addr, cfg.Getenv)
 	p.link = &link{addr: p.addr, env: cfg.Getenv, log: log, quiet: quietTime, hung: hungTime}
 	return p
 }
@@ -294,6 +291,12 @@ func (p *Provider) define(ctx context.Context, name, dir string, def local.Defin
 	}
 	if d.Emulator, err = p.binary(); err != nil {
 		return dom, err
+	}
+	if d.Unconfined, err = p.link.confinement(ctx); err != nil {
+		return dom, err
+	}
+	if !p.addr.session {
+		d.RunAs = caller()
 	}
 	return p.defineDomain(ctx, d)
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -36,28 +37,67 @@ func (p *Provider) openLog(ctx context.Context, g lab.Generation, l providers.Lo
 		return local.OpenLog(dir, filepath.Join(dir, local.FileConsole))
 	case providers.LogHypervisor:
 		name := domainName(g)
+		var created time.Time
 		if d, ok, err := p.find(ctx, g); err != nil {
 			return nil, err
 		} else if ok {
 			name = d.Name
+			if def, err := d.definition(); err == nil {
+				created = def.Created
+			}
 		}
-		return local.OpenLog(dir, p.logOf(name))
+		return openHypervisor(dir, p.logOf(name), created)
 	}
 	return nil, errors.New("there is no such log")
 }
 
 // logOf is where libvirt writes about the domain called name.
 func (p *Provider) logOf(name string) string {
-	root := "/var/log"
-	if p.addr.session {
-		root = cacheDir(p.cfg.Getenv)
-		return filepath.Join(root, "libvirt", "qemu", "log", name+".log")
-	}
-	return filepath.Join(root, "libvirt", "qemu", name+".log")
+	return filepath.Join(p.logs, name+".log")
 }
 
+// logDir is where the daemon at that address writes about its domains.
+func logDir(a address, env func(string) string) string {
+	if a.session {
+		return filepath.Join(cacheDir(env), "libvirt", "qemu", "log")
+	}
+	return "/var/log/libvirt/qemu"
+}
+
+// openHypervisor opens the daemon's log at path about the generation in dir, made at
+// that time. What is older than that is of an earlier one of the same name, whose log its
+// user could not remove.
+func openHypervisor(dir, path string, created time.Time) (io.ReadCloser, error) {
+	f, err := os.Open(path)
+	if err == nil {
+		f.Close()
+	}
+	if errors.Is(err, os.ErrPermission) {
+		if fi, e := os.Stat(path); e != nil || !fi.ModTime().Before(created) {
+			return nil, &errPrivate{path, err}
+		}
+		path = os.DevNull
+	}
+	return local.OpenLog(dir, path)
+}
+
+// errPrivate is of a log that only root may read.
+type errPrivate struct {
+	path string
+	err  error
+}
+
+func (e *errPrivate) Error() string {
+	return "the system's libvirt keeps it for root: " + e.err.Error()
+}
+
+// Hint is the next step.
+func (e *errPrivate) Hint() string { return fmt.Sprintf("\"sudo cat %s\" shows it", quote(e.path)) }
+
+func (e *errPrivate) Unwrap() error { return e.err }
+
 // removeLog removes libvirt's log of a domain that is no more: libvirt itself keeps
-// it for ever.
+// it for ever. The system's is root's to remove.
 func (p *Provider) removeLog(name string) {
 	if p.client != "" {
 		return // it is on another host

@@ -67,6 +67,11 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err := os.MkdirAll(sockets, 0o700); err != nil {
 		return err
 	}
+	if !p.addr.session {
+		if err := share(sockets); err != nil {
+			return err
+		}
+	}
 	p.removeSockets(g)
 	p.note(local.Settle(dir, p.lastWords(d.Name)))
 	if err := local.FreshRecords(dir); err != nil {

@@ -37,7 +37,16 @@ type domainXML struct {
 	OnReboot   string   `xml:"on_reboot"`
 	OnCrash    string   `xml:"on_crash"`
 	Devices    devices  `xml:"devices"`
+	Labels     []label  `xml:"seclabel"`
 	Arguments  []value  `xml:"qemu:commandline>qemu:arg,omitempty"`
+}
+
+// label says what one of the daemon's security models does with a domain.
+type label struct {
+	Type    string `xml:"type,attr"`
+	Model   string `xml:"model,attr"`
+	Relabel string `xml:"relabel,attr,omitempty"`
+	Label   string `xml:"label,omitempty"`
 }
 
 // ownerXML says whose machine a domain is. It stays with the domain whatever it is

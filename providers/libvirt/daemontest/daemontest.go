@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package daemontest starts real libvirt daemons for tests: a session's, with
-// directories of its own and nothing of the host's, whoever runs the tests.
+// Package daemontest starts real libvirt daemons for tests: a session's or the system's,
+// with directories of their own and nothing of the host's.
 package daemontest
 
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -28,6 +29,7 @@ type Daemon struct {
 	Pool   string // of StartRemote: the directory of its storage pool
 
 	t      *testing.T
+	system bool
 	keeper *exec.Cmd
 	orders *os.File
 	said   *bufio.Scanner
@@ -53,11 +55,11 @@ func Main() {
 // he is somebody else.
 func Start(t *testing.T) *Daemon {
 	t.Helper()
-	return start(t, nil)
+	return start(t, options{})
 }
 
-// StartRemote starts a daemon that listens on a port of loopback, too, and that has a
-// storage pool.
+// StartRemote starts a daemon of the kind that Start does, which listens on a port of
+// loopback, too, and has a storage pool.
 func StartRemote(t *testing.T) *Daemon {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -69,51 +71,70 @@ func StartRemote(t *testing.T) *Daemon {
 		t.Fatal(err)
 	}
 	l.Close()
-	d := start(t, map[string]string{
-		"libvirtd.conf": fmt.Sprintf("listen_tls = 0\nlisten_tcp = 1\nlisten_addr = \"127.0.0.1\"\ntcp_port = %q\nauth_tcp = \"none\"\n", port),
-	}, "--listen")
+	d := start(t, options{listen: true, lines: []string{
+		"listen_tls = 0", "listen_tcp = 1", `listen_addr = "127.0.0.1"`, fmt.Sprintf("tcp_port = %q", port), `auth_tcp = "none"`,
+	}})
 	d.Port = port
-	d.Pool = filepath.Join(d.Home, "pool, one")
-	if err := os.Mkdir(d.Pool, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	d.Virsh("pool-define-as", "default", "dir", "--target", d.Pool)
-	d.Virsh("pool-start", "default")
+	d.MakePool(filepath.Join(d.Home, "pool, one"))
 	return d
 }
 
-// start starts a daemon with configuration files and arguments.
-func start(t *testing.T, files map[string]string, args ...string) *Daemon {
+// MakePool makes the storage pool "default" in that directory.
+func (d *Daemon) MakePool(dir string) {
+	d.t.Helper()
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		d.t.Fatal(err)
+	}
+	d.Pool = dir
+	d.Virsh("pool-define-as", "default", "dir", "--target", dir)
+	d.Virsh("pool-start", "default")
+}
+
+// options is what kinds of daemons differ in.
+type options struct {
+	system bool
+	listen bool     // for connections from other hosts
+	lines  []string // of libvirtd.conf
+}
+
+func start(t *testing.T, o options) *Daemon {
 	t.Helper()
 	home, err := os.MkdirTemp("/tmp", "labv-") // socket paths are short
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(home) })
-	d := &Daemon{Home: home, t: t, Socket: filepath.Join(home, "run", "libvirt", "libvirt-sock")}
-	for _, dir := range []string{"run", "config", "cache", "data"} {
-		if err := os.Mkdir(filepath.Join(home, dir), 0o700); err != nil {
-			t.Fatal(err)
+	d := &Daemon{Home: home, t: t, system: o.system, Socket: socketIn(home)}
+	kind := "session"
+	if o.system {
+		kind = "system"
+		err = d.furnish(o.lines)
+	} else {
+		for _, dir := range []string{"run", "config", "cache", "data"} {
+			err = errors.Join(err, os.Mkdir(filepath.Join(home, dir), 0o700))
 		}
+		conf := filepath.Join(home, "config", "libvirt")
+		err = errors.Join(err, os.Mkdir(conf, 0o700),
+			os.WriteFile(filepath.Join(conf, "libvirtd.conf"), []byte(strings.Join(o.lines, "\n")), 0o600))
 	}
-	for name, text := range files {
-		path := filepath.Join(home, "config", "libvirt", name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err != nil {
+		t.Fatal(err)
 	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.keeper = exec.Command(self)
-	d.keeper.Env = append(os.Environ(), append(d.Env(), keeperVariable+"=1", argumentsVariable+"="+strings.Join(args, " "))...)
+	d.keeper.Env = append(os.Environ(), append(d.Env(), keeperVariable+"="+kind)...)
+	if o.listen {
+		d.keeper.Env = append(d.keeper.Env, argumentsVariable+"=--listen")
+	}
 	d.keeper.Dir = "/"
 	d.keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if os.Geteuid() == 0 {
+	switch {
+	case o.system:
+		d.keeper.SysProcAttr.Cloneflags = syscall.CLONE_NEWNS | syscall.CLONE_NEWNET
+	case os.Geteuid() == 0:
 		other := []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}}
 		d.keeper.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
 		d.keeper.SysProcAttr.UidMappings, d.keeper.SysProcAttr.GidMappings = other, other
@@ -149,6 +170,9 @@ func start(t *testing.T, files map[string]string, args ...string) *Daemon {
 	return d
 }
 
+// socketIn is where the daemon with that Home listens.
+func socketIn(home string) string { return filepath.Join(home, "run", "libvirt", "libvirt-sock") }
+
 // Env is what a program needs in its environment to take this daemon for its user's.
 func (d *Daemon) Env() []string {
 	return []string{
@@ -167,8 +191,13 @@ func (d *Daemon) Getenv(name string) string {
 	return ""
 }
 
-// URI names the daemon, for root too.
-func (d *Daemon) URI() string { return "qemu:///session?socket=" + d.Socket }
+// URI names the daemon, for everybody.
+func (d *Daemon) URI() string {
+	if d.system {
+		return "qemu+unix:///system?socket=" + d.Socket
+	}
+	return "qemu:///session?socket=" + d.Socket
+}
 
 // Start starts the daemon again, once it has been killed, and waits until it listens.
 func (d *Daemon) Start() {
@@ -187,15 +216,24 @@ func (d *Daemon) Start() {
 	d.PID = pid
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	d.await(ctx, d.Socket)
+	if d.system {
+		d.await(ctx, filepath.Join(filepath.Dir(d.Socket), "virtlogd-sock"))
+	}
+}
+
+// await returns once somebody listens at a socket.
+func (d *Daemon) await(ctx context.Context, socket string) {
+	d.t.Helper()
 	for {
-		c, err := (&net.Dialer{}).DialContext(ctx, "unix", d.Socket)
+		c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		if err == nil {
 			c.Close()
 			return
 		}
 		select {
 		case <-ctx.Done():
-			d.t.Fatalf("libvirtd does not listen: %v", err)
+			d.t.Fatalf("nobody listens at %s: %v", socket, err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -212,7 +250,7 @@ func (d *Daemon) Signal(s syscall.Signal) {
 // Virsh runs virsh on the daemon.
 func (d *Daemon) Virsh(args ...string) string {
 	d.t.Helper()
-	cmd := exec.Command("virsh", append([]string{"--quiet", "--connect", "qemu+unix:///session?socket=" + d.Socket}, args...)...)
+	cmd := exec.Command("virsh", append([]string{"--quiet", "--connect", strings.Replace(d.URI(), "qemu:", "qemu+unix:", 1)}, args...)...)
 	cmd.Env = append(os.Environ(), d.Env()...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -221,11 +259,21 @@ func (d *Daemon) Virsh(args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// Logs is where the system's daemon writes about its domains.
+func (d *Daemon) Logs() string { return filepath.Join(d.Home, "log", "libvirt", "qemu") }
+
 // Leftovers names the files that libvirt keeps of domains.
 func (d *Daemon) Leftovers(t *testing.T) []string {
 	t.Helper()
+	patterns := []string{"config/libvirt/qemu/*.xml", "run/libvirt/qemu/run/*.xml", "cache/libvirt/qemu/log/*", "config/libvirt/qemu/*/domain-*"}
+	if d.system {
+		patterns = []string{"etc/qemu/*.xml", "run/libvirt/qemu/*.xml", "lib/libvirt/qemu/domain-*"}
+		if os.Geteuid() == 0 { // others cannot remove what is root's
+			patterns = append(patterns, "log/libvirt/qemu/*")
+		}
+	}
 	var found []string
-	for _, pattern := range []string{"config/libvirt/qemu/*.xml", "run/libvirt/qemu/run/*.xml", "cache/libvirt/qemu/log/*", "config/libvirt/qemu/*/domain-*"} {
+	for _, pattern := range patterns {
 		files, err := filepath.Glob(filepath.Join(d.Home, pattern))
 		if err != nil {
 			t.Fatal(err)

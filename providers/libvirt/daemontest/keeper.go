@@ -24,24 +24,32 @@ func keep() {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fatal("becoming the parent of orphans", err)
 	}
-	program, err := exec.LookPath("libvirtd")
-	if err != nil {
-		program = "/usr/sbin/libvirtd"
+	system := os.Getenv(keeperVariable) == "system"
+	if system {
+		if err := isolate(os.Getenv("HOME")); err != nil {
+			fatal("leaving the host alone", err)
+		}
 	}
+	program := find("libvirtd")
 	children := make(chan struct{}, 1)
 	go collect(children)
-	orders := bufio.NewScanner(os.Stdin)
-	for orders.Scan() {
-		args := append([]string{program}, strings.Fields(os.Getenv(argumentsVariable))...)
-		p, err := os.StartProcess(program, args, &os.ProcAttr{Dir: "/", Files: []*os.File{nil, os.Stderr, os.Stderr}})
+	run := func(program string, args ...string) int {
+		p, err := os.StartProcess(program, append([]string{program}, args...), &os.ProcAttr{Dir: "/", Files: []*os.File{nil, os.Stderr, os.Stderr}})
 		if err != nil {
-			fatal("starting libvirtd", err)
+			fatal("starting a daemon", err)
 		}
 		select {
 		case children <- struct{}{}:
 		default:
 		}
-		fmt.Println(p.Pid)
+		return p.Pid
+	}
+	if system {
+		run(find("virtlogd")) // libvirtd starts it for a session only
+	}
+	orders := bufio.NewScanner(os.Stdin)
+	for orders.Scan() {
+		fmt.Println(run(program, strings.Fields(os.Getenv(argumentsVariable))...))
 	}
 	for {
 		alive := offspring()
@@ -52,6 +60,15 @@ func keep() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
+}
+
+// find returns the path of a daemon's program: administrators' directories are not in
+// every user's PATH.
+func find(program string) string {
+	if path, err := exec.LookPath(program); err == nil {
+		return path
+	}
+	return filepath.Join("/usr/sbin", program)
 }
 
 // collect waits for children; woken when there are some again.

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemontest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// StartSystem starts a daemon as the system's: root's, for everybody who can reach its
+// socket, with virtlogd as distributions have it. It is in namespaces of its own, in
+// which all that it would write to is below Home, and so nothing of the host's is
+// touched. Only root can do that; for others the test is skipped. Lines for libvirtd.conf
+// go before those that are the default here.
+func StartSystem(t *testing.T, lines ...string) *Daemon {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can run a system's libvirt")
+	}
+	return start(t, options{system: true, lines: lines})
+}
+
+// userVariable names, in a process that AsUser made, the Home of its daemon.
+const userVariable = "LAB_TEST_LIBVIRT_SYSTEM"
+
+// AsUser runs a test of the calling program again, in a process of an ordinary user's,
+// which finds the daemon by Given.
+func (d *Daemon) AsUser(t *testing.T, test string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Where go test leaves it only its owner gets.
+	b, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, home := filepath.Join(d.Home, "test"), filepath.Join(d.Home, "user")
+	if err := os.WriteFile(program, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(home, ordinary, ordinary); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, "-test.v", "-test.run", "^"+strings.ReplaceAll(test, "/", "$/^")+"$")
+	cmd.Env = append(os.Environ(), "HOME="+home, "TMPDIR="+home, userVariable+"="+d.Home)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinary, Gid: ordinary}, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: ")) {
+		t.Errorf("as an ordinary user: %v\n%s", err, out)
+	}
+}
+
+// ordinary is the user and group of AsUser, whom the host itself need not know.
+const ordinary = 64060
+
+// Given returns the daemon that a process which AsUser made is to talk to, nil in another.
+func Given(t *testing.T) *Daemon {
+	home := os.Getenv(userVariable)
+	if home == "" {
+		return nil
+	}
+	return &Daemon{Home: home, Socket: socketIn(home), t: t, system: true}
+}
+
+// qemuUser is whom the daemon runs QEMU as unless a domain says otherwise: somebody who
+// can read nothing of the tests'.
+const qemuUser = 64055
+
+// settings are the daemon's files in /etc/libvirt.
+var settings = map[string]string{
+	"libvirtd.conf": `
+unix_sock_ro_perms = "0777"
+unix_sock_rw_perms = "0777"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+`,
+	// Without remember_owner a chown would not be undone, and be seen.
+	"qemu.conf": fmt.Sprintf(`
+user = "+%[1]d"
+group = "+%[1]d"
+security_driver = "none"
+dynamic_ownership = 1
+remember_owner = 0
+namespaces = []
+cgroup_controllers = []
+hugetlbfs_mount = []
+stdio_handler = "logd"
+`, qemuUser),
+}
+
+// replaced are the host's directories that the daemon finds others in the place of, by
+// their names below Home.
+var replaced = []struct{ home, host string }{
+	{"run", "/run"},
+	{"etc", "/etc/libvirt"},
+	{"lib", "/var/lib"},
+	{"log", "/var/log"},
+	{"cache", "/var/cache"},
+	{"passwd", "/etc/passwd"},
+	{"group", "/etc/group"},
+	{"kvm", "/dev/kvm"},
+}
+
+// furnish makes what isolate puts in the place of the host's.
+func (d *Daemon) furnish(lines []string) error {
+	in := func(name string) string { return filepath.Join(d.Home, name) }
+	if err := os.Chmod(d.Home, 0o755); err != nil { // everybody reaches the socket
+		return err
+	}
+	for _, dir := range []string{"run", "etc", "lib", "log", "cache"} {
+		if err := os.Mkdir(in(dir), 0o755); err != nil {
+			return err
+		}
+	}
+	for name, text := range settings {
+		if name == "libvirtd.conf" {
+			text = strings.Join(lines, "\n") + text // the first of a name counts
+		}
+		if err := os.WriteFile(in("etc/"+name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	// libvirtd does not start without the accounts that it was built to use, whatever
+	// qemu.conf says, and polkit asks for the name of whoever calls. The host has the
+	// former if its libvirt is set up for the system.
+	for name, line := range map[string]string{"passwd": "%s:x:%d:%[2]d::/nonexistent:/bin/false\n", "group": "%s:x:%d:\n"} {
+		b, err := os.ReadFile("/etc/" + name)
+		if err != nil {
+			return err
+		}
+		for i, account := range []string{"lab-ordinary", "libvirt-qemu", "qemu", "kvm"} {
+			if !strings.Contains("\n"+string(b), "\n"+account+":") {
+				b = fmt.Appendf(b, line, account, ordinary+i)
+			}
+		}
+		if err := os.WriteFile(in(name), b, 0o644); err != nil {
+			return err
+		}
+	}
+	// A /dev/kvm that root can open and QEMU's account cannot has libvirt look at all its
+	// emulators again whenever it is asked anything.
+	return os.WriteFile(in("kvm"), nil, 0)
+}
+
+// isolate makes this process, which is in a mount namespace of its own, see nothing of
+// the host's that libvirt would change.
+func isolate(home string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("keeping mounts private: %w", err)
+	}
+	// libvirt takes a host without control groups as it is.
+	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("hiding the control groups: %w", err)
+	}
+	for _, r := range replaced {
+		err := unix.Mount(filepath.Join(home, r.home), r.host, "", unix.MS_BIND, "")
+		if r.host == "/dev/kvm" && errors.Is(err, unix.ENOENT) {
+			continue // as good
+		}
+		if err != nil {
+			return fmt.Errorf("replacing %s: %w", r.host, err)
+		}
+	}
+	return nil
+}
