@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/labfile/lab/providers/libvirt/daemontest"
 )
 
 // world is a user with directories of their own, in which labs are tried.
@@ -37,6 +39,7 @@ var worlds []*world
 var labBinary string
 
 func TestMain(m *testing.M) {
+	daemontest.Main()
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

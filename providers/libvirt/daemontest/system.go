@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,6 +60,8 @@ func (d *Daemon) AsUser(t *testing.T, test string) {
 	cmd.Env = append(os.Environ(), "HOME="+home, "TMPDIR="+home, userVariable+"="+d.Home)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinary, Gid: ordinary}, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // the thread's end would be taken for the parent's
+	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: ")) {
 		t.Errorf("as an ordinary user: %v\n%s", err, out)
