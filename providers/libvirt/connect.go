@@ -13,6 +13,8 @@ import (
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/digitalocean/go-libvirt/socket"
+
 	"github.com/labfile/lab/providers/local"
 )
 
@@ -55,12 +57,53 @@ type conn struct {
 // never be closed if it happens while the connection is being made.
 type wire struct {
 	net.Conn
+	in   *packets
 	once sync.Once
 	gone chan struct{}
+
+	mu      sync.Mutex // guards what follows, and writes
+	out     frames
+	pending []byte // packets that go out when no other is under way
+}
+
+func newWire(c net.Conn) *wire {
+	w := &wire{Conn: c, gone: make(chan struct{}), out: frames{seen: func(header) {}}}
+	w.in = newPackets(c, w.finish)
+	return w
+}
+
+// finish tells the daemon that all it sent on a stream has come.
+func (w *wire) finish(h header) {
+	h.length, h.kind, h.status = headerSize, socket.Stream, socket.StatusOK
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pending = h.append(w.pending)
+	w.flush()
+}
+
+// flush sends what is pending, unless a packet is under way. The caller has w.mu.
+func (w *wire) flush() error {
+	if len(w.pending) == 0 || w.out.have > 0 || w.out.left > 0 {
+		return nil
+	}
+	_, err := w.Conn.Write(w.pending)
+	w.pending = nil
+	return err
+}
+
+func (w *wire) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, err := w.Conn.Write(b)
+	w.out.feed(b[:n])
+	if err == nil {
+		err = w.flush()
+	}
+	return n, err
 }
 
 func (w *wire) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
+	n, err := w.in.Read(b)
 	if err != nil {
 		w.once.Do(func() { close(w.gone) })
 	}
@@ -126,7 +169,7 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 	if started {
 		limit = max(limit, bootTime)
 	}
-	w := &wire{Conn: raw, gone: make(chan struct{})}
+	w := newWire(raw)
 	c := &conn{Libvirt: golibvirt.NewWithDialer(dialed{w}), wire: w, ears: map[chan golibvirt.UUID]bool{}}
 	done := make(chan error, 1)
 	go func() {

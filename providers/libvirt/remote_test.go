@@ -4,6 +4,7 @@ package libvirt
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,9 +21,9 @@ import (
 	"github.com/labfile/lab/providers/providertest"
 )
 
-// testRemote returns a provider of a daemon that is reached by TCP alone.
-func testRemote(t *testing.T, d *daemontest.Daemon, dirs dirs.Dirs) *Remote {
-	r, ok := New(Config{Dirs: dirs, URI: "qemu+tcp://127.0.0.1:" + d.Port + "/session", Accel: "tcg", Getenv: d.Getenv}).(*Remote)
+// testRemote returns a provider of a daemon that is reached by its URI alone.
+func testRemote(t *testing.T, uri string, d *daemontest.Daemon, dirs dirs.Dirs) *Remote {
+	r, ok := New(Config{Dirs: dirs, URI: uri, Accel: "tcg", Getenv: d.Getenv}).(*Remote)
 	if !ok {
 		t.Fatal("the daemon is one of this host")
 	}
@@ -45,11 +46,27 @@ func qemuOf(t *testing.T, g lab.Generation) int {
 	return 0
 }
 
-func TestRemoteConformance(t *testing.T) {
-	daemon := daemontest.StartRemote(t)
+// TestRemote puts the provider of another host's daemon to the proof: in a network
+// namespace, by TLS and by ssh, and a session's by TCP.
+func TestRemote(t *testing.T) {
+	t.Run("tls", func(t *testing.T) {
+		t.Parallel()
+		d := daemontest.StartFar(t)
+		conformRemote(t, d.Daemon, "qemu+tls://"+d.TLS+"/system?pkipath="+d.PKI, filepath.Join(d.Home, "lib", "libvirt", "images"))
+	})
+	t.Run("session", func(t *testing.T) {
+		t.Parallel()
+		d := daemontest.StartRemote(t)
+		conformRemote(t, d, "qemu+tcp://127.0.0.1:"+d.Port+"/session", d.Pool)
+	})
+}
+
+// conformRemote runs the conformance suite on a daemon whose pool is in a directory that
+// is known by that name here.
+func conformRemote(t *testing.T, daemon *daemontest.Daemon, uri, pool string) {
 	providertest.Run(t, func(t *testing.T) providertest.Host {
 		d := testDirs(t)
-		r := testRemote(t, daemon, d)
+		r := testRemote(t, uri, daemon, d)
 		domainOf := func(t *testing.T, g lab.Generation) golibvirt.Domain {
 			dom, ok, err := r.p.find(t.Context(), g)
 			if err != nil || !ok {
@@ -64,7 +81,7 @@ func TestRemoteConformance(t *testing.T) {
 			}
 		}
 		return providertest.Host{
-			Provider: r, Other: testRemote(t, daemon, d),
+			Provider: r, Other: testRemote(t, uri, daemon, d),
 			Image: providertest.BootImage(t, false), Deaf: providertest.BootImage(t, true), Memory: 16 * lab.MiB,
 			Kill: func(t *testing.T, m providers.Machine) {
 				if err := syscall.Kill(qemuOf(t, m.Generation), syscall.SIGKILL); err != nil {
@@ -80,11 +97,7 @@ func TestRemoteConformance(t *testing.T) {
 			},
 			Halve: func(t *testing.T, g lab.Generation) {
 				undefine(t, g)
-				files, err := r.pool(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.Truncate(r.overlays(g, files).path(0), 100); err != nil {
+				if err := os.Truncate(filepath.Join(pool, r.overlays(g, nil).name(0)), 100); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -99,7 +112,7 @@ func TestRemoteConformance(t *testing.T) {
 				left := slices.DeleteFunc(leftovers(t, d, daemon), func(path string) bool {
 					return strings.HasSuffix(path, ".log") // libvirt's own, which is for its host to keep
 				})
-				entries, err := os.ReadDir(daemon.Pool)
+				entries, err := os.ReadDir(pool)
 				if err != nil {
 					t.Fatal(err)
 				}

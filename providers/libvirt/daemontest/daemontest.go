@@ -82,11 +82,9 @@ func StartRemote(t *testing.T) *Daemon {
 // MakePool makes the storage pool "default" in that directory.
 func (d *Daemon) MakePool(dir string) {
 	d.t.Helper()
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		d.t.Fatal(err)
-	}
 	d.Pool = dir
 	d.Virsh("pool-define-as", "default", "dir", "--target", dir)
+	d.Virsh("pool-build", "default")
 	d.Virsh("pool-start", "default")
 }
 
@@ -95,6 +93,7 @@ type options struct {
 	system bool
 	listen bool     // for connections from other hosts
 	lines  []string // of libvirtd.conf
+	sshd   string   // configuration of an ssh server that runs beside it; empty for none
 }
 
 func start(t *testing.T, o options) *Daemon {
@@ -127,7 +126,7 @@ func start(t *testing.T, o options) *Daemon {
 	d.keeper = exec.Command(self)
 	d.keeper.Env = append(os.Environ(), append(d.Env(), keeperVariable+"="+kind)...)
 	if o.listen {
-		d.keeper.Env = append(d.keeper.Env, argumentsVariable+"=--listen")
+		d.keeper.Env = append(d.keeper.Env, argumentsVariable+"=--listen", sshdVariable+"="+o.sshd)
 	}
 	d.keeper.Dir = "/"
 	d.keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -46,6 +46,12 @@ func keep() {
 	}
 	if system {
 		run(find("virtlogd")) // libvirtd starts it for a session only
+		if conf := os.Getenv(sshdVariable); conf != "" {
+			if err := loopbackUp(); err != nil {
+				fatal("bringing loopback up", err)
+			}
+			run(find("sshd"), "-D", "-e", "-f", conf)
+		}
 	}
 	orders := bufio.NewScanner(os.Stdin)
 	for orders.Scan() {

@@ -125,7 +125,7 @@ func (d *Daemon) furnish(lines []string) error {
 	if err := os.Chmod(d.Home, 0o755); err != nil { // everybody reaches the socket
 		return err
 	}
-	for _, dir := range []string{"run", "etc", "lib", "log", "cache"} {
+	for _, dir := range []string{"run", "run/lock", "run/sshd", "etc", "lib", "log", "cache"} {
 		if err := os.Mkdir(in(dir), 0o755); err != nil {
 			return err
 		}
