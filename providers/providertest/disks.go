@@ -111,6 +111,9 @@ func testVolumes(b *bench) {
 		}
 		return s
 	}
+	if err := b.Provider.Create(b.ctx(), spec(1, false)); errors.Is(err, providers.ErrIncapable) {
+		b.Skip(err)
+	}
 	b.up(spec(1, false))
 	b.has(gen("db", 1), spec(1, false).Volumes...)
 	for number, readOnly := range map[int]bool{2: false, 3: true} {

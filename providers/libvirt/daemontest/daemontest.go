@@ -216,6 +216,9 @@ func (d *Daemon) Start() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	d.await(ctx, d.Socket)
+	if syscall.Kill(pid, 0) != nil {
+		d.t.Fatal("libvirtd ended at once")
+	}
 	if d.system {
 		d.await(ctx, filepath.Join(filepath.Dir(d.Socket), "virtlogd-sock"))
 	}

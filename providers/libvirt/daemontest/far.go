@@ -234,6 +234,7 @@ func certify(dir, pki string) error {
 		usage     x509.ExtKeyUsage
 	}{{"server", dir, x509.ExtKeyUsageServerAuth}, {"client", pki, x509.ExtKeyUsageClientAuth}} {
 		c := template("localhost")
+		c.KeyUsage |= x509.KeyUsageKeyEncipherment // libvirtd asks for it, whatever the key
 		c.IPAddresses, c.ExtKeyUsage = []net.IP{net.IPv4(127, 0, 0, 1)}, []x509.ExtKeyUsage{side.usage}
 		public, private, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
