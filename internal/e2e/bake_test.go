@@ -34,8 +34,8 @@ machines:
 
 // TestBake bakes steps, changes them, and looks into the images from outside.
 func TestBake(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, fmt.Sprintf(baked, "echo first >/etc/step"))
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, fmt.Sprintf(baked, "echo first >/etc/step"))
 		if err := os.MkdirAll(filepath.Join(s.dir, "web", "sub"), 0o755); err != nil {
 			t.Fatal(err)
 		}

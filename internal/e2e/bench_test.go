@@ -36,10 +36,10 @@ func median(n int, f func() time.Duration) time.Duration {
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // bench reports under names of our own only.
-func bench(b *testing.B, f func(s *site), labfile string) { benchIn(b, worlds[0], f, labfile) }
+func bench(b *testing.B, f func(s *site), labfile string) { benchIn(b, accounts[0], f, labfile) }
 
-func benchIn(b *testing.B, w *world, f func(s *site), labfile string) {
-	s := w.stock(b).site(b, labfile)
+func benchIn(b *testing.B, a *account, f func(s *site), labfile string) {
+	s := a.world(b).site(b, labfile)
 	for b.Loop() {
 		f(s)
 	}

@@ -5,52 +5,71 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 )
 
-// stock fills the store of a world with the built-in boxes: the first world
-// builds them, the other gets a copy.
-func (w *world) stock(t testing.TB) *world {
-	t.Helper()
-	w.boxes.Do(func() {
-		from := os.Getenv("LAB_E2E_BOXES") // a store to copy, for the impatient developer
-		if from == "" && w != worlds[0] {
-			from = filepath.Join(worlds[0].stock(t).data(), "boxes")
+// stock fills a store with the built-in boxes: the first user builds them, the other
+// gets a copy.
+func (a *account) stock() (string, error) {
+	w, err := a.newWorld()
+	if err != nil {
+		return "", err
+	}
+	store := filepath.Join(w.data(), "boxes")
+	from := os.Getenv("LAB_E2E_BOXES") // a store to copy, for the impatient developer
+	if from == "" && a != accounts[0] {
+		if from, err = accounts[0].boxes(); err != nil {
+			return "", err
 		}
-		if from != "" {
-			to := filepath.Join(w.data(), "boxes")
-			if err := os.MkdirAll(w.data(), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.CopyFS(to, os.DirFS(from)); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.own(w.path("data")); err != nil {
-				t.Fatal(err)
-			}
-			return
+	}
+	if from != "" {
+		return store, errors.Join(os.MkdirAll(w.data(), 0o700), os.CopyFS(store, os.DirFS(from)), w.own(w.base))
+	}
+	for _, name := range []string{"builtin/tiny", "builtin/debian-12"} {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		cmd := w.command(ctx, labBinary, "box", "build", name)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("building %s: %w\n%s", name, err, out)
 		}
-		s := w.site(t, one)
-		for _, name := range []string{"builtin/tiny", "builtin/debian-12"} {
-			r := s.lab("box", "build", name)
-			if r.code != 0 {
-				t.Fatal(r)
-			}
-			t.Logf("built %s in %s", name, r.took)
+	}
+	return store, nil
+}
+
+// link makes a store that has the boxes of another. The content is the same files, which
+// nobody writes to; all else is a copy.
+func link(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		switch dst := filepath.Join(to, rel); {
+		case d.IsDir():
+			return os.MkdirAll(dst, 0o700)
+		case filepath.Base(filepath.Dir(path)) == "sha256":
+			return os.Link(path, dst)
+		default:
+			return copyFile(path, dst, 0o600)
 		}
 	})
-	return w
 }
 
 // TestBuildWithoutRoot builds a box from nothing as an ordinary user, and gets
 // the very box that the store has already.
 func TestBuildWithoutRoot(t *testing.T) {
-	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, one)
+	s := ordinary(t).site(t, one)
 	fresh := []string{"XDG_DATA_HOME=" + filepath.Join(s.dir, "data")}
 	r := s.startWith(fresh, "", "box", "build", "builtin/tiny").end()
 	if r.code != 0 {

@@ -247,8 +247,8 @@ checks:
 // TestCloudImage uses a box that lab did not make, as it comes: everything goes over
 // ssh.
 func TestCloudImage(t *testing.T) {
-	w := worlds[len(worlds)-1] // slow, and nothing in it depends on the user
-	s := w.stock(t).site(t, clouded)
+	w := ordinary(t)
+	s := w.site(t, clouded)
 	s.cloudImage("disk.qcow2")
 	r := s.lab("up")
 	if r.code != 0 {

@@ -16,8 +16,8 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, string(example))
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, string(example))
 		r := s.lab("up")
 		if r.code != 0 {
 			t.Fatal(r)
@@ -44,8 +44,8 @@ func TestExample(t *testing.T) {
 // TestDebian looks into a machine of the box that the real world resembles,
 // first-boot configuration by cloud-init included.
 func TestDebian(t *testing.T) {
-	w := worlds[len(worlds)-1] // slow, and nothing in it depends on the user
-	s := w.stock(t).site(t, `lab: real
+	w := ordinary(t)
+	s := w.site(t, `lab: real
 machines:
   plain:
     box: builtin/debian-12

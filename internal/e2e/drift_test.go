@@ -76,9 +76,10 @@ machines:
 // is listed, and nothing else, right after a boot as well as later. As provision
 // steps it makes the next generation what the one that was edited is.
 func TestDrift(t *testing.T) {
+	t.Parallel()
 	for _, box := range []string{"builtin/tiny", "builtin/debian-12"} {
 		t.Run(filepath.Base(box), func(t *testing.T) {
-			s := worlds[len(worlds)-1].stock(t).site(t, driftLab(box, ""))
+			s := ordinary(t).site(t, driftLab(box, ""))
 			s.ok("up")
 			pristine := func(when string) {
 				t.Helper()
@@ -139,7 +140,7 @@ func TestDrift(t *testing.T) {
 
 // TestDriftOfReplicas compares machines that should be alike, and taints the odd one.
 func TestDriftOfReplicas(t *testing.T) {
-	s := worlds[len(worlds)-1].stock(t).site(t, "lab: replicas\nmachines: {web: {box: builtin/tiny, count: 2}}\n")
+	s := ordinary(t).site(t, "lab: replicas\nmachines: {web: {box: builtin/tiny, count: 2}}\n")
 	s.ok("up")
 	twins := s.drift("web-1", "web-2")
 	for _, c := range twins {
@@ -165,7 +166,7 @@ func TestDriftOfReplicas(t *testing.T) {
 // TestDriftAsked compares machines whose disk can't be read from outside, since their
 // ext4 has a feature that is only for kernels: the guest is asked, and lab says so.
 func TestDriftAsked(t *testing.T) {
-	s := worlds[len(worlds)-1].stock(t).site(t, `lab: asked
+	s := ordinary(t).site(t, `lab: asked
 machines:
   m:
     box: builtin/tiny

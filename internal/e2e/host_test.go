@@ -19,8 +19,8 @@ import (
 
 // TestBadInput feeds lab what it must refuse; no machine comes of any of it.
 func TestBadInput(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one)
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one)
 		before := s.ok("box", "list")
 		s.write("Labfile", "lab: one\nmachines:\n  m:\n    box: builtin/tiny\n    memroy: 1GiB\n    ports: [99999]\n")
 		s.fails(3, []string{
@@ -92,14 +92,11 @@ func hostile(secret string) map[string][]byte {
 
 // TestPortTaken meets a host port that somebody else has.
 func TestPortTaken(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+	eachUser(t, func(t *testing.T, w *world) {
+		l := listen(t)
 		defer l.Close()
 		port := l.Addr().(*net.TCPAddr).Port
-		s := w.stock(t).site(t, one+fmt.Sprintf("    ports: [\"%d:80\"]\n", port))
+		s := w.site(t, one+fmt.Sprintf("    ports: [\"%d:80\"]\n", port))
 		s.fails(1, []string{"lab: error: ", fmt.Sprint(port), "lab: hint: "}, "up")
 		l.Close()
 		s.ok("up")
@@ -110,10 +107,31 @@ func TestPortTaken(t *testing.T) {
 	})
 }
 
+// listen takes a port that the kernel gives to nobody by itself, so that it is free
+// again after the listener was closed.
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var low int
+	if _, err := fmt.Sscan(string(b), &low); err != nil {
+		t.Fatal(err)
+	}
+	for port := low - 1; port > 1024; port-- {
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return l
+		}
+	}
+	t.Fatal("no port is free")
+	return nil
+}
+
 // TestHost tries lab on hosts that lack something.
 func TestHost(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one)
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one)
 		bin := filepath.Join(s.dir, "bin")
 		if err := os.Mkdir(bin, 0o755); err != nil {
 			t.Fatal(err)
@@ -144,8 +162,8 @@ func TestHost(t *testing.T) {
 // TestNoUserNamespaces builds a box as a user who may not make user namespaces,
 // and as one who has no subordinate ids.
 func TestNoUserNamespaces(t *testing.T) {
-	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, one)
+	w := ordinary(t)
+	s := w.site(t, one)
 	fresh := []string{"XDG_DATA_HOME=" + filepath.Join(s.dir, "data")}
 	for _, tt := range []struct {
 		name, limit string
@@ -176,8 +194,8 @@ func TestNoUserNamespaces(t *testing.T) {
 
 // TestFullDisk runs out of space in the middle of things.
 func TestFullDisk(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one)
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one)
 		labs := filepath.Join(w.data(), "labs")
 		for _, size := range []string{"8k", "64k"} {
 			// A user namespace lets everybody mount a file system of their own.

@@ -75,8 +75,8 @@ func (s *site) settled() {
 
 // TestInterrupt presses Ctrl-C at several moments of up, rebuild and destroy.
 func TestInterrupt(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one)
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one)
 		for _, after := range moments {
 			if r := s.interrupted(syscall.SIGINT, after, "up"); r.code == 130 {
 				s.nothingLeft()
@@ -108,8 +108,8 @@ func TestInterrupt(t *testing.T) {
 // TestKilled ends lab itself with SIGKILL at several moments; the next command
 // goes on from there.
 func TestKilled(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one)
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one)
 		for i, after := range moments {
 			s.interrupted(syscall.SIGKILL, after, "up")
 			s.atMostOne()
@@ -145,8 +145,8 @@ func TestKilled(t *testing.T) {
 
 // TestLost takes away what lab wrote, or what the user wrote.
 func TestLost(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one)
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one)
 		ledger := filepath.Join(w.data(), "labs", string(s.id), "ledger.jsonl")
 		remove := func(path string) {
 			t.Helper()
@@ -196,8 +196,8 @@ func TestLost(t *testing.T) {
 // TestNeverReady keeps a machine that does not become ready, and names the log
 // to read.
 func TestNeverReady(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, one+"    ready: [{port: 4711, timeout: 3s}]\n")
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, one+"    ready: [{port: 4711, timeout: 3s}]\n")
 		s.fails(1, []string{"lab: error: ", "m", "port 4711", "3s", "lab: hint: ", "lab logs m"}, "up")
 		m := s.machine("m")
 		s.equal("state", m.State, "failed")

@@ -30,8 +30,8 @@ machines:
 
 // TestLab goes through the life of a lab, in the order in which a user would.
 func TestLab(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		live(t, w.stock(t).site(t, shop), life)
+	eachUser(t, func(t *testing.T, w *world) {
+		live(t, w.site(t, shop), life)
 	})
 }
 

@@ -91,7 +91,7 @@ func (v *virsh) destroy() time.Duration {
 // BenchmarkLibvirt measures up, replace and destroy through libvirt, of an ordinary
 // user's session, against a script of virsh and qemu-img commands that does the same.
 func BenchmarkLibvirt(b *testing.B) {
-	benchIn(b, worlds[len(worlds)-1], func(s *site) {
+	benchIn(b, accounts[len(accounts)-1], func(s *site) {
 		s.ok("up") // pins the box, and shows what it consists of
 		v := &virsh{
 			site: s, bare: newBare(s), overlay: filepath.Join(s.dir, "by-hand.qcow2"),

@@ -17,8 +17,8 @@ import (
 // TestLibvirt goes through the life of a lab whose machines libvirt runs, for an
 // ordinary user: lab starts the user's daemon itself.
 func TestLibvirt(t *testing.T) {
-	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, strings.Replace(shop, "lab: shop\n", "lab: shop\nprovider: libvirt\n", 1))
+	w := ordinary(t)
+	s := w.site(t, strings.Replace(shop, "lab: shop\n", "lab: shop\nprovider: libvirt\n", 1))
 	s.kept = "domains"
 	last := len(life) - 1
 	steps := append(slices.Clone(life[:last]), step{"daemon killed", daemonKilled}, step{"replace and diff", libvirtReplaces}, life[last])

@@ -33,8 +33,8 @@ machines:
 // TestMounts shares folders with two machines, which read, write, try to get out of
 // them, and keep them through the ends of all that serves them.
 func TestMounts(t *testing.T) {
-	w := worlds[len(worlds)-1] // an ordinary user
-	s := w.stock(t).site(t, mounted)
+	w := ordinary(t)
+	s := w.site(t, mounted)
 	s.fails(1, []string{`mount at /src: there is no folder ` + filepath.Join(s.dir, "src")}, "plan")
 	for _, dir := range []string{"src", "src/many", "out"} {
 		if err := os.Mkdir(filepath.Join(s.dir, dir), 0o755); err != nil {

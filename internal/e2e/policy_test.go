@@ -27,7 +27,7 @@ machines:
 // TestPolicies logs in where that taints, tries to where it is forbidden, lets a
 // machine grow old, and burns.
 func TestPolicies(t *testing.T) {
-	s := worlds[len(worlds)-1].stock(t).site(t, policies)
+	s := ordinary(t).site(t, policies)
 	s.ok("up")
 	if p := s.lab("plan"); p.code != 0 {
 		t.Errorf("the plan of a new lab: %s", p)

@@ -58,8 +58,8 @@ func (s *site) running() int {
 // TestBlueGreen replaces a machine under load, refuses a broken one, and presses
 // Ctrl-C and worse in between; no request through the forwarded port is lost.
 func TestBlueGreen(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
-		s := w.stock(t).site(t, served("bg", blueGreen))
+	eachUser(t, func(t *testing.T, w *world) {
+		s := w.site(t, served("bg", blueGreen))
 		s.ok("up")
 		h := newHammer("/", s.machine("web").Ports[0].Host)
 		defer h.stop()
@@ -106,8 +106,8 @@ checks:
 
 // TestRolling replaces two replicas one after the other, and a broken one not at all.
 func TestRolling(t *testing.T) {
-	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, served("roll", `    count: 2
+	w := ordinary(t)
+	s := w.site(t, served("roll", `    count: 2
     ports: ["0:80"]
     replace: {strategy: rolling, drain: 1s}
 `))
@@ -136,8 +136,8 @@ func TestRolling(t *testing.T) {
 // TestStopFirstFailureGoesBack breaks a machine that is replaced by stop-first: the
 // generation before it is started again, with what it had on its disk.
 func TestStopFirstFailureGoesBack(t *testing.T) {
-	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, served("back", ""))
+	w := ordinary(t)
+	s := w.site(t, served("back", ""))
 	s.ok("up")
 	s.ok("exec", "web", "--", "echo mine > /root/file")
 	labfile, err := os.ReadFile(filepath.Join(s.dir, "Labfile"))

@@ -207,11 +207,19 @@ type process struct {
 
 // command prepares any program in the site's folder, as its user.
 func (s *site) command(ctx context.Context, env []string, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := s.w.command(ctx, name, args...)
 	cmd.Dir = s.dir
 	cmd.Env = append(s.w.env(s.env...), env...)
+	return cmd
+}
+
+// command prepares any program, as the world's user.
+func (w *world) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = w.base
+	cmd.Env = w.env(mark + "=" + w.base)
 	// A session of its own: a signal meant for it does not hit the tests.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.w.cred, Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: w.cred, Setsid: true}
 	// If it takes too long, all that came of it ends.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 10 * time.Second

@@ -78,8 +78,8 @@ func (s *site) vagrantBox(name, disk string) {
 // TestVagrantBox uses a Vagrant box as it comes: the published key is good for the first
 // login, and for no other.
 func TestVagrantBox(t *testing.T) {
-	w := worlds[len(worlds)-1]
-	s := w.stock(t).site(t, `lab: boxed
+	w := ordinary(t)
+	s := w.site(t, `lab: boxed
 boxes:
   old: {from: ./it.box}
 machines:

@@ -33,7 +33,7 @@ machines:
 // TestWorkflow goes the way of docs/workflow.md: change, plan, replace under load,
 // break, refuse, fix by hand, see the drift, put it into the Labfile, roll back.
 func TestWorkflow(t *testing.T) {
-	s := worlds[len(worlds)-1].stock(t).site(t, workflow("one"))
+	s := ordinary(t).site(t, workflow("one"))
 	s.ok("up")
 	port := s.machine("web").Ports[0].Host
 	s.equal("the client's view", s.ok("exec", "client", "--", "wget -qO- http://web/page.txt"), "one\n")

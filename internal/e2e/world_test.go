@@ -21,19 +21,31 @@ import (
 	"github.com/labfile/lab/providers/libvirt/daemontest"
 )
 
-// world is a user with directories of their own, in which labs are tried.
-type world struct {
-	name string              // "root" or "user"
-	base string              // everything on disk
-	run  string              // XDG_RUNTIME_DIR: short, for socket paths
-	cred *syscall.Credential // whom lab runs as; nil for the user of the tests
+// account is somebody whom lab runs as. Each test has a world of the account's to itself, so
+// that tests can run at the same time.
+type account struct {
+	name  string              // "root" or "user"
+	cred  *syscall.Credential // nil for the user of the tests
+	bases string              // where the worlds have their base
+	runs  string              // and their XDG_RUNTIME_DIR
 
-	boxes sync.Once // fills the world's store
+	boxes func() (string, error) // a store with the built-in boxes, filled when it is first asked for
+
+	mu    sync.Mutex
+	made  int    // worlds
+	accel []byte // what the worlds have found out about this host, if they have
 }
 
-// worlds are what every test runs in: root's and an ordinary user's; only the
-// latter if the tests do not run as root.
-var worlds []*world
+// world is a user's home with all the directories of lab, in which labs are tried.
+type world struct {
+	*account
+	base string // everything on disk
+	run  string // XDG_RUNTIME_DIR: short, for socket paths
+}
+
+// accounts are whom every test runs as: root and an ordinary user; only the latter if
+// the tests do not run as root.
+var accounts []*account
 
 // labBinary is the lab under test.
 var labBinary string
@@ -72,31 +84,26 @@ func run(m *testing.M) (code int, err error) {
 	if err := copyFile(built, labBinary, 0o755); err != nil {
 		return 1, err
 	}
-	if os.Getuid() != 0 {
-		w, err := newWorld("user", base, nil)
-		if err != nil {
-			return 1, err
-		}
-		defer w.remove()
-		worlds = []*world{w}
-		return m.Run(), nil
-	}
-	root, err := newWorld("root", base, nil)
+	// Paths of sockets have no room for more.
+	sockets, err := os.MkdirTemp("/tmp", "lab-")
 	if err != nil {
 		return 1, err
 	}
-	defer root.remove()
+	// What is left there was complained about by the test that left it.
+	defer func() { err = errors.Join(err, os.RemoveAll(sockets)) }()
+	if err := os.Chmod(sockets, 0o755); err != nil {
+		return 1, err
+	}
+	if os.Getuid() != 0 {
+		accounts = []*account{newAccount("user", base, sockets, nil)}
+		return m.Run(), nil
+	}
 	cred, forget, err := makeUser()
 	if err != nil {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, forget()) }()
-	ordinary, err := newWorld("user", base, cred)
-	if err != nil {
-		return 1, err
-	}
-	defer ordinary.remove()
-	worlds = []*world{root, ordinary}
+	accounts = []*account{newAccount("root", base, sockets, nil), newAccount("user", base, sockets, cred)}
 	return m.Run(), nil
 }
 
@@ -121,21 +128,58 @@ func tidy() error {
 	return nil
 }
 
-// eachWorld runs a test once as every user.
-func eachWorld(t *testing.T, test func(t *testing.T, w *world)) {
-	for _, w := range worlds {
-		t.Run(w.name, func(t *testing.T) { test(t, w) })
+// eachUser runs a test once as every user, at the same time as other tests.
+func eachUser(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Parallel()
+	for _, a := range accounts {
+		t.Run(a.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, a.world(t))
+		})
 	}
 }
 
-func newWorld(name, base string, cred *syscall.Credential) (*world, error) {
-	w := &world{name: name, base: filepath.Join(base, name), cred: cred}
-	run, err := os.MkdirTemp("/tmp", "lab-")
+// ordinary makes a world of an ordinary user, for a test to which it makes no
+// difference who the user is, at the same time as other tests.
+func ordinary(t *testing.T) *world {
+	t.Helper()
+	t.Parallel()
+	return accounts[len(accounts)-1].world(t)
+}
+
+func newAccount(name, bases, runs string, cred *syscall.Credential) *account {
+	a := &account{name: name, cred: cred, bases: bases, runs: runs}
+	a.boxes = sync.OnceValues(a.stock)
+	return a
+}
+
+// world makes a world that has the built-in boxes. When the test ends, the world does,
+// and nothing of any lab may be left in it.
+func (a *account) world(t testing.TB) *world {
+	t.Helper()
+	boxes, err := a.boxes()
 	if err != nil {
-		return nil, err
+		t.Fatalf("the built-in boxes: %v", err)
 	}
-	w.run = run
-	for _, dir := range []string{w.base, w.path("home"), w.path("sites")} {
+	w, err := a.newWorld()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.end(t) })
+	if err := errors.Join(link(boxes, filepath.Join(w.data(), "boxes")), w.remember(), w.own(w.base)); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// newWorld makes an empty world.
+func (a *account) newWorld() (*world, error) {
+	a.mu.Lock()
+	a.made++
+	name := fmt.Sprintf("%.1s%d", a.name, a.made) // short: libvirt has sockets below the base
+	a.mu.Unlock()
+	w := &world{account: a, base: filepath.Join(a.bases, name), run: filepath.Join(a.runs, name)}
+	for _, dir := range []string{w.base, w.run, w.path("home"), w.path("sites")} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -143,37 +187,79 @@ func newWorld(name, base string, cred *syscall.Credential) (*world, error) {
 			return nil, err
 		}
 	}
-	return w, w.own(run)
+	return w, nil
 }
 
-func (w *world) remove() {
-	// What is left here was complained about by the test that left it.
-	_ = os.RemoveAll(w.run)
+// end removes the world, after its sites have removed their labs.
+func (w *world) end(t testing.TB) {
+	t.Helper()
+	for _, dir := range []string{filepath.Join(w.data(), "labs"), w.runtime()} {
+		left, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+		for _, e := range left {
+			t.Errorf("left over in the world: %s", filepath.Join(dir, e.Name()))
+		}
+	}
+	for _, p := range processesBelow(w.base) { // complained about by the site
+		_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended just now
+	}
+	if err := errors.Join(w.learn(), os.RemoveAll(w.base), os.RemoveAll(w.run)); err != nil {
+		t.Error(err)
+	}
+}
+
+// learn keeps what lab found out in this world by a probe that may take seconds, and
+// remember gives it to another.
+func (w *world) learn() error {
+	b, err := os.ReadFile(w.path("cache", "lab", "accel.json"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.accel = b
+	return nil
+}
+
+func (w *world) remember() error {
+	w.mu.Lock()
+	b := w.accel
+	w.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	dir := w.path("cache", "lab")
+	return errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "accel.json"), b, 0o600))
 }
 
 func (w *world) path(elem ...string) string {
 	return filepath.Join(append([]string{w.base}, elem...)...)
 }
 
-// own gives a file or folder to the world's user.
-func (w *world) own(path string) error {
-	if w.cred == nil {
+// own gives a file or folder to the user.
+func (a *account) own(path string) error {
+	if a.cred == nil {
 		return nil
 	}
 	return filepath.WalkDir(path, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(path, int(w.cred.Uid), int(w.cred.Gid))
+		return os.Lchown(path, int(a.cred.Uid), int(a.cred.Gid))
 	})
 }
 
 // uid is the user that lab runs as.
-func (w *world) uid() int {
-	if w.cred == nil {
+func (a *account) uid() int {
+	if a.cred == nil {
 		return os.Getuid()
 	}
-	return int(w.cred.Uid)
+	return int(a.cred.Uid)
 }
 
 // env is the environment of every command in this world; more overrides it.
