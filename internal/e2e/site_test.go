@@ -101,7 +101,7 @@ func (s *site) cleanup() {
 	s.wait("every process of the folder has ended", func() bool { return len(s.processes()) == 0 })
 }
 
-// endDaemons ends libvirt's daemons of the site's user; by themselves they would stay
+// endDaemons ends libvirt's daemons of the site's world; by themselves they would stay
 // for two minutes. What they start themselves has not the site's mark.
 func (s *site) endDaemons() {
 	s.Helper()
