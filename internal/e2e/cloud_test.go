@@ -187,7 +187,7 @@ func appendix(initrd, name, content string) string {
 func (s *site) bootLoader(tmp, raw string, size int64) {
 	s.Helper()
 	core, config := filepath.Join(tmp, "core.img"), filepath.Join(tmp, "grub.cfg")
-	err := os.WriteFile(config, []byte(`linux (hd0,msdos1)/boot/vmlinuz root=/dev/vda1 ro console=tty0 console=ttyS0,115200
+	err := os.WriteFile(config, []byte(`linux (hd0,msdos1)/boot/vmlinuz root=/dev/vda1 ro console=tty0 console=ttyS0,115200 no_timer_check
 initrd (hd0,msdos1)/boot/initrd.img
 boot
 `), 0o600)
