@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -107,8 +108,11 @@ func TestPortTaken(t *testing.T) {
 	})
 }
 
-// listen takes a port that the kernel gives to nobody by itself, so that it is free
-// again after the listener was closed.
+// listened counts the ports that listen has tried.
+var listened atomic.Int32
+
+// listen takes a port that neither the kernel nor another test gives to anybody, so that
+// it is free again after the listener was closed.
 func listen(t *testing.T) net.Listener {
 	t.Helper()
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
@@ -119,13 +123,16 @@ func listen(t *testing.T) net.Listener {
 	if _, err := fmt.Sscan(string(b), &low); err != nil {
 		t.Fatal(err)
 	}
-	for port := low - 1; port > 1024; port-- {
+	low -= os.Getpid() % 1000 * 10 // other test runs begin elsewhere
+	for {
+		port := low - int(listened.Add(1))
+		if port < 1024 {
+			t.Fatal("no port is free")
+		}
 		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			return l
 		}
 	}
-	t.Fatal("no port is free")
-	return nil
 }
 
 // TestHost tries lab on hosts that lack something.
