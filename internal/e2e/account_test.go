@@ -26,7 +26,9 @@ type account struct {
 	bases string              // where the worlds have their base
 	runs  string              // and their XDG_RUNTIME_DIR
 
-	boxes func() (string, error) // a store with the built-in boxes, filled when it is first asked for
+	// Stores with builtin/tiny, and with builtin/debian-12 as well; filled when they are
+	// first asked for.
+	tiny, both func() (string, error)
 
 	mu    sync.Mutex
 	made  int    // worlds
@@ -37,9 +39,33 @@ type account struct {
 // the tests do not run as root.
 var accounts []*account
 
-func newAccount(name, bases, runs string, cred *syscall.Credential) *account {
+// newAccount makes an account whose boxes are copies of those of another, if there is
+// one.
+func newAccount(name, bases, runs string, cred *syscall.Credential, from *account) *account {
 	a := &account{name: name, cred: cred, bases: bases, runs: runs}
-	a.boxes = sync.OnceValues(a.stock)
+	dir := os.Getenv("LAB_E2E_BOXES") // a store to copy, for the impatient developer
+	a.tiny = sync.OnceValues(func() (string, error) {
+		switch {
+		case dir != "":
+			return a.copied(dir, nil)
+		case from != nil:
+			return a.copied(from.tiny())
+		}
+		return a.built("builtin/tiny", "")
+	})
+	a.both = sync.OnceValues(func() (string, error) {
+		switch {
+		case dir != "":
+			return a.tiny()
+		case from != nil:
+			return a.copied(from.both())
+		}
+		tiny, err := a.tiny()
+		if err != nil {
+			return "", err
+		}
+		return a.built("builtin/debian-12", tiny)
+	})
 	return a
 }
 

@@ -39,7 +39,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 func bench(b *testing.B, f func(s *site), labfile string) { benchIn(b, accounts[0], f, labfile) }
 
 func benchIn(b *testing.B, a *account, f func(s *site), labfile string) {
-	s := a.world(b).site(b, labfile)
+	s := a.world(b).debian(b).site(b, labfile)
 	for b.Loop() {
 		f(s)
 	}

@@ -16,36 +16,61 @@ import (
 	"testing"
 )
 
-// stock fills a store with the built-in boxes: the first user builds them, the other
-// gets a copy.
-func (a *account) stock() (string, error) {
+// built makes a store by building a box, besides what is in another store.
+func (a *account) built(box, more string) (string, error) {
 	w, err := a.newWorld()
 	if err != nil {
 		return "", err
 	}
 	store := filepath.Join(w.data(), "boxes")
-	from := os.Getenv("LAB_E2E_BOXES") // a store to copy, for the impatient developer
-	if from == "" && a != accounts[0] {
-		if from, err = accounts[0].boxes(); err != nil {
+	if more != "" {
+		if err := errors.Join(link(more, store), w.own(w.base)); err != nil {
 			return "", err
 		}
 	}
-	if from != "" {
-		return store, errors.Join(os.MkdirAll(w.data(), 0o700), os.CopyFS(store, os.DirFS(from)), w.own(w.base))
-	}
-	for _, name := range []string{"builtin/tiny", "builtin/debian-12"} {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		cmd := w.command(ctx, labBinary, "box", "build", name)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("building %s: %w\n%s", name, err, out)
-		}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if out, err := w.command(ctx, labBinary, "box", "build", box).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building %s: %w\n%s", box, err, out)
 	}
 	return store, nil
 }
 
-// link makes a store that has the boxes of another. The content is the same files, which
-// nobody writes to; all else is a copy.
+// copied makes a store by copying another one, which may be somebody else's.
+func (a *account) copied(from string, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	w, err := a.newWorld()
+	if err != nil {
+		return "", err
+	}
+	store := filepath.Join(w.data(), "boxes")
+	return store, errors.Join(os.MkdirAll(w.data(), 0o700), os.CopyFS(store, os.DirFS(from)), w.own(w.base))
+}
+
+// debian gives the world the box builtin/debian-12, which takes long to build: tests
+// that need none are not kept waiting for it.
+func (w *world) debian(t testing.TB) *world {
+	t.Helper()
+	w.stocked(t, w.both)
+	return w
+}
+
+// stocked gives the world the boxes of a store.
+func (w *world) stocked(t testing.TB, store func() (string, error)) {
+	t.Helper()
+	from, err := store()
+	if err == nil {
+		err = errors.Join(link(from, filepath.Join(w.data(), "boxes")), w.own(w.path("data")))
+	}
+	if err != nil {
+		t.Fatalf("the built-in boxes: %v", err)
+	}
+}
+
+// link gives a store the boxes of another. The content is the same files, which nobody
+// writes to; all else is a copy.
 func link(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -55,14 +80,17 @@ func link(from, to string) error {
 		if err != nil {
 			return err
 		}
-		switch dst := filepath.Join(to, rel); {
+		dst := filepath.Join(to, rel)
+		switch {
 		case d.IsDir():
 			return os.MkdirAll(dst, 0o700)
-		case filepath.Base(filepath.Dir(path)) == "sha256":
-			return os.Link(path, dst)
-		default:
+		case filepath.Base(filepath.Dir(path)) != "sha256":
 			return copyFile(path, dst, 0o600)
 		}
+		if err := os.Link(path, dst); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return nil
 	})
 }
 

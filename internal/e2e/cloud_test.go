@@ -247,8 +247,7 @@ checks:
 // TestCloudImage uses a box that lab did not make, as it comes: everything goes over
 // ssh.
 func TestCloudImage(t *testing.T) {
-	w := ordinary(t)
-	s := w.site(t, clouded)
+	s := ordinary(t).debian(t).site(t, clouded)
 	s.cloudImage("disk.qcow2")
 	r := s.lab("up")
 	if r.code != 0 {

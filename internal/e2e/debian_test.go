@@ -17,7 +17,7 @@ func TestExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	eachUser(t, func(t *testing.T, w *world) {
-		s := w.site(t, string(example))
+		s := w.debian(t).site(t, string(example))
 		r := s.lab("up")
 		if r.code != 0 {
 			t.Fatal(r)
@@ -44,8 +44,7 @@ func TestExample(t *testing.T) {
 // TestDebian looks into a machine of the box that the real world resembles,
 // first-boot configuration by cloud-init included.
 func TestDebian(t *testing.T) {
-	w := ordinary(t)
-	s := w.site(t, `lab: real
+	s := ordinary(t).debian(t).site(t, `lab: real
 machines:
   plain:
     box: builtin/debian-12

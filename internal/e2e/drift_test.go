@@ -74,67 +74,67 @@ machines:
 // TestDrift edits machines by hand and reads their disks from outside: what was done
 // is listed, and nothing else, right after a boot as well as later. As provision
 // steps it makes the next generation what the one that was edited is.
-func TestDrift(t *testing.T) {
-	t.Parallel()
-	for _, box := range []string{"builtin/tiny", "builtin/debian-12"} {
-		t.Run(filepath.Base(box), func(t *testing.T) {
-			s := ordinary(t).site(t, driftLab(box, ""))
-			s.ok("up")
-			pristine := func(when string) {
-				t.Helper()
-				if got := s.drift("m"); got != nil {
-					t.Errorf("%s: %q", when, got)
-				}
-			}
-			pristine("right after the birth")
-			s.ok("stop", "m")
-			pristine("stopped")
-			s.ok("start", "m")
-			// What the system does of its own accord, it has done when its start is over.
-			s.ok("exec", "m", "--", "! command -v systemctl || systemctl is-system-running --wait; sync")
-			pristine("some time after a restart")
+func TestDrift(t *testing.T) { drifts(t, ordinary(t), "builtin/tiny") }
 
-			s.ok("exec", "m", "--", byHand)
-			if got := s.drift("m"); !slices.Equal(got, drifted) {
-				t.Errorf("drift:\n got %q\nwant %q", got, drifted)
-			}
-			if r := s.lab("diff", "m", "--content"); r.code != 2 || !strings.Contains(r.stdout, "\n-before\n+behind\n") {
-				t.Errorf("the text of the drift: %s", r)
-			} else if strings.Contains(r.stdout, "BEGIN PRIVATE KEY") {
-				t.Errorf("a secret was shown: %s", r)
-			}
-			// A stopped machine has the same drift.
-			s.ok("stop", "m")
-			if got := s.drift("m"); !slices.Equal(got, drifted) {
-				t.Errorf("drift of the stopped machine:\n got %q\nwant %q", got, drifted)
-			}
-			s.ok("start", "m")
+// TestDriftOfDebian does the same with a system that does more by itself.
+func TestDriftOfDebian(t *testing.T) { drifts(t, ordinary(t).debian(t), "builtin/debian-12") }
 
-			r := s.lab("diff", "m", "--as-provision")
-			if r.code != 2 || strings.Contains(r.stdout, "BEGIN PRIVATE KEY") ||
-				!strings.Contains(r.stdout, `# "/srv/key" has secrets`) || !strings.Contains(r.stdout, `# "/srv/blob" (100000 bytes)`) {
-				t.Errorf("as provision steps: %s", r)
-			}
-			if r = s.lab("diff", "m", "--as-provision", "--files", filepath.Join(s.dir, "by-hand")); r.code != 2 {
-				t.Fatal(r)
-			}
-			if b, err := os.ReadFile(filepath.Join(s.dir, "by-hand/srv/blob")); err != nil || string(b) != strings.Repeat("\x00", 100000) {
-				t.Errorf("the file that was kept has %d bytes: %v", len(b), err)
-			}
-			s.write("Labfile", driftLab(box, r.stdout))
-			s.ok("up", "--yes")
-			if m := s.machine("m"); m.Generation != 2 {
-				t.Fatalf("not replaced: %+v", m)
-			}
-			pristine("with the drift in the Labfile")
-			// lab writes /etc/hosts at each birth, and the key was withheld.
-			got := slices.DeleteFunc(s.drift("m@1", "m@2"), func(c string) bool {
-				return strings.HasPrefix(c, "M /etc/hosts ") || strings.Contains(c, "ssh") || strings.Contains(c, "dropbear") || strings.Contains(c, " /var/lib/lab-agent/")
-			})
-			if want := []string{"D /srv/key"}; !slices.Equal(got, want) {
-				t.Errorf("from the machine that was edited to the one born of its drift: %q, want %q", got, want)
-			}
-		})
+func drifts(t *testing.T, w *world, box string) {
+	s := w.site(t, driftLab(box, ""))
+	s.ok("up")
+	pristine := func(when string) {
+		t.Helper()
+		if got := s.drift("m"); got != nil {
+			t.Errorf("%s: %q", when, got)
+		}
+	}
+	pristine("right after the birth")
+	s.ok("stop", "m")
+	pristine("stopped")
+	s.ok("start", "m")
+	// What the system does of its own accord, it has done when its start is over.
+	s.ok("exec", "m", "--", "! command -v systemctl || systemctl is-system-running --wait; sync")
+	pristine("some time after a restart")
+
+	s.ok("exec", "m", "--", byHand)
+	if got := s.drift("m"); !slices.Equal(got, drifted) {
+		t.Errorf("drift:\n got %q\nwant %q", got, drifted)
+	}
+	if r := s.lab("diff", "m", "--content"); r.code != 2 || !strings.Contains(r.stdout, "\n-before\n+behind\n") {
+		t.Errorf("the text of the drift: %s", r)
+	} else if strings.Contains(r.stdout, "BEGIN PRIVATE KEY") {
+		t.Errorf("a secret was shown: %s", r)
+	}
+	// A stopped machine has the same drift.
+	s.ok("stop", "m")
+	if got := s.drift("m"); !slices.Equal(got, drifted) {
+		t.Errorf("drift of the stopped machine:\n got %q\nwant %q", got, drifted)
+	}
+	s.ok("start", "m")
+
+	r := s.lab("diff", "m", "--as-provision")
+	if r.code != 2 || strings.Contains(r.stdout, "BEGIN PRIVATE KEY") ||
+		!strings.Contains(r.stdout, `# "/srv/key" has secrets`) || !strings.Contains(r.stdout, `# "/srv/blob" (100000 bytes)`) {
+		t.Errorf("as provision steps: %s", r)
+	}
+	if r = s.lab("diff", "m", "--as-provision", "--files", filepath.Join(s.dir, "by-hand")); r.code != 2 {
+		t.Fatal(r)
+	}
+	if b, err := os.ReadFile(filepath.Join(s.dir, "by-hand/srv/blob")); err != nil || string(b) != strings.Repeat("\x00", 100000) {
+		t.Errorf("the file that was kept has %d bytes: %v", len(b), err)
+	}
+	s.write("Labfile", driftLab(box, r.stdout))
+	s.ok("up", "--yes")
+	if m := s.machine("m"); m.Generation != 2 {
+		t.Fatalf("not replaced: %+v", m)
+	}
+	pristine("with the drift in the Labfile")
+	// lab writes /etc/hosts at each birth, and the key was withheld.
+	got := slices.DeleteFunc(s.drift("m@1", "m@2"), func(c string) bool {
+		return strings.HasPrefix(c, "M /etc/hosts ") || strings.Contains(c, "ssh") || strings.Contains(c, "dropbear") || strings.Contains(c, " /var/lib/lab-agent/")
+	})
+	if want := []string{"D /srv/key"}; !slices.Equal(got, want) {
+		t.Errorf("from the machine that was edited to the one born of its drift: %q, want %q", got, want)
 	}
 }
 

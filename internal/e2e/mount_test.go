@@ -33,7 +33,7 @@ machines:
 // TestMounts shares folders with two machines, which read, write, try to get out of
 // them, and keep them through the ends of all that serves them.
 func TestMounts(t *testing.T) {
-	w := ordinary(t)
+	w := ordinary(t).debian(t)
 	s := w.site(t, mounted)
 	s.fails(1, []string{`mount at /src: there is no folder ` + filepath.Join(s.dir, "src")}, "plan")
 	for _, dir := range []string{"src", "src/many", "out"} {

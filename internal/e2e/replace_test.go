@@ -106,8 +106,7 @@ checks:
 
 // TestRolling replaces two replicas one after the other, and a broken one not at all.
 func TestRolling(t *testing.T) {
-	w := ordinary(t)
-	s := w.site(t, served("roll", `    count: 2
+	s := ordinary(t).site(t, served("roll", `    count: 2
     ports: ["0:80"]
     replace: {strategy: rolling, drain: 1s}
 `))
@@ -136,8 +135,7 @@ func TestRolling(t *testing.T) {
 // TestStopFirstFailureGoesBack breaks a machine that is replaced by stop-first: the
 // generation before it is started again, with what it had on its disk.
 func TestStopFirstFailureGoesBack(t *testing.T) {
-	w := ordinary(t)
-	s := w.site(t, served("back", ""))
+	s := ordinary(t).site(t, served("back", ""))
 	s.ok("up")
 	s.ok("exec", "web", "--", "echo mine > /root/file")
 	labfile, err := os.ReadFile(filepath.Join(s.dir, "Labfile"))

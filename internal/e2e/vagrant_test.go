@@ -78,7 +78,7 @@ func (s *site) vagrantBox(name, disk string) {
 // TestVagrantBox uses a Vagrant box as it comes: the published key is good for the first
 // login, and for no other.
 func TestVagrantBox(t *testing.T) {
-	w := ordinary(t)
+	w := ordinary(t).debian(t)
 	s := w.site(t, `lab: boxed
 boxes:
   old: {from: ./it.box}

@@ -86,8 +86,7 @@ func (s *site) verify(code int, args ...string) verifyReport {
 // TestVerify carries out checks of every kind on real machines: those that hold,
 // and those that do not.
 func TestVerify(t *testing.T) {
-	w := ordinary(t)
-	s := w.site(t, checkedMachines+"checks:"+passing)
+	s := ordinary(t).debian(t).site(t, checkedMachines+"checks:"+passing)
 
 	// Without a lab there is nothing to check.
 	s.fails(1, []string{"lab: error: "}, "verify")

@@ -25,8 +25,7 @@ machines:
 
 // TestVolumes follows the data through everything that ends machines.
 func TestVolumes(t *testing.T) {
-	w := ordinary(t)
-	s := w.site(t, stored)
+	s := ordinary(t).site(t, stored)
 	s.ok("up")
 	look := func() string { return s.ok("exec", "db", "--", "cat /srv/data/file") }
 	owner := func() string { return s.ok("exec", "db", "--", "stat -c %u:%g:%a /srv/data") }

@@ -72,7 +72,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	if os.Getuid() != 0 {
-		accounts = []*account{newAccount("user", base, sockets, nil)}
+		accounts = []*account{newAccount("user", base, sockets, nil, nil)}
 		return m.Run(), nil
 	}
 	cred, forget, err := makeUser()
@@ -80,7 +80,8 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, forget()) }()
-	accounts = []*account{newAccount("root", base, sockets, nil), newAccount("user", base, sockets, cred)}
+	root := newAccount("root", base, sockets, nil, nil)
+	accounts = []*account{root, newAccount("user", base, sockets, cred, root)}
 	return m.Run(), nil
 }
 
@@ -124,22 +125,19 @@ func ordinary(t *testing.T) *world {
 	return accounts[len(accounts)-1].world(t)
 }
 
-// world makes a world that has the built-in boxes. When the test ends, the world does,
+// world makes a world that has the box builtin/tiny. When the test ends, the world does,
 // and nothing of any lab may be left in it.
 func (a *account) world(t testing.TB) *world {
 	t.Helper()
-	boxes, err := a.boxes()
-	if err != nil {
-		t.Fatalf("the built-in boxes: %v", err)
-	}
 	w, err := a.newWorld()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.end(t) })
-	if err := errors.Join(link(boxes, filepath.Join(w.data(), "boxes")), w.remember(), w.own(w.base)); err != nil {
+	if err := errors.Join(w.remember(), w.own(w.base)); err != nil {
 		t.Fatal(err)
 	}
+	w.stocked(t, a.tiny)
 	return w
 }
 
