@@ -12,7 +12,6 @@ import (
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
-	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -122,15 +121,19 @@ func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, chec
 	if err := check(def); err != nil {
 		return nil, err
 	}
-	conn, err := local.Dial(ctx, p.socket(g, kind))
+	alive := func() bool { return findQEMU(p.dir(g)) != 0 }
+	var conn net.Conn
+	if kind == socketNIC {
+		conn, err = local.DialCable(ctx, p.socket(g, kind), alive)
+	} else {
+		conn, err = local.Dial(ctx, p.socket(g, kind))
+	}
 	if err == nil {
 		return conn, nil
 	}
-	if errors.Is(err, unix.ECONNREFUSED) || local.Gone(err) {
-		// It ended meanwhile, unless somebody removed the socket.
-		if findQEMU(p.dir(g)) == 0 {
-			return nil, providers.ErrNotRunning
-		}
+	// It ended meanwhile, unless somebody removed the socket.
+	if local.NotListening(err) && !alive() {
+		return nil, providers.ErrNotRunning
 	}
 	return nil, err
 }

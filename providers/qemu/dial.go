@@ -11,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
@@ -101,15 +99,23 @@ func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, chec
 	if err := check(def); err != nil {
 		return nil, err
 	}
-	conn, err := local.Dial(ctx, p.cfg.Dirs.Socket(g, kind))
+	alive := func() bool {
+		pid, err := lockHolder(filepath.Join(dir, local.FilePID))
+		return err != nil || pid != 0
+	}
+	path := p.cfg.Dirs.Socket(g, kind)
+	var conn net.Conn
+	if kind == socketNIC {
+		conn, err = local.DialCable(ctx, path, alive)
+	} else {
+		conn, err = local.Dial(ctx, path)
+	}
 	if err == nil {
 		return conn, nil
 	}
-	if errors.Is(err, unix.ECONNREFUSED) || local.Gone(err) {
-		// It ended meanwhile, unless somebody removed the socket.
-		if pid, err := lockHolder(filepath.Join(dir, local.FilePID)); err == nil && pid == 0 {
-			return nil, providers.ErrNotRunning
-		}
+	// It ended meanwhile, unless somebody removed the socket.
+	if local.NotListening(err) && !alive() {
+		return nil, providers.ErrNotRunning
 	}
 	return nil, err
 }

@@ -30,7 +30,7 @@ import (
 const startTimeout = 60 * time.Second
 
 // Start launches QEMU and returns when its main loop answers: by then every
-// device is made and every socket listens.
+// device is made and every socket listens, but perhaps for the cable's.
 func (p *Provider) Start(ctx context.Context, g lab.Generation) error {
 	if err := p.start(ctx, g); err != nil {
 		return fmt.Errorf("starting machine %q: %w", g, err)
