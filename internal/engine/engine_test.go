@@ -36,6 +36,7 @@ type bench struct {
 	*Host
 	t        testing.TB
 	provider *memory.Provider
+	watched  providers.Provider // the same, as supervisors see it
 	folder   string
 	wg       sync.WaitGroup
 	ctx      context.Context
@@ -53,6 +54,7 @@ func newBench(t testing.TB) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.watched = b.provider
 	b.Host = &Host{
 		Dirs: d, Providers: map[string]providers.Provider{"memory": b.provider},
 		Boxes: &source.Resolver{Store: store, Cache: d.Downloads()},
@@ -84,7 +86,7 @@ func (b *bench) spawn(id lab.ID) error {
 		defer b.wg.Done()
 		book := ledger.Open(b.Dirs.Ledger(id))
 		ended <- supervise.Run(context.Background(), supervise.Config{
-			ID: id, Dirs: b.Dirs, Provider: b.provider, Ready: func() { close(ready) },
+			ID: id, Dirs: b.Dirs, Provider: b.watched, Ready: func() { close(ready) },
 			Record: func(e supervise.Event) error {
 				_, err := book.Append(ledger.Record{
 					Type: ledger.MachineExited, Machine: e.Generation.Machine, Generation: e.Generation.Number,

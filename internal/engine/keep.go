@@ -15,6 +15,7 @@ import (
 	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
 )
 
 // keep leaves a running machine as it is, besides what can be changed in place.
@@ -82,10 +83,50 @@ func (s *session) start(ctx context.Context, g lab.Generation, m lab.Machine, ch
 			return err
 		}
 	}
+	if err := s.noticed(ctx, g); err != nil {
+		return err
+	}
 	if err := s.record(ledger.MachineStart, g, nil); err != nil {
 		return err
 	}
 	return s.boot(ctx, launch{Generation: g, m: m, began: began})
+}
+
+// noticeTime is how long a supervisor may take to notice that a machine has ended.
+const noticeTime = 5 * time.Second
+
+// noticed waits until the supervisor, if there is one, has noticed and recorded the end of
+// a generation that no longer runs. Otherwise it would take the next run for the one
+// before, and unplug it as soon as it does notice.
+func (s *session) noticed(ctx context.Context, g lab.Generation) error {
+	if !slices.ContainsFunc(s.observed[g.Machine], func(m providers.Machine) bool { return m.Generation == g && m.State == providers.StateStopped }) {
+		return nil
+	}
+	super, err := supervise.Dial(ctx, s.host.Dirs, s.id)
+	if errors.Is(err, supervise.ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", g, err)
+	}
+	defer super.Close()
+	for until := time.Now().Add(noticeTime); ; {
+		st, err := super.Status(ctx)
+		if err != nil {
+			return fmt.Errorf("starting %s: %w", g, err)
+		}
+		if !slices.ContainsFunc(st.Machines, func(m supervise.MachineStatus) bool { return m.Generation == g }) {
+			return nil
+		}
+		if time.Now().After(until) {
+			return super.Unplug(ctx, g)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // cable is how the machine is plugged into the lab's network.
