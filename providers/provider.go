@@ -112,6 +112,20 @@ type Addressed interface {
 	At(uri string) (Provider, error)
 }
 
+// Pruner is implemented by providers that keep copies of images where machines run.
+type Pruner interface {
+	// Prune removes the copies that this user's labs made, wherever that was, and that
+	// no machine is born from any more; it only lists them if dryRun is set. With an
+	// error it did what it could.
+	Prune(ctx context.Context, dryRun bool) ([]Copy, error)
+}
+
+// Copy is a copy of an image.
+type Copy struct {
+	Name string // where it is: an address and a path
+	Size lab.Bytes
+}
+
 // LogTrimmer is implemented by providers whose logs would grow without bound.
 type LogTrimmer interface {
 	// TrimLogs cuts each log of the generation that is longer than limit down

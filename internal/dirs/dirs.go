@@ -147,6 +147,9 @@ func (d Dirs) Domain(g lab.Generation) string {
 // Volumes holds the lab's volumes, which outlive it.
 func (d Dirs) Volumes(id lab.ID) string { return filepath.Join(d.Lab(id), "volumes") }
 
+// Remotes remembers the hosts that images were sent to.
+func (d Dirs) Remotes() string { return filepath.Join(d.Data, "remotes") }
+
 // SupervisorLog is what the lab's supervisors said.
 func (d Dirs) SupervisorLog(id lab.ID) string { return filepath.Join(d.Lab(id), "supervisor.log") }
 

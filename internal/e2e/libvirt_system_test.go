@@ -19,11 +19,11 @@ import (
 // TestLibvirtSystem goes through the life of a lab whose machines the system's libvirt
 // runs, for root and for an ordinary user.
 func TestLibvirtSystem(t *testing.T) {
-	eachWorld(t, func(t *testing.T, w *world) {
+	eachUser(t, func(t *testing.T, w *world) {
 		d := daemontest.StartSystem(t)
 		by := "\nprovider: libvirt\nuri: " + d.URI() + "\n"
-		t.Run("storage", func(t *testing.T) { systemStorage(w.stock(t).site(t, strings.Replace(shared, "\n", by, 1))) })
-		s := w.stock(t).site(t, strings.Replace(shop, "\n", by, 1))
+		t.Run("storage", func(t *testing.T) { systemStorage(w.site(t, strings.Replace(shared, "\n", by, 1))) })
+		s := w.site(t, strings.Replace(shop, "\n", by, 1))
 		s.kept = "domains"
 		last := len(life) - 1
 		steps := append(

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,7 +23,7 @@ import (
 
 // Garbage is something that no lab needs any more.
 type Garbage struct {
-	Kind  string    `json:"kind"` // "machine", "lab", "runtime", "download"
+	Kind  string    `json:"kind"` // "machine", "lab", "runtime", "download", "image"
 	Name  string    `json:"name"` // a generation ("shop-1f3a9c2b web@3") or a path
 	Bytes lab.Bytes `json:"bytes"`
 	Why   string    `json:"why"`
@@ -56,6 +57,8 @@ func (h *Host) GC(ctx context.Context, dryRun bool) ([]Garbage, error) {
 	found, errs = append(found, runtime...), append(errs, err)
 	partial, err := h.gcDownloads(dryRun)
 	found, errs = append(found, partial...), append(errs, err)
+	copies, err := h.gcCopies(ctx, dryRun)
+	found, errs = append(found, copies...), append(errs, err)
 	return found, errors.Join(errs...)
 }
 
@@ -206,6 +209,26 @@ func (h *Host) inUse(id lab.ID) bool {
 		}
 	}
 	return false
+}
+
+// gcCopies removes copies of images that providers keep where machines run.
+func (h *Host) gcCopies(ctx context.Context, dryRun bool) ([]Garbage, error) {
+	var (
+		found []Garbage
+		errs  []error
+	)
+	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
+		p, ok := h.Providers[name].(providers.Pruner)
+		if !ok {
+			continue
+		}
+		copies, err := p.Prune(ctx, dryRun)
+		for _, c := range copies {
+			found = append(found, Garbage{Kind: "image", Name: c.Name, Bytes: c.Size, Why: "no machine there is born from it"})
+		}
+		errs = append(errs, err)
+	}
+	return found, errors.Join(errs...)
 }
 
 // gcDownloads looks for partial downloads that nobody came back for.

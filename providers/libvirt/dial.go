@@ -38,8 +38,24 @@ func (k *link) dial(ctx context.Context, wake bool) (c net.Conn, started bool, e
 		c, err = k.dialSSH()
 		return c, false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, k.hung)
+	c, err = k.dialNet(ctx)
+	return c, false, err
+}
+
+// dialNet connects to the daemon of another host.
+func (k *link) dialNet(ctx context.Context) (net.Conn, error) {
+	a := k.addr
+	limited, cancel := context.WithTimeout(ctx, k.hung)
 	defer cancel()
+	fail := func(err error, cure string) (net.Conn, error) {
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case limited.Err() != nil:
+			return nil, &errHung{a.uri, k.hung}
+		}
+		return nil, &errAbsent{where: a.uri, err: err, cure: cure}
+	}
 	port := portTCP
 	if a.transport == viaTLS {
 		port = portTLS
@@ -47,14 +63,19 @@ func (k *link) dial(ctx context.Context, wake bool) (c net.Conn, started bool, e
 	if a.port != "" {
 		port = a.port
 	}
-	c, err = (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(a.host, port))
+	c, err := (&net.Dialer{}).DialContext(limited, "tcp", net.JoinHostPort(a.host, port))
 	if err != nil {
-		return nil, false, &errAbsent{where: a.uri, err: err}
+		return fail(plain(err), "")
 	}
 	if a.transport == viaTLS {
-		return k.handshake(ctx, c)
+		secure, err := k.handshake(limited, c)
+		if err != nil {
+			c.Close()
+			return fail(err, "see https://libvirt.org/kbase/tlscerts.html for the certificates")
+		}
+		return secure, nil
 	}
-	return c, false, nil
+	return c, nil
 }
 
 // dialUnix connects to the daemon of this host.
@@ -274,26 +295,24 @@ func (k *link) certificates() []tlsFiles {
 
 // handshake makes a connection one of TLS, in which both sides have shown their
 // certificates, and waits for the byte by which libvirt says that it is content.
-func (k *link) handshake(ctx context.Context, raw net.Conn) (net.Conn, bool, error) {
-	fail := func(err error) (net.Conn, bool, error) {
-		raw.Close()
-		return nil, false, &errAbsent{where: k.addr.uri, err: err, cure: "see https://libvirt.org/kbase/tlscerts.html for the certificates"}
-	}
+func (k *link) handshake(ctx context.Context, raw net.Conn) (net.Conn, error) {
 	cfg, err := k.tlsConfig()
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	c := tls.Client(raw, cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
-		return fail(err)
+		return nil, err
 	}
-	c.SetReadDeadline(time.Now().Add(k.hung))
+	if until, ok := ctx.Deadline(); ok {
+		c.SetReadDeadline(until)
+	}
 	var content [1]byte
 	if _, err := io.ReadFull(c, content[:]); err != nil || content[0] != 1 {
-		return fail(errors.New("the other side does not accept this host's certificate"))
+		return nil, errors.New("the other side does not accept this host's certificate")
 	}
 	c.SetReadDeadline(time.Time{})
-	return c, false, nil
+	return c, nil
 }
 
 func (k *link) tlsConfig() (*tls.Config, error) {

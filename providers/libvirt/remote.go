@@ -40,6 +40,7 @@ var (
 	_ providers.Freezer     = (*Remote)(nil)
 	_ providers.DiskReader  = (*Remote)(nil)
 	_ providers.Addressed   = (*Remote)(nil)
+	_ providers.Pruner      = (*Remote)(nil)
 )
 
 func newRemote(p *Provider) *Remote {
@@ -225,7 +226,10 @@ func (r *Remote) images(ctx context.Context, files *pool, i local.Image) (s stor
 		return s, err
 	}
 	defer held.Close()
-	client := strings.TrimSuffix(r.p.client, ":")
+	if err := r.remember(); err != nil {
+		return s, err
+	}
+	client := r.suffix()
 	place := func(path string) string {
 		if path == "" || err != nil {
 			return ""

@@ -4,11 +4,14 @@ package libvirt
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
+	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -19,16 +22,91 @@ import (
 
 // DialNIC connects to the machine's network cable.
 func (r *Remote) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	c, err := r.channel(ctx, g, cablePort, func(d local.Definition) error {
-		if d.MAC == "" {
-			return errors.New("it has no network card")
-		}
-		return nil
-	})
+	c, err := r.dialNIC(ctx, g)
 	if err != nil {
 		return nil, fmt.Errorf("plugging in machine %q: %w", g, err)
 	}
 	return c, nil
+}
+
+// cableTime is how long QEMU may take to listen for its cable, after it has started.
+const cableTime = 10 * time.Second
+
+// dialNIC opens the channel of the cable until it is the cable that answers: QEMU makes
+// that socket in a thread of its own, after it has said that it runs. Until then it is
+// the channel's.
+func (r *Remote) dialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
+	for until := time.Now().Add(cableTime); ; {
+		c, err := r.channel(ctx, g, cablePort, func(d local.Definition) error {
+			if d.MAC == "" {
+				return errors.New("it has no network card")
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		is, err := r.isCable(ctx, g)
+		if is {
+			return c, nil
+		}
+		c.Close()
+		switch {
+		case err != nil:
+			return nil, err
+		case time.Now().After(until):
+			return nil, fmt.Errorf("QEMU did not listen for its cable within %s", cableTime)
+		}
+		if err := pause(ctx, mergeTick); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// isCable reports whether it is not the channel that took the connection which was just
+// made to the socket of both.
+func (r *Remote) isCable(ctx context.Context, g lab.Generation) (bool, error) {
+	d, err := r.p.running(ctx, g)
+	if err != nil {
+		return false, err
+	}
+	files, err := r.pool(ctx)
+	if err != nil {
+		return false, err
+	}
+	path := r.cable(g, files)
+	var is bool
+	for range 2 { // the first answer may be of before the connection was accepted
+		text, err := answer(ctx, r.p.link, func(l *golibvirt.Libvirt) (string, error) {
+			return l.QEMUDomainMonitorCommand(d.Domain, `{"execute": "query-chardev"}`, 0)
+		})
+		if err != nil {
+			return false, r.p.ended(ctx, d, err)
+		}
+		if is, err = unused(text, path); err != nil {
+			return false, err
+		}
+	}
+	return is, nil
+}
+
+// unused reads QEMU's list of its character devices (QMP reference, query-chardev):
+// whether that with the socket at path has no connection.
+func unused(list, path string) (bool, error) {
+	var said struct {
+		Return []struct {
+			Filename string `json:"filename"`
+		} `json:"return"`
+	}
+	if err := json.Unmarshal([]byte(list), &said); err != nil {
+		return false, fmt.Errorf("reading what QEMU says of its sockets: %w", err)
+	}
+	for _, dev := range said.Return {
+		if strings.Contains(dev.Filename, "unix:"+path+",") {
+			return strings.HasPrefix(dev.Filename, "disconnected:"), nil
+		}
+	}
+	return false, fmt.Errorf("QEMU has no socket at %s", path)
 }
 
 // DialAgent connects to the agent's virtio-serial port.

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/labfile/lab/providers/libvirt/daemontest"
+)
+
+// here are the steps of a life that end processes of this host, where there are none of
+// machines' that run on another.
+var here = []string{"supervisor killed", "hypervisor killed", "reboot of the host"}
+
+// TestLibvirtRemote goes through the life of a lab whose machines run on another host, of
+// which nothing can be reached but its libvirt: by ssh as an ordinary user, by TLS as root.
+func TestLibvirtRemote(t *testing.T) {
+	eachUser(t, func(t *testing.T, w *world) {
+		far := daemontest.StartFar(t)
+		uri := "qemu+tls://" + far.TLS + "/system?pkipath=" + far.PKI
+		if w.name != "root" {
+			uri = "qemu+ssh://root@" + far.SSH + "/system"
+		}
+		s := w.site(t, strings.Replace(shop, "\n", "\nprovider: libvirt\nuri: "+uri+"\n", 1))
+		s.kept, s.far = "domains", true
+		s.env = append(s.env, "LAB_ACCEL=tcg", "PATH="+sshFor(t, w, far)+":"+os.Getenv("PATH"))
+		last := len(life) - 1
+		steps := slices.DeleteFunc(slices.Clone(life[:last]), func(st step) bool { return slices.Contains(here, st.name) })
+		steps = append(
+			steps,
+			step{"supervisor killed far from machines", remoteSupervisorKilled},
+			step{"machine ended there", func(s *site) { remoteEnded(s, far) }},
+			step{"daemon killed", func(s *site) { remoteKilled(s, far) }},
+			step{"replace and diff", libvirtReplaces},
+			step{"bake", remoteBakes},
+			life[last],
+			step{"nothing left there", func(s *site) { nothingFar(s, far) }},
+		)
+		live(t, s, steps)
+	})
+}
+
+// sshFor makes the world's user one who can log in on the other host, and returns the
+// folder of an ssh that knows: OpenSSH looks for its configuration where the account has its
+// home, and there is none.
+func sshFor(t *testing.T, w *world, far *daemontest.Far) string {
+	t.Helper()
+	real, err := exec.LookPath("ssh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(far.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := w.path("ssh")
+	host, _, err := net.SplitHostPort(far.SSH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{
+		"id": string(key), "known": far.Host + "\n",
+		"config": fmt.Sprintf("Host %s\n  IdentityFile %[2]s/id\n  IdentitiesOnly yes\n  UserKnownHostsFile %[2]s/known\n  StrictHostKeyChecking yes\n", host, dir),
+		"ssh":    fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *virt-ssh-helper*) exec %s -F %s/config \"$@\";; esac\nexec %[1]s \"$@\"\n", real, dir),
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		mode := os.FileMode(0o600)
+		if name == "ssh" {
+			mode = 0o755
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.own(dir); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// remoteSupervisorKilled ends the supervisor: any command brings it back, and it plugs the
+// machines in again.
+func remoteSupervisorKilled(s *site) {
+	before := s.status()
+	s.kill(s.supervisor())
+	after := s.status()
+	s.equal("supervisor", after.Supervisor, "running")
+	for i, m := range after.Machines {
+		s.equal("state of "+m.Name, m.State, "ready")
+		if fmt.Sprint(m.Ports) != fmt.Sprint(before.Machines[i].Ports) {
+			s.Errorf("%s has ports %v, had %v", m.Name, m.Ports, before.Machines[i].Ports)
+		}
+	}
+	s.equal("exec", s.ok("exec", "web-1", "--", "hostname"), "web-1\n")
+	s.pings("web-1", "db", s.machine("db").Address)
+}
+
+// remoteEnded ends a machine behind lab's back. It is seen, and mended.
+func remoteEnded(s *site, far *daemontest.Far) {
+	before := s.machine("web-2")
+	far.Virsh("destroy", fmt.Sprintf("lab-%s-web-2-%d", s.id, before.Generation))
+	s.wait("the end of web-2 is seen", func() bool { return s.machine("web-2").State == "exited" })
+	s.fails(2, nil, "plan") // there is something to do
+	s.ok("up")
+	after := s.machine("web-2")
+	s.equal("state", after.State, "ready")
+	s.equal("address", after.Address, before.Address)
+	s.pings("db", "web-2", after.Address)
+}
+
+// remoteKilled ends libvirtd under running machines, and then makes it hang: they go on,
+// and lab says what is wrong.
+func remoteKilled(s *site, far *daemontest.Far) {
+	before := s.status()
+	far.Signal(syscall.SIGKILL)
+	r := s.lab("stop", "db")
+	if r.code == 0 {
+		s.Errorf("stop without libvirtd: %s", r.stderr)
+	}
+	far.Start()
+	s.equal("exec", s.ok("exec", "db", "--", "hostname"), "db\n")
+	for i, m := range s.status().Machines {
+		s.equal("state of "+m.Name, m.State, "ready")
+		if m.Generation != before.Machines[i].Generation {
+			s.Errorf("%s has generation %d, had %d", m.Name, m.Generation, before.Machines[i].Generation)
+		}
+	}
+	s.pings("web-1", "db", s.machine("db").Address)
+	far.Signal(syscall.SIGSTOP)
+	r = s.lab("stop", "db")
+	far.Signal(syscall.SIGCONT)
+	s.failed(r, 1, "does not answer", "its machines go on")
+	s.equal("state", s.machine("db").State, "ready")
+}
+
+// remoteBakes has a machine born from an image that is baked there and kept here.
+func remoteBakes(s *site) {
+	labfile := string(read(s, filepath.Join(s.dir, "Labfile")))
+	s.write("Labfile", strings.Replace(labfile, "  db:\n", "  db:\n    provision:\n      - shell: echo baked > /etc/baked\n", 1))
+	s.ok("up", "--yes")
+	s.equal("baked", s.ok("exec", "db", "--", "cat /etc/baked"), "baked\n")
+	s.write("Labfile", labfile)
+	s.ok("up", "--yes")
+}
+
+// nothingFar looks for what is left on the other host.
+func nothingFar(s *site, far *daemontest.Far) {
+	if left := far.Virsh("list", "--all", "--name"); left != "" {
+		s.Errorf("libvirt still has %q", left)
+	}
+	for _, name := range far.Volumes() {
+		if !strings.HasPrefix(name, "lab-image-") {
+			s.Errorf("left in the pool: %s", name)
+		}
+	}
+	s.ok("gc")
+	if left := far.Volumes(); len(left) > 0 {
+		s.Errorf("left in the pool by lab gc: %q", left)
+	}
+}
