@@ -34,7 +34,7 @@ type site struct {
 	env  []string // besides the world's
 	name string   // --name; empty for the Labfile's own
 	kept string   // where the provider keeps generations; empty for "machines"
-	far  bool   // machines run on another host
+	far  bool     // machines run on another host
 	id   lab.ID
 	gone bool // destroyed by the test itself
 }

@@ -70,7 +70,7 @@ func TestAccelAuto(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%+v in %s", a, time.Since(began))
-	if took := time.Since(began); took > firmwareTimeout+5*time.Second {
+	if took := time.Since(began); took > Firmware.Limit+5*time.Second {
 		t.Errorf("the decision took %s", took)
 	}
 	if a.Name != KVM && a.Name != TCG || a.Reason == "" {
@@ -143,7 +143,7 @@ func TestVerdictSettles(t *testing.T) {
 }
 
 func TestTimedOutVerdictSaysHowToTryAgain(t *testing.T) {
-	got := verdict{TimedOut: true, Reason: (&slowError{kernelTimeout}).Error()}.accel("/c/accel.json")
+	got := verdict{TimedOut: true, Reason: (&slowError{Kernel.Limit}).Error()}.accel("/c/accel.json")
 	want := Accel{
 		Name: "tcg", Reason: "KVM does not work here: guest code did not get through in 10s",
 		Cure: "use a host with working (nested) virtualization; if the host was only busy, remove /c/accel.json" +

@@ -17,18 +17,27 @@ import (
 	"time"
 )
 
-// How long guest code may take to show that it runs. With working KVM a kernel
-// needs a second and firmware a tenth of one (so it does under emulation); what
-// takes much longer is of no use even if it gets through.
-const (
-	kernelTimeout   = 10 * time.Second
-	firmwareTimeout = 2 * time.Second
-)
+// A Payload is guest code that shows whether an accelerator is of use.
+type Payload struct {
+	Append string   // for a kernel
+	Words  []string // of which one is seen on the serial console once it ran
+	// Limit is how long that may take. With working KVM a kernel needs a second and
+	// firmware a tenth of one (so it does under emulation); what takes much longer is
+	// of no use even if it gets through.
+	Limit time.Duration
+	Says  string // what was seen then
+}
 
-// The words by which a guest shows that it ran. A kernel that is given nothing
-// to mount has set up memory, processors, timers and drivers by the time it
-// complains.
-var kernelWords = []string{"Unable to mount root fs", "No working init found"}
+// Kernel is a payload for any Linux kernel. One that is given nothing to mount has set up
+// memory, processors, timers and drivers by the time it complains.
+var Kernel = Payload{
+	Append: "console=ttyS0 panic=-1 root=/dev/lab-probe",
+	Words:  []string{"Unable to mount root fs", "No working init found"},
+	Limit:  10 * time.Second, Says: "a guest kernel ran",
+}
+
+// Firmware is the payload that boots Sector.
+var Firmware = Payload{Words: []string{sectorWord}, Limit: 2 * time.Second, Says: "guest code ran"}
 
 const sectorWord = "lab probe"
 
@@ -46,17 +55,17 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", "pc", "-smp", "1", "-m", "256", "-display", "none", "-no-reboot", "-serial", "stdio",
 	}, accel...)
-	words, limit := kernelWords, kernelTimeout
+	load := Kernel
 	if kernel != "" {
-		args = append(args, "-kernel", kernel, "-append", "console=ttyS0 panic=-1 root=/dev/lab-probe")
+		args = append(args, "-kernel", kernel, "-append", load.Append)
 	} else {
-		words, limit = []string{sectorWord}, firmwareTimeout
+		load = Firmware
 		disk, err := os.CreateTemp(tmp, "probe-*.img")
 		if err != nil {
 			return false, "", err
 		}
 		defer os.Remove(disk.Name())
-		_, err = disk.Write(probeSector())
+		_, err = disk.Write(Sector())
 		if e := disk.Close(); err == nil {
 			err = e
 		}
@@ -73,7 +82,7 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 		args = append(args, "-blockdev", string(node), "-device", "virtio-blk-pci,drive=probe,bootindex=1")
 	}
 
-	limited, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, load.Limit)
 	defer cancel()
 	cmd := exec.CommandContext(limited, binary, args...)
 	cmd.Dir = "/"
@@ -81,7 +90,7 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 	cmd.WaitDelay = time.Second
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	seen := &watcher{words: words, found: cancel}
+	seen := &watcher{words: load.Words, found: cancel}
 	cmd.Stdout = seen
 	// The parent-death signal is tied to the thread that starts the process.
 	runtime.LockOSThread()
@@ -89,14 +98,11 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 	runtime.UnlockOSThread()
 	switch {
 	case seen.ok:
-		if kernel != "" {
-			return true, "a guest kernel ran", nil
-		}
-		return true, "guest code ran", nil
+		return true, load.Says, nil
 	case ctx.Err() != nil:
 		return false, "", ctx.Err()
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		return false, "", &slowError{limit}
+		return false, "", &slowError{load.Limit}
 	case len(bytes.TrimSpace(stderr.Bytes())) > 0:
 		return false, LastLine(stderr.String()), nil
 	case err != nil:
@@ -145,9 +151,9 @@ func (w *watcher) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// probeSector is a disk with a boot sector that prints sectorWord on the
-// first serial port and halts.
-func probeSector() []byte {
+// Sector is a disk with a boot sector that prints its word on the first serial port and
+// halts.
+func Sector() []byte {
 	code := []byte{
 		0xfa,       // cli
 		0x31, 0xc0, // xor ax, ax

@@ -120,7 +120,7 @@ func (d Domain) XML() (string, error) {
 	doc := domainXML{
 		Type: "qemu", QEMU: qemuNamespace, Name: d.Name, UUID: formatUUID(d.UUID),
 		Title: string(g.Lab) + "/" + g.String(),
-		Owner: ownerXML{
+		Owner: &ownerXML{
 			Namespace: namespace, Lab: string(g.Lab), Machine: string(g.Machine), Generation: g.Number,
 			Directory: d.Directory, Definition: cdata{string(definition)}, Stored: volumes,
 		},
@@ -169,9 +169,9 @@ func (d Domain) devices() devices {
 			Target: target{Port: "0"},
 		}},
 		Balloon: model{"none"},
-		RNG:     rng{"virtio", model{"builtin"}, at(slotRNG)},
+		RNG:     &rng{"virtio", model{"builtin"}, at(slotRNG)},
 		// The guest's kernel reports its panic through this port.
-		Panic: model{"isa"},
+		Panic: &model{"isa"},
 	}
 	if d.RunAs == nil {
 		dev.Serial[0].Log = &logXML{d.Files.ConsoleLog, "on"}

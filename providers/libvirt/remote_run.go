@@ -65,7 +65,7 @@ func (r *Remote) start(ctx context.Context, g lab.Generation) error {
 	if err != nil {
 		return err
 	}
-	how, err := r.accel(ctx, files)
+	how, err := r.accel(ctx, files, from.Kernel)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (r *Remote) start(ctx context.Context, g lab.Generation) error {
 	if err := files.make(ctx, rawVolume(r.prefix(g)+volumeLog, 0)); err != nil {
 		return err
 	}
-	run := local.Run{ID: rand.Text(), Started: time.Now().UTC(), Accel: how}
+	run := local.Run{ID: rand.Text(), Started: time.Now().UTC(), Accel: how.Name}
 	if err := local.WriteJSON(filepath.Join(dir, local.FileRun), run); err != nil {
 		return err
 	}

@@ -10,12 +10,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/accel"
 	"github.com/labfile/lab/providers/libvirt/daemontest"
 	"github.com/labfile/lab/providers/local"
 	"github.com/labfile/lab/providers/providertest"
@@ -59,6 +61,66 @@ func TestRemote(t *testing.T) {
 		d := daemontest.StartRemote(t)
 		conformRemote(t, d, "qemu+tcp://127.0.0.1:"+d.Port+"/session", d.Pool)
 	})
+}
+
+// What decides about KVM is shown by emulation, which there is everywhere.
+func TestRemoteProbe(t *testing.T) {
+	t.Parallel()
+	d := daemontest.StartRemote(t)
+	r := testRemote(t, "qemu+tcp://127.0.0.1:"+d.Port+"/session", d, testDirs(t))
+	files, err := r.pool(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := false
+	for range 20 { // the limit is one for KVM on a host that is not busy
+		var why string
+		if ran, why, err = r.probe(t.Context(), files, "qemu", ""); err != nil {
+			t.Fatal(err)
+		}
+		if ran {
+			break
+		}
+		t.Log(why)
+	}
+	if !ran {
+		t.Error("guest code was not seen to run")
+	}
+	if ran, why, err := r.probe(t.Context(), files, "xen", ""); ran || err != nil || !strings.HasPrefix(why, "libvirt says: ") {
+		t.Errorf("a type that there is not: %v, %q, %v", ran, why, err)
+	}
+	entries, err := os.ReadDir(d.Pool)
+	if left := d.Virsh("list", "--all", "--name"); left != "" || err != nil || len(entries) > 0 {
+		t.Errorf("left over: %q, %v, %v", left, entries, err)
+	}
+	// Whatever KVM is worth here, there is a decision, and it is remembered.
+	r.p.cfg.Accel = accel.Auto
+	decided, err := r.accel(t.Context(), files, "")
+	if err != nil || decided.Name != accel.KVM && decided.Name != accel.TCG || decided.Reason == "" {
+		t.Errorf("decided: %+v, %v", decided, err)
+	}
+	t.Logf("%+v", decided)
+	if again, err := r.accel(t.Context(), files, ""); err != nil || again != decided {
+		t.Errorf("decided %+v, then %+v, %v", decided, again, err)
+	}
+	now := time.Now()
+	for _, c := range []struct {
+		v      verdict
+		kernel bool
+		want   bool
+	}{
+		{verdict{Host: "h", Usable: true, At: now}, false, true},
+		{verdict{Host: "h", Usable: true, At: now}, true, false}, // firmware alone was run
+		{verdict{Host: "h", Usable: false, At: now}, true, true},
+		{verdict{Host: "h", Usable: true, Kernel: true, At: now}, true, true},
+		{verdict{Host: "other", Usable: true, Kernel: true, At: now}, true, false},
+		{verdict{Host: "h", Usable: true, Kernel: true, At: now.Add(-verdictTime)}, true, false},
+		{verdict{Host: "h", Usable: true, Kernel: true, At: now.Add(time.Hour)}, true, false},
+	} {
+		if got := c.v.settles("h", c.kernel, now); got != c.want {
+			t.Errorf("%+v, kernel %v: %v", c.v, c.kernel, got)
+		}
+	}
 }
 
 // conformRemote runs the conformance suite on a daemon whose pool is in a directory that

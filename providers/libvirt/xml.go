@@ -19,26 +19,26 @@ const (
 )
 
 type domainXML struct {
-	XMLName    xml.Name `xml:"domain"`
-	Type       string   `xml:"type,attr"`
-	QEMU       string   `xml:"xmlns:qemu,attr"`
-	Name       string   `xml:"name"`
-	UUID       string   `xml:"uuid"`
-	Title      string   `xml:"title"`
-	Owner      ownerXML `xml:"metadata>lab:machine"`
-	Memory     memory   `xml:"memory"`
-	CPUs       int      `xml:"vcpu"`
-	OS         osXML    `xml:"os"`
-	ACPI       struct{} `xml:"features>acpi"`
-	APIC       struct{} `xml:"features>apic"`
-	CPU        cpuXML   `xml:"cpu"`
-	Clock      clock    `xml:"clock"`
-	OnPowerOff string   `xml:"on_poweroff"`
-	OnReboot   string   `xml:"on_reboot"`
-	OnCrash    string   `xml:"on_crash"`
-	Devices    devices  `xml:"devices"`
-	Labels     []label  `xml:"seclabel"`
-	Arguments  []value  `xml:"qemu:commandline>qemu:arg,omitempty"`
+	XMLName    xml.Name  `xml:"domain"`
+	Type       string    `xml:"type,attr"`
+	QEMU       string    `xml:"xmlns:qemu,attr"`
+	Name       string    `xml:"name"`
+	UUID       string    `xml:"uuid,omitempty"`
+	Title      string    `xml:"title,omitempty"`
+	Owner      *ownerXML `xml:"metadata>lab:machine"`
+	Memory     memory    `xml:"memory"`
+	CPUs       int       `xml:"vcpu"`
+	OS         osXML     `xml:"os"`
+	ACPI       struct{}  `xml:"features>acpi"`
+	APIC       struct{}  `xml:"features>apic"`
+	CPU        cpuXML    `xml:"cpu"`
+	Clock      clock     `xml:"clock"`
+	OnPowerOff string    `xml:"on_poweroff"`
+	OnReboot   string    `xml:"on_reboot"`
+	OnCrash    string    `xml:"on_crash"`
+	Devices    devices   `xml:"devices"`
+	Labels     []label   `xml:"seclabel"`
+	Arguments  []value   `xml:"qemu:commandline>qemu:arg,omitempty"`
 }
 
 // label says what one of the daemon's security models does with a domain.
@@ -112,8 +112,8 @@ type devices struct {
 	Serial      []chardev    `xml:"serial"`
 	Channels    []chardev    `xml:"channel"`
 	Balloon     model        `xml:"memballoon"`
-	RNG         rng          `xml:"rng"`
-	Panic       model        `xml:"panic"`
+	RNG         *rng         `xml:"rng"`
+	Panic       *model       `xml:"panic"`
 }
 
 type diskXML struct {
