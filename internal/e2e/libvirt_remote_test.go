@@ -43,6 +43,8 @@ func TestLibvirtRemote(t *testing.T) {
 			step{"daemon killed", func(s *site) { remoteKilled(s, far) }},
 			step{"replace and diff", libvirtReplaces},
 			step{"bake", remoteBakes},
+			step{"mounts", remoteMounts},
+			step{"refusals", func(s *site) { remoteRefuses(s, uri) }},
 			life[last],
 			step{"nothing left there", func(s *site) { nothingFar(s, far) }},
 		)
@@ -154,6 +156,45 @@ func remoteBakes(s *site) {
 	s.equal("baked", s.ok("exec", "db", "--", "cat /etc/baked"), "baked\n")
 	s.write("Labfile", labfile)
 	s.ok("up", "--yes")
+}
+
+// remoteMounts has a folder of this host in a machine of the other.
+func remoteMounts(s *site) {
+	s.write("in/file", "of this host\n")
+	labfile := string(read(s, filepath.Join(s.dir, "Labfile")))
+	s.write("Labfile", strings.Replace(labfile, "  db:\n", "  db:\n    mounts: [\"./in:/srv/in\"]\n", 1))
+	s.ok("up", "--yes")
+	s.equal("the guest reads", s.ok("exec", "db", "--", "cat /srv/in/file"), "of this host\n")
+	s.write("Labfile", labfile)
+	s.ok("up", "--yes")
+}
+
+// remoteRefuses asks for what cannot be had there: it is refused before anything is done.
+func remoteRefuses(s *site, uri string) {
+	labfile := string(read(s, filepath.Join(s.dir, "Labfile")))
+	s.write("Labfile", strings.Replace(labfile, "  db:\n", "  db:\n    volumes:\n      - {name: data, size: 16MiB, mount: /srv/data}\n", 1))
+	before := s.machine("db")
+	s.failed(s.lab("up", "--yes"), 5, "host not capable", "at "+uri+" has no volumes")
+	if after := s.machine("db"); after.State != "ready" || after.Generation != before.Generation {
+		s.Errorf("a refusal made %+v of %+v", after, before)
+	}
+	s.write("Labfile", labfile)
+	s.ok("plan")
+	with := "?"
+	if strings.Contains(uri, "?") {
+		with = "&"
+	}
+	got := s.ok("doctor", "--provider", "libvirt", "--uri", uri)
+	for _, want := range []string{"pool", "/var/lib/libvirt/images", "acceleration"} {
+		if !strings.Contains(got, want) {
+			s.Errorf("lab doctor lacks %q:\n%s", want, got)
+		}
+	}
+	r := s.lab("doctor", "--provider", "libvirt", "--uri", uri+with+"pool=absent")
+	s.failed(r, 5)
+	if all := r.stdout + r.stderr; !strings.Contains(all, "does not exist") || !strings.Contains(all, "pool-define-as absent dir") {
+		s.Errorf("lab doctor of a pool that is not there: %s", all)
+	}
 }
 
 // nothingFar looks for what is left on the other host.

@@ -37,7 +37,7 @@ func (s *session) storable(want *lab.Lab) error {
 			refuse("%w", err)
 		}
 		if _, ok := s.provider.(providers.VolumeChanger); !ok && len(m.Volumes) > 0 {
-			refuse("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
+			refuse("%w: %s has no volumes", providers.ErrIncapable, s.where())
 		}
 		for _, v := range m.Volumes {
 			there, err := s.volumes().Get(v.Name)
@@ -56,6 +56,14 @@ func (s *session) storable(want *lab.Lab) error {
 	return errors.Join(errs...)
 }
 
+// where says what runs the lab's machines.
+func (s *session) where() string {
+	if a, ok := s.provider.(providers.Addressed); ok {
+		return fmt.Sprintf("provider %s at %s", s.provider.Name(), a.URI())
+	}
+	return "provider " + s.provider.Name()
+}
+
 // attach gives a generation that is about to start its volumes: makes those that are
 // missing, grows those that are to be larger, and takes a snapshot of what another
 // generation left. Nobody else gets at the lab's volumes before free is called, which
@@ -64,7 +72,7 @@ func (s *session) attach(ctx context.Context, g lab.Generation, m lab.Machine) (
 	free = func() {}
 	changer, ok := s.provider.(providers.VolumeChanger)
 	if !ok && len(m.Volumes) > 0 {
-		return free, fmt.Errorf("%w: provider %s has no volumes", providers.ErrIncapable, s.provider.Name())
+		return free, fmt.Errorf("%w: %s has no volumes", providers.ErrIncapable, s.where())
 	}
 	if len(m.Volumes) == 0 {
 		return free, nil
