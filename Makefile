@@ -55,7 +55,7 @@ lint: ## vet, staticcheck, gofumpt, and whether go.mod is tidy
 
 .PHONY: unit
 unit: ## run all tests that need no machine, with the race detector
-	@tools/deps gcc libc-headers qemu-img mke2fs debugfs busybox libvirtd virtlogd libvirt-qemu virsh virt-xml-validate xmllint ssh sshd
+	@tools/deps gcc libc-headers qemu-img mke2fs debugfs busybox libvirtd virtlogd libvirt-qemu virsh virt-xml-validate xmllint ssh sshd script
 	$(TEST) -race ./...
 
 .PHONY: e2e

@@ -160,6 +160,9 @@ func remoteBakes(s *site) {
 
 // remoteMounts has a folder of this host in a machine of the other.
 func remoteMounts(s *site) {
+	if err := os.Mkdir(filepath.Join(s.dir, "in"), 0o755); err != nil {
+		s.Fatal(err)
+	}
 	s.write("in/file", "of this host\n")
 	labfile := string(read(s, filepath.Join(s.dir, "Labfile")))
 	s.write("Labfile", strings.Replace(labfile, "  db:\n", "  db:\n    mounts: [\"./in:/srv/in\"]\n", 1))

@@ -71,7 +71,10 @@ func leftovers(t *testing.T, d dirs.Dirs, daemon *daemontest.Daemon) []string {
 	return found
 }
 
-func TestConformance(t *testing.T) { conform(t, daemontest.Start(t)) }
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	conform(t, daemontest.Start(t))
+}
 
 // conform puts providers of the daemon to the suite.
 func conform(t *testing.T, daemon *daemontest.Daemon) {

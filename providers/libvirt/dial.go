@@ -248,6 +248,9 @@ func (a address) sshArgs() []string {
 	if a.user != "" {
 		args = append(args, "-l", a.user)
 	}
+	if a.keyfile != "" {
+		args = append(args, "-i", a.keyfile)
+	}
 	return append(args, "--", a.host, a.helper())
 }
 

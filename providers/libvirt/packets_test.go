@@ -106,6 +106,7 @@ func FuzzPackets(f *testing.F) {
 // One connection serves many downloads: nothing is lost, nothing hangs, and the daemon
 // keeps no files open.
 func TestDownloads(t *testing.T) {
+	t.Parallel()
 	d := daemontest.StartRemote(t)
 	r := testRemote(t, "qemu+tcp://127.0.0.1:"+d.Port+"/session", d, testDirs(t))
 	files, err := r.pool(t.Context())

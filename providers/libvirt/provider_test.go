@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -34,6 +35,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
+	t.Parallel()
 	b := &bench{T: t, daemon: daemontest.Start(t), dirs: testDirs(t)}
 	b.p = testProvider(t, b.daemon, b.dirs)
 	return b
@@ -459,4 +461,45 @@ func TestAt(t *testing.T) {
 	if _, err := p.At("session"); err == nil {
 		t.Error("a URI that is none is taken")
 	}
+}
+
+// virsh console works beside lab: one of the two has the console at a time.
+func TestVirshConsole(t *testing.T) {
+	b := newBench(t)
+	b.up()
+	console := func() (*exec.Cmd, io.WriteCloser, *tail) {
+		// script(1) makes the terminal that virsh insists on.
+		cmd := exec.CommandContext(b.ctx(), "script", "-qfec", "virsh -c 'qemu+unix:///session?socket="+b.daemon.Socket+"' console "+domainName(webOne), "/dev/null")
+		cmd.Env = append(os.Environ(), b.daemon.Env()...)
+		in, err := cmd.StdinPipe()
+		b.must(err)
+		out := &tail{}
+		cmd.Stdout, cmd.Stderr = out, out
+		b.must(cmd.Start())
+		return cmd, in, out
+	}
+	says := func(out *tail, want string) {
+		t.Helper()
+		for !strings.Contains(out.String(), want) {
+			if err := pause(b.ctx(), time.Millisecond*10); err != nil {
+				t.Fatalf("virsh console says %q, not %q: %v", out, want, err)
+			}
+		}
+	}
+	cmd, in, out := console()
+	says(out, "Escape character")
+	io.WriteString(in, "z")
+	says(out, "z")
+	if _, err := b.p.Console(b.ctx(), webOne); err == nil || !strings.Contains(err.Error(), "Active console session exists") {
+		t.Errorf("beside virsh: %v", err)
+	}
+	io.WriteString(in, "\x1d") // virsh's escape character
+	b.must(cmd.Wait())
+	c, err := b.p.Console(b.ctx(), webOne)
+	b.must(err)
+	cmd, _, out = console()
+	says(out, "Active console session exists")
+	cmd.Wait() // virsh fails
+	b.must(c.Close())
+	b.destroyed()
 }

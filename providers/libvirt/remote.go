@@ -179,6 +179,12 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 		return err
 	}
 	g := def.Generation()
+	// Until the domain names them, nothing else keeps images from being pruned.
+	held, err := r.lockImages(ctx)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
 	from, err := r.images(ctx, files, def.Image)
 	if err != nil {
 		return err
@@ -219,13 +225,9 @@ func (r *Remote) lockImages(ctx context.Context) (*os.File, error) {
 	return local.Lock(ctx, filepath.Join(r.p.cfg.Dirs.Cache, "libvirt-images.lock"))
 }
 
-// images sees to it that the pool has all that a machine is born from.
+// images sees to it that the pool has all that a machine is born from. The caller holds
+// the images' lock.
 func (r *Remote) images(ctx context.Context, files *pool, i local.Image) (s stored, err error) {
-	held, err := r.lockImages(ctx)
-	if err != nil {
-		return s, err
-	}
-	defer held.Close()
 	if err := r.remember(); err != nil {
 		return s, err
 	}

@@ -37,6 +37,7 @@ type address struct {
 	port      string // empty for the transport's
 	socket    string // path on the daemon's host; empty for where libvirt puts it
 	netcat    string // of viaSSH: the program there that connects to the socket; empty for virt-ssh-helper or nc
+	keyfile   string // of viaSSH: the private key; empty for what ssh is configured to use
 	pki       string // of viaTLS: the directory of the certificates; empty for libvirt's
 	pool      string // the storage pool that machines of another host are kept in
 	insecure  bool   // of viaTCP: another host, without encryption, is what the user wants
@@ -68,7 +69,7 @@ func (a address) plain() string {
 }
 
 // parameters lists what may stand behind the question mark.
-var parameters = []string{"insecure", "netcat", "pkipath", "pool", "socket"}
+var parameters = []string{"insecure", "keyfile", "netcat", "pkipath", "pool", "socket"}
 
 func parseURI(s string) (address, error) {
 	if s == "" {
@@ -136,6 +137,8 @@ func (a *address) read(query string) error {
 			a.socket = v
 		case "netcat":
 			a.netcat = v
+		case "keyfile":
+			a.keyfile = v
 		case "pkipath":
 			a.pki = v
 		case "pool":
@@ -144,8 +147,10 @@ func (a *address) read(query string) error {
 			a.insecure = v == "1"
 		}
 	}
-	if a.socket != "" && !filepath.IsAbs(a.socket) {
-		return fmt.Errorf("the socket %q is not an absolute path", a.socket)
+	for what, path := range map[string]string{"socket": a.socket, "keyfile": a.keyfile, "pkipath": a.pki} {
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("the %s %q is not an absolute path", what, path)
+		}
 	}
 	if a.transport == viaTCP && !a.insecure && !loopback(a.host) {
 		return fmt.Errorf("the transport tcp sends everything unencrypted to %s; write qemu+tls or qemu+ssh, or add insecure=1 if that network is yours alone", a.host)

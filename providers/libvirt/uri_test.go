@@ -49,7 +49,7 @@ func TestParseURI(t *testing.T) {
 		"qemu+ssh:///system":           `the transport ssh needs a host, as in qemu+ssh://HOST/system`,
 		"qemu+tls://ada@far/system":    `only the transport ssh has a user, not tls`,
 		"qemu+ssh://ada:pw@far/system": `a password does not belong into a URI; let ssh have a key`,
-		"qemu:///session?mode=direct":  `unknown parameter "mode"; there are insecure, netcat, pkipath, pool, socket`,
+		"qemu:///session?mode=direct":  `unknown parameter "mode"; there are insecure, keyfile, netcat, pkipath, pool, socket`,
 		"qemu:///session?socket=s":     `the socket "s" is not an absolute path`,
 		"qemu:///session%zz":           `invalid URL escape "%zz"`,
 		"qemu+tcp://10.0.0.1/system": `the transport tcp sends everything unencrypted to 10.0.0.1; write qemu+tls or qemu+ssh,` +
@@ -68,6 +68,8 @@ func TestSSHArguments(t *testing.T) {
 			` then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`,
 		"qemu+ssh://ada@far:2222/session?netcat=/opt/nc": `-T -e none -o BatchMode=yes -p 2222 -l ada -- far` +
 			` '/opt/nc' -U "${XDG_RUNTIME_DIR:-$HOME/.cache}/libvirt/libvirt-sock"`,
+		"qemu+ssh://far/system?keyfile=/k": `-T -e none -o BatchMode=yes -i /k -- far if command -v virt-ssh-helper >/dev/null;` +
+			` then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`,
 		"qemu+ssh://far/system?socket=/a'b": `-T -e none -o BatchMode=yes -- far nc -U '/a'\''b'`,
 	} {
 		a, err := parseURI(uri)
