@@ -34,18 +34,18 @@ func testRemote(t *testing.T, uri string, d *daemontest.Daemon, dirs dirs.Dirs) 
 }
 
 // qemuOf finds the process of a generation, which the provider cannot see.
-func qemuOf(t *testing.T, g lab.Generation) int {
+func qemuOf(t *testing.T, r *Remote, g lab.Generation) int {
 	t.Helper()
-	for _, p := range providertest.Hypervisors(t, "guest="+domainName(g)+",") {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(p, "/proc/"), ":")
-		n, err := strconv.Atoi(pid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
+	all := providertest.Hypervisors(t, r.prefix(g))
+	if len(all) != 1 {
+		t.Fatalf("%s has the QEMUs %q", g, all)
 	}
-	t.Fatalf("%s has no QEMU", g)
-	return 0
+	pid, _, _ := strings.Cut(strings.TrimPrefix(all[0], "/proc/"), ":")
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestRemote puts the provider of another host's daemon to the proof: in a network
@@ -146,7 +146,7 @@ func conformRemote(t *testing.T, daemon *daemontest.Daemon, uri, pool string) {
 			Provider: r, Other: testRemote(t, uri, daemon, d),
 			Image: providertest.BootImage(t, false), Deaf: providertest.BootImage(t, true), Memory: 16 * lab.MiB,
 			Kill: func(t *testing.T, m providers.Machine) {
-				if err := syscall.Kill(qemuOf(t, m.Generation), syscall.SIGKILL); err != nil {
+				if err := syscall.Kill(qemuOf(t, r, m.Generation), syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
 			},
