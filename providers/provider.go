@@ -151,7 +151,8 @@ type Freezer interface {
 
 	// Snapshot freezes what the machine wrote since the last Snapshot or Freeze,
 	// each time anew: a layer per step of a bake. It does not make a birth. A disk on
-	// another host is fetched as far as it is frozen thereby. ErrNotFound.
+	// another host is fetched as far as it is frozen thereby; if that fails, the
+	// machine is of no more use for a bake. ErrNotFound.
 	Snapshot(ctx context.Context, g lab.Generation) (Frozen, error)
 }
 

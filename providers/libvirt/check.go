@@ -80,6 +80,9 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 		daemon.Cure = "install libvirt from a newer release of your distribution or its backports"
 	}
 	found := []providers.Finding{daemon, p.checkKVM(ctx)}
+	if p.client != "" {
+		return found // files and confinement there are libvirt's business
+	}
 	if !p.addr.session {
 		found = append(found, providers.Finding{
 			Topic: "files", Level: providers.LevelOK,

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -60,6 +62,9 @@ type wire struct {
 	in   *packets
 	once sync.Once
 	gone chan struct{}
+	end  error // why; set before gone is closed
+
+	moved atomic.Int64 // bytes in both directions
 
 	mu      sync.Mutex // guards what follows, and writes
 	out     frames
@@ -95,6 +100,7 @@ func (w *wire) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, err := w.Conn.Write(b)
+	w.moved.Add(int64(n))
 	w.out.feed(b[:n])
 	if err == nil {
 		err = w.flush()
@@ -104,8 +110,12 @@ func (w *wire) Write(b []byte) (int, error) {
 
 func (w *wire) Read(b []byte) (int, error) {
 	n, err := w.in.Read(b)
+	w.moved.Add(int64(n))
 	if err != nil {
-		w.once.Do(func() { close(w.gone) })
+		w.once.Do(func() {
+			w.end = err
+			close(w.gone)
+		})
 	}
 	return n, err
 }
@@ -137,6 +147,14 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 		return c, nil
 	}
 	c, err := k.open(ctx, wake, nil)
+	var lost *errLost
+	for until := time.Now().Add(k.quiet); errors.As(err, &lost) && time.Now().Before(until); {
+		// The daemon was about to end: perhaps the next one is there, or can be started.
+		if err := pause(ctx, retry); err != nil {
+			return nil, err
+		}
+		c, err = k.open(ctx, wake, nil)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +177,9 @@ func (k *link) current() *conn {
 // nil, before anything is said on it.
 func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Conn) (*conn, error) {
 	limit := k.hung
+	if k.addr.transport == viaSSH {
+		limit *= 2 // it logs in first
+	}
 	raw, started, err := k.dial(ctx, wake)
 	if err != nil {
 		return nil, err
@@ -185,8 +206,10 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 	select {
 	case err = <-done:
 		if broken(err) {
-			err = &errLost{k.where()}
+			err = k.unmet(w)
 		}
+	case <-w.gone:
+		err = k.unmet(w)
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-t.C:
@@ -200,6 +223,28 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 		return nil, err
 	}
 	return c, nil
+}
+
+// unmet is the error of a connection that ended before anything was said on it. One of
+// this host was to a daemon that was ending; another has an ssh, or somebody else, in
+// between, who may have said why.
+func (k *link) unmet(w *wire) error {
+	if k.addr.transport == viaUnix {
+		return &errLost{k.where()}
+	}
+	err := errors.New("the connection was closed at once")
+	select {
+	case <-w.gone:
+		if w.end != nil && !errors.Is(w.end, net.ErrClosed) && w.end != io.EOF {
+			err = w.end
+		}
+	case <-time.After(retry):
+	}
+	cure := ""
+	if k.addr.transport == viaSSH {
+		cure = "ssh must get there without a question: try it with the same host, and see that libvirt is installed there"
+	}
+	return &errAbsent{where: k.addr.uri, err: err, cure: cure}
 }
 
 // where names the daemon in errors.
@@ -270,6 +315,7 @@ func (k *link) on(ctx context.Context, c *conn, f func(*golibvirt.Libvirt) error
 func (k *link) watch(ctx context.Context, c *conn, done <-chan error) error {
 	quiet := time.NewTicker(k.quiet)
 	defer quiet.Stop()
+	moved := c.wire.moved.Load()
 	for {
 		select {
 		case err := <-done:
@@ -284,9 +330,19 @@ func (k *link) watch(ctx context.Context, c *conn, done <-chan error) error {
 		case <-quiet.C:
 			// What was asked may take long, a question on a connection of its own
 			// does not, unless the daemon is deaf.
-			if err := k.ping(ctx); err != nil {
+			// That one more connection cannot be had says nothing of this one.
+			if now := c.wire.moved.Load(); now != moved {
+				moved = now
+				continue
+			}
+			err := k.ping(ctx)
+			var hung *errHung
+			if errors.As(err, &hung) {
 				c.wire.Close() // what waits on it is not left waiting
 				return err
+			}
+			if err != nil {
+				k.log.Debug("asking whether libvirt lives", "error", err)
 			}
 		}
 	}

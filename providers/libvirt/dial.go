@@ -241,7 +241,11 @@ func (k *link) dialSSH() (net.Conn, error) {
 
 // sshArgs is what ssh is called with. Nobody is there to answer a question.
 func (a address) sshArgs() []string {
-	args := []string{"-T", "-e", "none", "-o", "BatchMode=yes"}
+	args := []string{
+		"-T", "-e", "none", "-o", "BatchMode=yes",
+		"-o", "ControlMaster=no", // it ends with this connection, and would end those of others
+		"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
+	}
 	if a.port != "" {
 		args = append(args, "-p", a.port)
 	}
@@ -251,7 +255,7 @@ func (a address) sshArgs() []string {
 	if a.keyfile != "" {
 		args = append(args, "-i", a.keyfile)
 	}
-	return append(args, "--", a.host, a.helper())
+	return append(args, "--", a.host, "sh -c "+quote(a.helper())) // whatever shell the account has
 }
 
 // helper is the command for the other host's shell. virt-ssh-helper comes with

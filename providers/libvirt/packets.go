@@ -30,6 +30,7 @@ type packets struct {
 // call is what is known of a call: all but those with streams are forgotten soon.
 type call struct {
 	replied bool
+	stream  bool   // it has one
 	held    []byte // the stream's packets that came before the reply
 	ended   bool   // the stream
 }
@@ -79,6 +80,7 @@ func (p *packets) next() error {
 		c.held = nil
 	case socket.Stream:
 		c := p.call(h.serial)
+		c.stream = true
 		switch {
 		case c.ended:
 			return nil
@@ -108,9 +110,14 @@ func (p *packets) call(serial uint32) *call {
 	p.calls[serial] = c
 	p.order = append(p.order, serial)
 	if len(p.order) > recentCalls {
-		old := p.order[0]
-		p.order = slices.Delete(p.order, 0, 1)
-		delete(p.calls, old)
+		old := slices.IndexFunc(p.order, func(serial uint32) bool { return !p.calls[serial].open() })
+		if old >= 0 && p.order[old] != serial {
+			delete(p.calls, p.order[old])
+			p.order = slices.Delete(p.order, old, old+1)
+		}
 	}
 	return c
 }
+
+// open reports whether more may come on the call's stream.
+func (c *call) open() bool { return c.stream && !c.ended }

@@ -4,12 +4,14 @@ package libvirt
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/digitalocean/go-libvirt/socket"
@@ -93,6 +95,23 @@ func TestPackets(t *testing.T) {
 	}
 }
 
+// A stream stays open however many other calls are answered meanwhile.
+func TestPacketsOfALongStream(t *testing.T) {
+	in := bytes.NewBufferString(packet(socket.Reply, 1, socket.StatusOK, "") + packet(socket.Stream, 1, socket.StatusContinue, "a"))
+	for n := range uint32(3 * recentCalls) {
+		in.WriteString(packet(socket.Reply, n+2, socket.StatusOK, ""))
+	}
+	in.WriteString(packet(socket.Stream, 1, socket.StatusContinue, "b"))
+	want := bytes.Clone(in.Bytes())
+	p := newPackets(in, func(header) {})
+	if got, err := io.ReadAll(p); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes came of %d, %v", len(got), len(want), err)
+	}
+	if len(p.calls) > recentCalls+1 || len(p.calls) != len(p.order) {
+		t.Errorf("%d calls are remembered, %d in order", len(p.calls), len(p.order))
+	}
+}
+
 func FuzzPackets(f *testing.F) {
 	f.Add([]byte(packet(socket.Stream, 1, socket.StatusContinue, "a") + packet(socket.Reply, 1, socket.StatusOK, "")))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -144,6 +163,13 @@ func TestDownloads(t *testing.T) {
 			t.Fatalf("download %d: got %d bytes, want %d", i, len(got), len(want))
 		}
 	}
+	// A disk here that is full is an error, at once.
+	full := errors.New("full")
+	for range 20 {
+		if err := files.get(t.Context(), "content", failing{full}); !errors.Is(err, full) {
+			t.Fatalf("fetching to a full disk: %v", err)
+		}
+	}
 	if err := r.p.link.ask(t.Context(), func(l *golibvirt.Libvirt) error { _, err := l.ConnectGetLibVersion(); return err }); err != nil {
 		t.Error(err)
 	}
@@ -153,4 +179,12 @@ func TestDownloads(t *testing.T) {
 	if err := files.remove(t.Context(), "content"); err != nil {
 		t.Error(err)
 	}
+}
+
+// failing is a file on a full disk.
+type failing struct{ err error }
+
+func (f failing) Write([]byte) (int, error) {
+	time.Sleep(time.Millisecond) // more comes meanwhile
+	return 0, f.err
 }

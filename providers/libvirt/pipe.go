@@ -19,12 +19,15 @@ type pipe struct {
 	out  io.Reader
 	said *tail
 	once sync.Once
+
+	ended sync.Once
 }
 
 // Read tells what the program printed if it has ended: that is why.
 func (p *pipe) Read(b []byte) (int, error) {
 	n, err := p.out.Read(b)
 	if err != nil {
+		p.end() // by then it has said all
 		if said := p.said.String(); said != "" {
 			err = fmt.Errorf("%s: %w", said, err)
 		}
@@ -39,10 +42,13 @@ func (p *pipe) Close() error {
 	p.once.Do(func() {
 		p.in.Close()
 		p.cmd.Process.Kill()
-		go p.cmd.Wait() // its error is that it was killed
+		go p.end()
 	})
 	return nil
 }
+
+// end collects the program, which has ended or is about to; how is told by what it said.
+func (p *pipe) end() { p.ended.Do(func() { p.cmd.Wait() }) }
 
 // Pipes have no addresses and no deadlines that anybody here would ask for.
 func (p *pipe) LocalAddr() net.Addr              { return pipeAddr{} }

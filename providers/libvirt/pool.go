@@ -98,7 +98,7 @@ func (e *errPool) Unwrap() error { return providers.ErrIncapable }
 
 // virsh is a command line for the daemon at a.
 func (a address) virsh(command string) string {
-	return fmt.Sprintf("virsh -c '%s' %s", a.plain(), command)
+	return fmt.Sprintf("virsh -c %s %s", quote(a.plain()), command)
 }
 
 // makePool is the command line that makes a pool where distributions have it.
@@ -265,13 +265,36 @@ func extents(f *os.File, size int64) ([]extent, error) {
 
 // get writes what a volume holds to w, on a connection of its own.
 func (p *pool) get(ctx context.Context, name string, w io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// go-libvirt may hang for ever when what it writes to fails.
+	to := &sink{w: w, failed: cancel}
 	err := p.link.apart(ctx, func(l *golibvirt.Libvirt) error {
-		return l.StorageVolDownload(p.volume(name), w, 0, 0, 0)
+		return l.StorageVolDownload(p.volume(name), to, 0, 0, 0)
 	})
+	if to.err != nil {
+		err = to.err
+	}
 	if err != nil {
 		return fmt.Errorf("fetching %s: %w", p.path(name), err)
 	}
 	return nil
+}
+
+// sink writes to w until that fails, and then drops the rest.
+type sink struct {
+	w      io.Writer
+	err    error
+	failed func()
+}
+
+func (s *sink) Write(b []byte) (int, error) {
+	if s.err == nil {
+		if _, s.err = s.w.Write(b); s.err != nil {
+			s.failed()
+		}
+	}
+	return len(b), nil
 }
 
 // tail returns what a volume holds from at on.

@@ -66,7 +66,7 @@ func (p *Provider) Prune(ctx context.Context, dryRun bool) ([]providers.Copy, er
 		copies, err := r.prune(ctx, dryRun)
 		found = append(found, copies...)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("looking for images at %s: %w", uri, err))
+			errs = append(errs, fmt.Errorf("looking for images at %s: %w (remove %s if that host is gone for good)", uri, err, r.remembered()))
 		}
 	}
 	return found, errors.Join(errs...)
@@ -101,7 +101,7 @@ func (r *Remote) prune(ctx context.Context, dryRun bool) ([]providers.Copy, erro
 		if !strings.HasPrefix(name, imagePrefix) || !strings.HasSuffix(name, "-"+r.suffix()) {
 			continue
 		}
-		if strings.Contains(used, files.path(name)) {
+		if strings.Contains(used, name) { // the path may be written otherwise
 			left = true
 			continue
 		}

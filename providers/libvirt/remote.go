@@ -44,14 +44,14 @@ var (
 )
 
 func newRemote(p *Provider) *Remote {
-	p.client = clientOf(p.cfg.Dirs.Data, p.cfg.Getenv) + ":"
+	p.client = clientOf(p.cfg.Dirs.Data) + ":"
 	return &Remote{p: p}
 }
 
 // clientOf tells the data homes of all hosts and users apart that may meet at a daemon. It
 // stays the same if everything in the data home is lost. machine-id(5) asks for its
 // value not to be handed out as it is.
-func clientOf(data string, env func(string) string) string {
+func clientOf(data string) string {
 	machine, err := os.ReadFile("/etc/machine-id")
 	if id := strings.TrimSpace(string(machine)); err != nil || id == "" {
 		machine = nil
@@ -205,16 +205,15 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 	if err := files.make(ctx, rawVolume(r.prefix(g)+volumeLog, 0)); err != nil {
 		return err
 	}
-	if _, err := r.define(ctx, files, domainName(g), def, from); err != nil {
-		return err
-	}
-	// What is here of them was made for the journey.
+	// What is here of them was made for the journey. Later, an overlay here is one that
+	// was fetched.
 	for _, file := range []string{local.FileOverlay, local.FileSeed} {
 		if err := local.IgnoreGone(os.Remove(filepath.Join(dir, file))); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err = r.define(ctx, files, domainName(g), def, from)
+	return err
 }
 
 // lockImages is held by whoever of this user sends images or removes them.
@@ -381,11 +380,16 @@ func (o inPool) list(ctx context.Context) ([]int, error) {
 		}
 	}
 	if len(own) == 0 {
-		return nil, fmt.Errorf("%s is missing", o.path(0))
+		return nil, &errMissing{o.path(0)}
 	}
 	slices.Sort(own)
 	return own, nil
 }
+
+// errMissing says that a machine has no disk.
+type errMissing struct{ path string }
+
+func (e *errMissing) Error() string { return e.path + " is missing" }
 
 func (o inPool) add(ctx context.Context, n int, size lab.Bytes) error {
 	return o.files.make(ctx, overlayVolume(o.name(n), size))

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -67,6 +69,11 @@ func (r *Remote) openDirectory(ctx context.Context, g lab.Generation) (*director
 	if err != nil {
 		return nil, err
 	}
+	// What a command that was killed had fetched.
+	if err := sweep(d.Path); err != nil {
+		d.Close()
+		return nil, err
+	}
 	redefine := func(ctx context.Context) error {
 		dom, ok, err := r.p.find(ctx, g)
 		if err != nil || !ok {
@@ -80,6 +87,17 @@ func (r *Remote) openDirectory(ctx context.Context, g lab.Generation) (*director
 		return err
 	}
 	return &directory{d, dom, r.overlays(g, files), redefine}, nil
+}
+
+// sweep removes what a command that was killed had fetched into a generation's directory.
+func sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".open-") || strings.HasPrefix(e.Name(), ".fetched-") {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // fetch makes a file of an overlay that nobody writes to, unless the file is there.

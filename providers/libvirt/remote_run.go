@@ -272,11 +272,14 @@ func (r *Remote) describe(ctx context.Context, g lab.Generation, d *domain) (m p
 	if err != nil {
 		return m, false, err
 	}
-	if m.Disk, m.Written, err = r.usage(ctx, g); err != nil {
-		if unreachable(err) || ctx.Err() != nil {
-			return m, false, err
-		}
+	var missing *errMissing
+	switch m.Disk, m.Written, err = r.usage(ctx, g); {
+	case errors.As(err, &missing) && !r.p.lives(s):
 		return broken(err.Error())
+	case unreachable(err) || ctx.Err() != nil:
+		return m, false, err
+	case err != nil: // a pool that is not active takes nothing from the machine
+		r.p.log.Debug("asking for the size of a disk", "machine", g.String(), "error", err)
 	}
 	if !r.p.lives(s) {
 		m.State, m.Exit = providers.StateStopped, r.lastExit(dir, s, why)
@@ -363,20 +366,12 @@ func (r *Remote) checkPool(ctx context.Context) []providers.Finding {
 		return []providers.Finding{f}
 	}
 	f.Detail = fmt.Sprintf("machines are kept in the pool %q, %s", files.it.Name, files.dir)
-	if _, _, _, free, err := r.space(ctx, files); err == nil {
+	free, err := answer(ctx, r.p.link, func(l *golibvirt.Libvirt) (uint64, error) {
+		_, _, _, free, err := l.StoragePoolGetInfo(files.it)
+		return free, err
+	})
+	if err == nil {
 		f.Detail += fmt.Sprintf(", with %s free", lab.Bytes(free))
 	}
 	return []providers.Finding{f, r.checkAccel(ctx, files)}
-}
-
-func (r *Remote) space(ctx context.Context, files *pool) (state uint8, capacity, allocation, free uint64, err error) {
-	type info struct {
-		state                      uint8
-		capacity, allocation, free uint64
-	}
-	is, err := answer(ctx, r.p.link, func(l *golibvirt.Libvirt) (i info, err error) {
-		i.state, i.capacity, i.allocation, i.free, err = l.StoragePoolGetInfo(files.it)
-		return i, err
-	})
-	return is.state, is.capacity, is.allocation, is.free, err
 }

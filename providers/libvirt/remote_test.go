@@ -3,6 +3,8 @@
 package libvirt
 
 import (
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,7 +51,7 @@ func qemuOf(t *testing.T, r *Remote, g lab.Generation) int {
 }
 
 // TestRemote puts the provider of another host's daemon to the proof: in a network
-// namespace, by TLS and by ssh, and a session's by TCP.
+// namespace, by TLS, and a session's by TCP.
 func TestRemote(t *testing.T) {
 	t.Run("tls", func(t *testing.T) {
 		t.Parallel()
@@ -120,6 +122,73 @@ func TestRemoteProbe(t *testing.T) {
 		if got := c.v.settles("h", c.kernel, now); got != c.want {
 			t.Errorf("%+v, kernel %v: %v", c.v, c.kernel, got)
 		}
+	}
+}
+
+// What ssh says is what the user is told.
+func TestRemoteUnreachable(t *testing.T) {
+	port := func() string { // nobody listens there
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	for uri, want := range map[string]string{
+		"qemu+ssh://" + port() + "/system":                        "Connection refused",
+		"qemu+tcp://" + port() + "/system":                        "connection refused",
+		"qemu+tls://" + port() + "/system?pkipath=" + t.TempDir(): "connection refused",
+	} {
+		d := New(Config{Dirs: testDirs(t), URI: uri})
+		err := d.Reach(t.Context())
+		var absent *errAbsent
+		if !errors.As(err, &absent) || !errors.Is(err, providers.ErrIncapable) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), uri) {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
+
+// A pool that is not there takes nothing from a machine that runs, and gc does not remove
+// what a domain names, however the path is written.
+func TestRemotePool(t *testing.T) {
+	t.Parallel()
+	d := daemontest.StartRemote(t)
+	odd := filepath.Join(d.Home, "r&d")
+	if err := os.Mkdir(odd, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh("pool-define-as", "odd", "dir", "--target", strings.Replace(odd, "&", "&amp;", 1)) // virsh does not
+	d.Virsh("pool-start", "odd")
+	r := testRemote(t, "qemu+tcp://127.0.0.1:"+d.Port+"/session?pool=odd", d, testDirs(t))
+	ctx := t.Context()
+	spec := providers.Spec{Generation: webOne, Image: providertest.BootImage(t, false), CPUs: 1, Memory: 16 * lab.MiB, Agent: true}
+	if err := errors.Join(r.Create(ctx, spec), r.Start(ctx, webOne)); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := r.Prune(ctx, false); err != nil || len(gone) > 0 {
+		t.Errorf("pruned beside a machine: %+v, %v", gone, err)
+	}
+	d.Virsh("pool-destroy", "odd")
+	if m, err := r.Inspect(ctx, webOne); err != nil || m.State != providers.StateRunning {
+		t.Errorf("without its pool: %+v, %v", m, err)
+	}
+	d.Virsh("pool-start", "odd")
+	if err := r.Stop(ctx, webOne, 0); err != nil {
+		t.Error(err)
+	}
+	d.Virsh("vol-delete", r.prefix(webOne)+"disk.qcow2", "--pool", "odd")
+	if m, err := r.Inspect(ctx, webOne); err != nil || m.State != providers.StateBroken || !strings.Contains(m.Reason, "is missing") {
+		t.Errorf("without its disk: %+v, %v", m, err)
+	}
+	if err := r.Destroy(ctx, webOne); err != nil {
+		t.Error(err)
+	}
+	if gone, err := r.Prune(ctx, false); err != nil || len(gone) != 1 {
+		t.Errorf("pruned: %+v, %v", gone, err)
+	}
+	if left, err := os.ReadDir(odd); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
 	}
 }
 

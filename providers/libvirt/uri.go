@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -68,6 +69,10 @@ func (a address) plain() string {
 	return u.String()
 }
 
+// plainWord is what goes to ssh, and into command lines that are shown: nothing that a
+// shell or an option parser would read otherwise.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_:][A-Za-z0-9_.:%@+-]*$`)
+
 // parameters lists what may stand behind the question mark.
 var parameters = []string{"insecure", "keyfile", "netcat", "pkipath", "pool", "socket"}
 
@@ -114,6 +119,11 @@ func parse(s string) (address, error) {
 	case a.user != "" && a.transport != viaSSH:
 		return address{}, fmt.Errorf("only the transport ssh has a user, not %s", a.transport)
 	}
+	for what, word := range map[string]string{"host": a.host, "user": a.user} {
+		if word != "" && !plainWord.MatchString(word) {
+			return address{}, fmt.Errorf("%q is not the name of a %s", word, what)
+		}
+	}
 	if _, has := u.User.Password(); has {
 		return address{}, errors.New("a password does not belong into a URI; let ssh have a key")
 	}
@@ -142,6 +152,9 @@ func (a *address) read(query string) error {
 		case "pkipath":
 			a.pki = v
 		case "pool":
+			if !plainWord.MatchString(v) {
+				return fmt.Errorf("%q is not the name of a pool", v)
+			}
 			a.pool = v
 		case "insecure":
 			a.insecure = v == "1"

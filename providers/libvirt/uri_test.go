@@ -63,21 +63,38 @@ func TestParseURI(t *testing.T) {
 }
 
 func TestSSHArguments(t *testing.T) {
-	for uri, want := range map[string]string{
-		"qemu+ssh://far/system": `-T -e none -o BatchMode=yes -- far if command -v virt-ssh-helper >/dev/null;` +
-			` then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`,
-		"qemu+ssh://ada@far:2222/session?netcat=/opt/nc": `-T -e none -o BatchMode=yes -p 2222 -l ada -- far` +
-			` '/opt/nc' -U "${XDG_RUNTIME_DIR:-$HOME/.cache}/libvirt/libvirt-sock"`,
-		"qemu+ssh://far/system?keyfile=/k": `-T -e none -o BatchMode=yes -i /k -- far if command -v virt-ssh-helper >/dev/null;` +
-			` then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`,
-		"qemu+ssh://far/system?socket=/a'b": `-T -e none -o BatchMode=yes -- far nc -U '/a'\''b'`,
+	const (
+		always = `-T -e none -o BatchMode=yes -o ControlMaster=no -o ServerAliveInterval=5 -o ServerAliveCountMax=3`
+		helper = `if command -v virt-ssh-helper >/dev/null; then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`
+	)
+	for uri, want := range map[string][2]string{
+		"qemu+ssh://far/system": {` -- far`, helper},
+		"qemu+ssh://ada@far:2222/session?netcat=/opt/nc": {
+			` -p 2222 -l ada -- far`, `'/opt/nc' -U "${XDG_RUNTIME_DIR:-$HOME/.cache}/libvirt/libvirt-sock"`,
+		},
+		"qemu+ssh://far/system?keyfile=/k":  {` -i /k -- far`, helper},
+		"qemu+ssh://[fe80::1]/system":       {` -- fe80::1`, helper},
+		"qemu+ssh://far/system?socket=/a'b": {` -- far`, `nc -U '/a'\''b'`},
 	} {
 		a, err := parseURI(uri)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Join(a.sshArgs(), " "); got != want {
+		if got, want := strings.Join(a.sshArgs(), " "), always+want[0]+" sh -c "+quote(want[1]); got != want {
 			t.Errorf("%s:\n got %s\nwant %s", uri, got, want)
+		}
+	}
+}
+
+// A Labfile may be a stranger's: nothing in a URI is read by a shell or as an option.
+func TestHostileURIs(t *testing.T) {
+	for _, uri := range []string{
+		"qemu+ssh://-oProxyCommand=id/system", "qemu+ssh://$(id)/system", "qemu+ssh://x';id;'/system", "qemu+ssh://-x@far/system",
+		"qemu+ssh://a%20b@far/system", "qemu+ssh://far/system?pool=x%3Bcurl", "qemu+ssh://far/system?pool=-x", "qemu+ssh://far/system?keyfile=k",
+		"qemu+ssh://far:22;id/system",
+	} {
+		if a, err := parseURI(uri); err == nil {
+			t.Errorf("%s became %+v", uri, a)
 		}
 	}
 }
