@@ -44,8 +44,8 @@ func (s *site) vagrantImage(name string) {
 	})
 }
 
-// vagrantBox packs a disk into a box.
-func (s *site) vagrantBox(name, disk string) {
+// vagrantBox packs a disk and a Vagrantfile into a box.
+func (s *site) vagrantBox(name, disk, vagrantfile string) {
 	s.Helper()
 	f, err := os.Create(filepath.Join(s.dir, name))
 	if err != nil {
@@ -59,7 +59,7 @@ func (s *site) vagrantBox(name, disk string) {
 	w := tar.NewWriter(z)
 	for name, content := range map[string]string{
 		"./metadata.json": `{"provider":"libvirt","format":"qcow2","virtual_size":5}`,
-		"./Vagrantfile":   "raise 'nobody runs this'\n", "./box.img": string(read(s, filepath.Join(s.dir, disk))),
+		"./Vagrantfile":   vagrantfile, "./box.img": string(read(s, filepath.Join(s.dir, disk))),
 	} {
 		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))}); err != nil {
 			s.Fatal(err)
@@ -98,7 +98,7 @@ machines:
 		t.Fatal(err)
 	}
 	s.vagrantImage("disk.qcow2")
-	s.vagrantBox("it.box", "disk.qcow2")
+	s.vagrantBox("it.box", "disk.qcow2", "raise 'nobody runs this'\n")
 	r := s.lab("up")
 	if r.code != 0 {
 		t.Fatal(r)

@@ -28,7 +28,7 @@ type Daemon struct {
 	Port   string // of StartRemote: where it listens on loopback
 	Pool   string // of StartRemote: the directory of its storage pool
 
-	t      *testing.T
+	t      testing.TB
 	system bool
 	keeper *exec.Cmd
 	orders *os.File
@@ -53,14 +53,14 @@ func Main() {
 // Start starts a daemon; it and all that it started end with the test. libvirt
 // counts root's daemon as the system's, so root's runs in a user namespace in which
 // he is somebody else.
-func Start(t *testing.T) *Daemon {
+func Start(t testing.TB) *Daemon {
 	t.Helper()
 	return start(t, options{})
 }
 
 // StartRemote starts a daemon of the kind that Start does, which listens on a port of
 // loopback, too, and has a storage pool.
-func StartRemote(t *testing.T) *Daemon {
+func StartRemote(t testing.TB) *Daemon {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -96,7 +96,7 @@ type options struct {
 	sshd   string   // configuration of an ssh server that runs beside it; empty for none
 }
 
-func start(t *testing.T, o options) *Daemon {
+func start(t testing.TB, o options) *Daemon {
 	t.Helper()
 	home, err := os.MkdirTemp("/tmp", "labv-") // socket paths are short
 	if err != nil {

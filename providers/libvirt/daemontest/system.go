@@ -22,7 +22,7 @@ import (
 // which all that it would write to is below Home, and so nothing of the host's is
 // touched. Only root can do that; for others the test is skipped. Lines for libvirtd.conf
 // go before those that are the default here.
-func StartSystem(t *testing.T, lines ...string) *Daemon {
+func StartSystem(t testing.TB, lines ...string) *Daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can run a system's libvirt")
