@@ -158,7 +158,6 @@ func BenchmarkVagrantLibvirt(b *testing.B) {
 				for range rounds { // in turns, so that both meet the same weather
 					ups, vagrants = append(ups, up()), append(vagrants, vagrantUp())
 				}
-				s.Logf("lab up %v, vagrant up %v", ups, vagrants)
 				slices.Sort(ups)
 				slices.Sort(vagrants)
 				lab, other := ups[rounds/2], vagrants[rounds/2]
