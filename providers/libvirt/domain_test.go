@@ -72,6 +72,17 @@ func goldenDomains() map[string]Domain {
 			d.Directory = "/home/ada/my, own/domains/web/3"
 			d.Def.Mounts = []local.Mount{{Tag: "src", Path: "/src"}}
 		}),
+		"remote": base(func(d *Domain) {
+			const pool = "/var/lib/libvirt/images/"
+			own := pool + "lab-shop-1f3a9c2b-web-3.77b43ad8."
+			d.Directory, d.Emulator, d.Agent, d.NIC = "0123456789ab:"+dir, "", "", "/var/lib/libvirt/qemu/lab-77b43ad89c415a34.nic"
+			d.Def.Image.Kernel, d.Def.Seed = box+"ce11", true
+			d.Stored = &stored{Disk: "lab-image-d15c-0123456789ab", Layers: []string{"lab-image-1a4e-0123456789ab"}, Kernel: "lab-image-ce11-0123456789ab"}
+			d.Files = Files{
+				Disk: pool + d.Stored.Disk, Layers: []string{pool + d.Stored.Layers[0]}, Kernel: pool + d.Stored.Kernel,
+				Overlays: []string{own + "disk.qcow2", own + "disk.1.qcow2"}, Seed: own + "seed.img", ConsoleLog: own + "console.log",
+			}
+		}),
 		"odd": base(func(d *Domain) {
 			d.Directory = `/data/"a",b\c & <d>`
 			d.NIC = "/run/a,b/nic"
@@ -100,6 +111,19 @@ func TestSnapshotGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "domainsnapshot-stored.xml", got)
+}
+
+func TestVolumeGolden(t *testing.T) {
+	for name, v := range map[string]volumeXML{
+		"image":   rawVolume("lab-image-d15c-0123456789ab", 413<<20),
+		"overlay": overlayVolume("lab-shop-1f3a9c2b-web-3.77b43ad8.disk.qcow2", lab.GiB),
+	} {
+		got, err := encode(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "storagevol-"+name+".xml", got)
+	}
 }
 
 // golden compares a document with the one in testdata.
