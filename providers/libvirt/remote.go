@@ -111,6 +111,11 @@ type stored struct {
 	Initrd string   `json:"initrd,omitempty"`
 }
 
+// names lists the volumes.
+func (s stored) names() []string {
+	return slices.DeleteFunc(append([]string{s.Disk, s.Kernel, s.Initrd}, s.Layers...), func(name string) bool { return name == "" })
+}
+
 // stored decodes which volumes the machine is born from.
 func (o owner) stored() (s stored, err error) {
 	if err := json.Unmarshal([]byte(o.Stored), &s); err != nil {

@@ -65,6 +65,11 @@ func (r *Remote) start(ctx context.Context, g lab.Generation) error {
 	if err != nil {
 		return err
 	}
+	from, images, err := r.resend(ctx, files, def, from)
+	if err != nil {
+		return err
+	}
+	defer images.Close()
 	how, err := r.accel(ctx, files, from.Kernel)
 	if err != nil {
 		return err
@@ -77,12 +82,34 @@ func (r *Remote) start(ctx context.Context, g lab.Generation) error {
 	if err := local.WriteJSON(filepath.Join(dir, local.FileRun), run); err != nil {
 		return err
 	}
-	define := func() (golibvirt.Domain, error) { return r.define(ctx, files, d.Name, def, from) }
+	define := func() (golibvirt.Domain, error) {
+		defer images.Close() // the domain names them
+		return r.define(ctx, files, d.Name, def, from)
+	}
 	if err := r.p.launch(ctx, define, def); err != nil {
 		os.Remove(filepath.Join(dir, local.FileRun)) // it never ran
 		return err
 	}
 	return nil
+}
+
+// resend sends again what is gone of what a machine is born from: another host's lab gc, or
+// somebody else, may have removed it. Until the caller gives up the lock that it returns,
+// this user removes none.
+func (r *Remote) resend(ctx context.Context, files *pool, def local.Definition, from stored) (stored, *os.File, error) {
+	held, err := r.lockImages(ctx)
+	if err != nil {
+		return from, nil, err
+	}
+	there, err := files.list(ctx)
+	if err == nil && slices.ContainsFunc(from.names(), func(name string) bool { return !there[name] }) {
+		from, err = r.images(ctx, files, def.Image)
+	}
+	if err != nil {
+		held.Close()
+		return from, nil, err
+	}
+	return from, held, nil
 }
 
 // bury ends the QEMU of a guest that panicked, once it is known how it ended.

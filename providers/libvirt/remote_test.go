@@ -163,7 +163,17 @@ func TestRemotePool(t *testing.T) {
 	r := testRemote(t, "qemu+tcp://127.0.0.1:"+d.Port+"/session?pool=odd", d, testDirs(t))
 	ctx := t.Context()
 	spec := providers.Spec{Generation: webOne, Image: providertest.BootImage(t, false), CPUs: 1, Memory: 16 * lab.MiB, Agent: true}
-	if err := errors.Join(r.Create(ctx, spec), r.Start(ctx, webOne)); err != nil {
+	if err := r.Create(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	images, err := filepath.Glob(filepath.Join(odd, imagePrefix+"*"))
+	if err != nil || len(images) != 2 {
+		t.Fatal(images, err)
+	}
+	for _, path := range images { // somebody removes them; they are sent again
+		d.Virsh("vol-delete", filepath.Base(path), "--pool", "odd")
+	}
+	if err := r.Start(ctx, webOne); err != nil {
 		t.Fatal(err)
 	}
 	if gone, err := r.Prune(ctx, false); err != nil || len(gone) > 0 {
