@@ -107,17 +107,19 @@ func version(v uint64) string {
 	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1000%1000, v%1000)
 }
 
+// offers returns nil if the daemon would run a domain of that type, or what it says.
+func (p *Provider) offers(ctx context.Context, kind string) error {
+	return p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
+		_, err := l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{kind}, 0)
+		return err
+	})
+}
+
 // checkKVM asks what the daemon thinks of KVM. What lab uses is decided by running
 // guest code, not by that.
 func (p *Provider) checkKVM(ctx context.Context) providers.Finding {
 	f := providers.Finding{Topic: "emulator", Level: providers.LevelOK, Detail: "libvirt offers KVM and emulation"}
-	kinds := func(kind string) error {
-		return p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
-			_, err := l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{kind}, 0)
-			return err
-		})
-	}
-	switch kvm, emulated := kinds("kvm"), kinds("qemu"); {
+	switch kvm, emulated := p.offers(ctx, "kvm"), p.offers(ctx, "qemu"); {
 	case emulated != nil:
 		f.Level, f.Detail, f.Cure = providers.LevelError, "libvirt cannot run machines of the type q35: "+emulated.Error(), installCure()
 	case kvm != nil:

@@ -87,17 +87,22 @@ func (dir here) remove(_ context.Context, n int) error {
 	return local.IgnoreGone(os.Remove(dir.path(n)))
 }
 
-func (p *Provider) openDirectory(ctx context.Context, g lab.Generation) (*directory, error) {
+// open opens the generation's directory and finds its domain.
+func (p *Provider) open(ctx context.Context, g lab.Generation) (d *local.Directory, dom domain, err error) {
 	if err := p.enter(ctx, g); err != nil {
-		return nil, err
+		return nil, dom, err
 	}
-	var dom domain
-	d, err := local.Open(ctx, p.dir(g), func() (def local.Definition, ok bool, err error) {
+	d, err = local.Open(ctx, p.dir(g), func() (def local.Definition, ok bool, err error) {
 		if dom, ok, err = p.find(ctx, g); err == nil && ok {
 			def, err = dom.definition()
 		}
 		return def, ok, err
 	})
+	return d, dom, err
+}
+
+func (p *Provider) openDirectory(ctx context.Context, g lab.Generation) (*directory, error) {
+	d, dom, err := p.open(ctx, g)
 	if err != nil {
 		return nil, err
 	}

@@ -20,40 +20,48 @@ import (
 
 // Inspect asks libvirt, which answers without asking QEMU, and the kernel.
 func (p *Provider) Inspect(ctx context.Context, g lab.Generation) (providers.Machine, error) {
-	m, err := p.inspect(ctx, g)
+	return p.inspect(ctx, g, p.describe)
+}
+
+// describer puts together what there is to be known of a generation; d is nil if it has no
+// domain. ok is false if there is nothing of it.
+type describer func(ctx context.Context, g lab.Generation, d *domain) (m providers.Machine, ok bool, err error)
+
+func (p *Provider) inspect(ctx context.Context, g lab.Generation, describe describer) (providers.Machine, error) {
+	m, err := p.inspectOne(ctx, g, describe)
 	if err != nil {
 		return providers.Machine{}, fmt.Errorf("inspecting machine %q: %w", g, err)
 	}
 	return m, nil
 }
 
-func (p *Provider) inspect(ctx context.Context, g lab.Generation) (providers.Machine, error) {
+func (p *Provider) inspectOne(ctx context.Context, g lab.Generation, describe describer) (m providers.Machine, err error) {
 	if err := p.enter(ctx, g); err != nil {
-		return providers.Machine{}, err
+		return m, err
 	}
 	d, ok, err := p.find(ctx, g)
 	if err != nil {
-		return providers.Machine{}, err
+		return m, err
 	}
 	found := &d
 	if !ok {
 		found = nil
 	}
-	m, ok, err := p.describe(ctx, g, found)
+	m, ok, err = describe(ctx, g, found)
 	if err == nil && !ok {
 		err = providers.ErrNotFound
 	}
 	return m, err
 }
 
-// describe puts together what libvirt and the directory say of a generation; d is
-// nil if it has no domain. ok is false if there is nothing of it.
-func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m providers.Machine, ok bool, err error) {
+// known begins a description: with StateBroken and the reason if the generation is not
+// whole. ok is false if there is nothing of it.
+func (p *Provider) known(g lab.Generation, d *domain) (m providers.Machine, def local.Definition, ok bool) {
 	m.Generation = g
 	dir := p.dir(g)
-	broken := func(why string) (providers.Machine, bool, error) {
+	broken := func(why string) (providers.Machine, local.Definition, bool) {
 		m.State, m.Reason = providers.StateBroken, why
-		return m, true, nil
+		return m, def, true
 	}
 	switch {
 	case d == nil && exists(dir):
@@ -61,19 +69,47 @@ func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m
 	case d == nil && len(local.TrashOf(dir)) > 0:
 		return broken("its removal was interrupted")
 	case d == nil:
-		return m, false, nil
+		return m, def, false
 	}
 	def, err := d.definition()
 	if err != nil {
 		return broken(err.Error())
 	}
 	m.Image = def.Image.Digest
-	m.PID = findQEMU(dir)
 	if !exists(dir) {
 		return broken("its directory is gone: " + dir)
 	}
+	return m, def, true
+}
+
+// describeRun completes the description of a machine that runs in that state: it may be paused.
+func (p *Provider) describeRun(m *providers.Machine, s golibvirt.DomainState, reason int32) error {
+	m.State = providers.StateRunning
+	if why := golibvirt.DomainPausedReason(reason); s == golibvirt.DomainPaused && why != golibvirt.DomainPausedStartingUp {
+		m.State = providers.StatePaused
+		if why == golibvirt.DomainPausedIoerror {
+			m.Reason = "its disk failed"
+		}
+	}
+	var r local.Run
+	_, err := local.ReadJSON(filepath.Join(p.dir(m.Generation), local.FileRun), &r)
+	m.Since, m.Accel = r.Started, r.Accel
+	return err
+}
+
+// describe puts together what libvirt, the directory and the kernel say of a generation.
+func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m providers.Machine, ok bool, err error) {
+	dir := p.dir(g)
+	m, def, ok := p.known(g, d)
+	if d != nil {
+		m.PID = findQEMU(dir)
+	}
+	if !ok || m.State == providers.StateBroken {
+		return m, ok, nil
+	}
 	if m.Disk, m.Written, err = local.Usage(dir); err != nil {
-		return broken(err.Error())
+		m.State, m.Reason = providers.StateBroken, err.Error()
+		return m, true, nil
 	}
 	m.Volumes, _ = def.Storage()
 	s, reason, err := p.state(ctx, *d)
@@ -85,35 +121,35 @@ func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m
 		m.Exit, _ = local.LastExit(dir, nil, p.lastWords(d.Name))
 		return m, true, nil
 	}
-	m.State = providers.StateRunning
-	switch why := golibvirt.DomainPausedReason(reason); {
-	case s == golibvirt.DomainPaused && why != golibvirt.DomainPausedStartingUp:
-		m.State = providers.StatePaused
-		if _, m.Reason = local.Paused(dir); m.Reason == "" && why == golibvirt.DomainPausedIoerror {
-			m.Reason = "its disk failed"
+	if err := p.describeRun(&m, s, reason); err != nil {
+		return m, false, err
+	}
+	switch {
+	case m.State == providers.StatePaused:
+		if _, why := local.Paused(dir); why != "" {
+			m.Reason = why
 		}
 	case local.Halted(m.PID):
 		m.State, m.Reason = providers.StatePaused, "QEMU's process is stopped (SIGCONT lets it go on)"
 	}
-	var r local.Run
-	if _, err := local.ReadJSON(filepath.Join(dir, local.FileRun), &r); err != nil {
-		return m, false, err
-	}
-	m.Since, m.Accel = r.Started, r.Accel
 	return m, true, nil
 }
 
 // List asks libvirt for the domains that are lab's, whatever they are called now,
 // and adds generations that have a directory only.
 func (p *Provider) List(ctx context.Context, id lab.ID) ([]providers.Machine, error) {
-	found, err := p.list(ctx, id)
+	return p.list(ctx, id, p.describe)
+}
+
+func (p *Provider) list(ctx context.Context, id lab.ID, describe describer) ([]providers.Machine, error) {
+	found, err := p.listAll(ctx, id, describe)
 	if err != nil {
 		return nil, fmt.Errorf("listing machines: %w", err)
 	}
 	return found, nil
 }
 
-func (p *Provider) list(ctx context.Context, id lab.ID) ([]providers.Machine, error) {
+func (p *Provider) listAll(ctx context.Context, id lab.ID, describe describer) ([]providers.Machine, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -136,7 +172,7 @@ func (p *Provider) list(ctx context.Context, id lab.ID) ([]providers.Machine, er
 	slices.SortFunc(generations, local.Compare)
 	var found []providers.Machine
 	for _, g := range generations {
-		m, ok, err := p.describe(ctx, g, domains[g])
+		m, ok, err := describe(ctx, g, domains[g])
 		if err != nil {
 			return nil, err
 		}

@@ -161,6 +161,30 @@ func (p *Provider) dir(g lab.Generation) string { return p.cfg.Dirs.Domain(g) }
 // several hosts may meet at a daemon.
 func (p *Provider) home(g lab.Generation) string { return p.client + p.dir(g) }
 
+// hold takes the generation's lock, so that nobody else starts or destroys it, and finds its
+// domain. ErrNotFound if it lacks either.
+func (p *Provider) hold(ctx context.Context, g lab.Generation) (held *os.File, d domain, err error) {
+	if err := p.enter(ctx, g); err != nil {
+		return nil, d, err
+	}
+	held, err = local.Lock(ctx, filepath.Join(p.dir(g), local.FileLock))
+	if local.Gone(err) {
+		err = providers.ErrNotFound
+	}
+	if err != nil {
+		return nil, d, err
+	}
+	d, ok, err := p.find(ctx, g)
+	if err == nil && !ok {
+		err = providers.ErrNotFound
+	}
+	if err != nil {
+		held.Close()
+		return nil, d, err
+	}
+	return held, d, nil
+}
+
 // domain is one of lab's domains, as the daemon knows it.
 type domain struct {
 	golibvirt.Domain
@@ -334,13 +358,23 @@ func (p *Provider) removeSockets(g lab.Generation) {
 // removes it: interrupted anywhere, it leaves what List shows and the next Destroy
 // removes.
 func (p *Provider) Destroy(ctx context.Context, g lab.Generation) error {
-	if err := p.destroy(ctx, g); err != nil {
+	return p.destroy(ctx, g, func(context.Context, lab.Generation) error {
+		p.removeSockets(g)
+		p.removeLog(domainName(g)) // also of a domain that was undefined, or is called otherwise now
+		return nil
+	})
+}
+
+// destroy removes a generation; own removes what it has besides its domain and its
+// directory.
+func (p *Provider) destroy(ctx context.Context, g lab.Generation, own func(context.Context, lab.Generation) error) error {
+	if err := p.remove(ctx, g, own); err != nil {
 		return fmt.Errorf("destroying machine %q: %w", g, err)
 	}
 	return nil
 }
 
-func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
+func (p *Provider) remove(ctx context.Context, g lab.Generation, own func(context.Context, lab.Generation) error) error {
 	if err := p.enter(ctx, g); err != nil {
 		return err
 	}
@@ -356,14 +390,15 @@ func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
 	if err != nil {
 		return err
 	}
+	if found || held != nil || len(local.TrashOf(dir)) > 0 {
+		if err := own(ctx, g); err != nil {
+			return err
+		}
+	}
 	if held != nil {
 		if err := local.Discard(dir); err != nil {
 			return err
 		}
-	}
-	if found || held != nil {
-		p.removeSockets(g)
-		p.removeLog(domainName(g)) // also of a domain that was undefined, or is called otherwise now
 	}
 	return local.Sweep(dir, p.cfg.Dirs.Labs(), p.cfg.Dirs.RunLab(g.Lab))
 }

@@ -20,26 +20,30 @@ import (
 
 // DialNIC connects to the machine's network cable.
 func (p *Provider) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	c, err := p.dial(ctx, g, socketNIC, func(d local.Definition) error {
-		if d.MAC == "" {
-			return errors.New("it has no network card")
-		}
-		return nil
-	})
+	c, err := p.dial(ctx, g, socketNIC, hasNIC)
 	if err != nil {
 		return nil, fmt.Errorf("plugging in machine %q: %w", g, err)
 	}
 	return c, nil
 }
 
+func hasNIC(d local.Definition) error {
+	if d.MAC == "" {
+		return errors.New("it has no network card")
+	}
+	return nil
+}
+
+func hasAgent(d local.Definition) error {
+	if !d.Agent {
+		return errors.New("it has no port for the agent")
+	}
+	return nil
+}
+
 // DialAgent connects to the agent's virtio-serial port.
 func (p *Provider) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	c, err := p.dial(ctx, g, socketAgent, func(d local.Definition) error {
-		if !d.Agent {
-			return errors.New("it has no port for the agent")
-		}
-		return nil
-	})
+	c, err := p.dial(ctx, g, socketAgent, hasAgent)
 	if err != nil {
 		return nil, fmt.Errorf("dialing the agent of machine %q: %w", g, err)
 	}
@@ -97,6 +101,19 @@ func (p *Provider) running(ctx context.Context, g lab.Generation) (domain, error
 	return d, err
 }
 
+// runningWith is running, of a machine whose definition check does not refuse.
+func (p *Provider) runningWith(ctx context.Context, g lab.Generation, check func(local.Definition) error) (domain, error) {
+	d, err := p.running(ctx, g)
+	if err != nil {
+		return d, err
+	}
+	def, err := d.definition()
+	if err != nil {
+		return d, err
+	}
+	return d, check(def)
+}
+
 // ended makes a refusal by a domain that has ended meanwhile an ErrNotRunning.
 func (p *Provider) ended(ctx context.Context, d domain, err error) error {
 	if _, refused := code(err); !refused {
@@ -110,19 +127,12 @@ func (p *Provider) ended(ctx context.Context, d domain, err error) error {
 
 // dial connects to one of the generation's sockets; check may refuse before.
 func (p *Provider) dial(ctx context.Context, g lab.Generation, kind string, check func(local.Definition) error) (net.Conn, error) {
-	d, err := p.running(ctx, g)
-	if err != nil {
-		return nil, err
-	}
-	def, err := d.definition()
-	if err != nil {
-		return nil, err
-	}
-	if err := check(def); err != nil {
+	if _, err := p.runningWith(ctx, g, check); err != nil {
 		return nil, err
 	}
 	alive := func() bool { return findQEMU(p.dir(g)) != 0 }
 	var conn net.Conn
+	var err error
 	if kind == socketNIC {
 		conn, err = local.DialCable(ctx, p.socket(g, kind), alive)
 	} else {

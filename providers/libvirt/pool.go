@@ -5,17 +5,13 @@ package libvirt
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sys/unix"
@@ -316,63 +312,4 @@ func (p *pool) size(ctx context.Context, name string) (length, takes int64, err 
 		return s, err
 	})
 	return int64(is.length), int64(is.takes), err
-}
-
-// Images are kept in the pool once, whoever's machines are born of them. A volume that
-// was sent in full has a second one beside it, empty, that says so: libvirt cannot
-// rename volumes.
-const (
-	imagePrefix = "lab-image-"
-	imageWhole  = ".whole"
-)
-
-// image returns the name of the volume that holds what the file at path does, sending it
-// if it is not there yet. Whatever was sent is fetched again to see whether it arrived
-// as it was. The caller sees to it that nobody else of this user does the same.
-func (p *pool) image(ctx context.Context, file, client string) (string, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return "", fmt.Errorf("opening the image: %w", err)
-	}
-	defer f.Close()
-	digest, err := digestOf(f)
-	if err != nil {
-		return "", fmt.Errorf("reading the image: %w", err)
-	}
-	there, err := p.list(ctx)
-	if err != nil {
-		return "", err
-	}
-	prefix := imagePrefix + digest + "-"
-	for name := range there {
-		if strings.HasPrefix(name, prefix) && there[name+imageWhole] {
-			return name, nil
-		}
-	}
-	name := prefix + client
-	if err := p.put(ctx, name, f); err != nil {
-		return "", err
-	}
-	arrived := sha256.New()
-	if err := p.get(ctx, name, arrived); err != nil {
-		return "", err
-	}
-	if got := hex.EncodeToString(arrived.Sum(nil)); got != digest {
-		return "", fmt.Errorf("%s has the digest %s after it was sent, and should have %s", p.path(name), got, digest)
-	}
-	return name, p.make(ctx, rawVolume(name+imageWhole, 0))
-}
-
-// digestOf returns the SHA-256 digest of a file: what it is called by in a store that is
-// addressed by content, or else it is read.
-func digestOf(f *os.File) (string, error) {
-	dir, name := filepath.Split(f.Name())
-	if b, err := hex.DecodeString(name); err == nil && len(b) == sha256.Size && filepath.Base(dir) == "sha256" {
-		return name, nil
-	}
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
 }

@@ -221,36 +221,6 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 	return err
 }
 
-// lockImages is held by whoever of this user sends images or removes them.
-func (r *Remote) lockImages(ctx context.Context) (*os.File, error) {
-	if err := os.MkdirAll(r.p.cfg.Dirs.Cache, 0o700); err != nil {
-		return nil, err
-	}
-	return local.Lock(ctx, filepath.Join(r.p.cfg.Dirs.Cache, "libvirt-images.lock"))
-}
-
-// images sees to it that the pool has all that a machine is born from. The caller holds
-// the images' lock.
-func (r *Remote) images(ctx context.Context, files *pool, i local.Image) (s stored, err error) {
-	if err := r.remember(); err != nil {
-		return s, err
-	}
-	client := r.suffix()
-	place := func(path string) string {
-		if path == "" || err != nil {
-			return ""
-		}
-		var name string
-		name, err = files.image(ctx, path, client)
-		return name
-	}
-	s = stored{Disk: place(i.Disk), Kernel: place(i.Kernel), Initrd: place(i.Initrd)}
-	for _, path := range i.Layers {
-		s.Layers = append(s.Layers, place(path))
-	}
-	return s, err
-}
-
 // define gives the domain called name the definition that its next start will have.
 func (r *Remote) define(ctx context.Context, files *pool, name string, def local.Definition, from stored) (golibvirt.Domain, error) {
 	g := def.Generation()
@@ -289,39 +259,7 @@ func (r *Remote) define(ctx context.Context, files *pool, name string, def local
 // Destroy ends the domain, undefines it, removes its volumes and, last, the directory:
 // interrupted anywhere, it leaves what List shows and the next Destroy removes.
 func (r *Remote) Destroy(ctx context.Context, g lab.Generation) error {
-	if err := r.destroy(ctx, g); err != nil {
-		return fmt.Errorf("destroying machine %q: %w", g, err)
-	}
-	return nil
-}
-
-func (r *Remote) destroy(ctx context.Context, g lab.Generation) error {
-	if err := r.p.enter(ctx, g); err != nil {
-		return err
-	}
-	dir := r.p.dir(g)
-	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
-	if err != nil && !local.Gone(err) {
-		return err
-	}
-	if err == nil {
-		defer held.Close()
-	}
-	found, err := r.p.undefine(ctx, g, dir)
-	if err != nil {
-		return err
-	}
-	if found || held != nil || len(local.TrashOf(dir)) > 0 {
-		if err := r.removeVolumes(ctx, g); err != nil {
-			return err
-		}
-	}
-	if held != nil {
-		if err := local.Discard(dir); err != nil {
-			return err
-		}
-	}
-	return local.Sweep(dir, r.p.cfg.Dirs.Labs(), r.p.cfg.Dirs.RunLab(g.Lab))
+	return r.p.destroy(ctx, g, r.removeVolumes)
 }
 
 // removeVolumes removes the generation's own volumes.
@@ -351,56 +289,3 @@ func (r *Remote) removeVolumes(ctx context.Context, g lab.Generation) error {
 	}
 	return nil
 }
-
-// inPool are the overlays of a generation as volumes of a pool. They are called as the
-// files of a directory would be.
-type inPool struct {
-	files  *pool
-	prefix string
-}
-
-func (r *Remote) overlays(g lab.Generation, files *pool) inPool { return inPool{files, r.prefix(g)} }
-
-func (o inPool) name(n int) string { return o.prefix + filepath.Base(local.OverlayPath("", n)) }
-
-func (o inPool) path(n int) string { return o.files.path(o.name(n)) }
-
-func (o inPool) number(path string) (int, bool) {
-	name, ok := strings.CutPrefix(path, o.files.path(o.prefix))
-	if !ok {
-		return 0, false
-	}
-	return local.OverlayOf("/", "/"+name)
-}
-
-func (o inPool) list(ctx context.Context) ([]int, error) {
-	there, err := o.files.list(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var own []int
-	for name := range there {
-		if n, ok := o.number(o.files.path(name)); ok {
-			own = append(own, n)
-		}
-	}
-	if len(own) == 0 {
-		return nil, &errMissing{o.path(0)}
-	}
-	slices.Sort(own)
-	return own, nil
-}
-
-// errMissing says that a machine has no disk.
-type errMissing struct{ path string }
-
-func (e *errMissing) Error() string { return e.path + " is missing" }
-
-func (o inPool) add(ctx context.Context, n int, size lab.Bytes) error {
-	return o.files.make(ctx, overlayVolume(o.name(n), size))
-}
-
-func (o inPool) remove(ctx context.Context, n int) error { return o.files.remove(ctx, o.name(n)) }
-
-// forget does nothing: what is fetched of an overlay forgets then.
-func (o inPool) forget(int) error { return nil }

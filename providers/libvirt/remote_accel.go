@@ -82,11 +82,12 @@ func (r *Remote) accel(ctx context.Context, files *pool, kernel string) (accel.A
 		return decide(v), nil
 	}
 	v = verdict{Host: host, Kernel: kernel != ""}
-	switch offered, err := r.offers(ctx, "kvm"); {
+	err = r.p.offers(ctx, "kvm")
+	switch _, said := code(err); {
+	case said:
+		v.Reason = "libvirt there offers emulation only"
 	case err != nil:
 		return accel.Accel{}, err
-	case !offered:
-		v.Reason = "libvirt there offers emulation only"
 	default:
 		if v.Usable, v.Reason, err = r.probe(ctx, files, "kvm", kernel); err != nil {
 			return accel.Accel{}, fmt.Errorf("probing for KVM at %s: %w", r.URI(), err)
@@ -117,18 +118,6 @@ func (r *Remote) host(ctx context.Context) (string, error) {
 		qemu, err := l.ConnectGetVersion()
 		return fmt.Sprintf("%s %s %s", doc.UUID, doc.CPU, version(qemu)), err
 	})
-}
-
-// offers reports whether the daemon would run a domain of that type.
-func (r *Remote) offers(ctx context.Context, kind string) (bool, error) {
-	err := r.p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
-		_, err := l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{kind}, 0)
-		return err
-	})
-	if _, said := code(err); said {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // probe runs a kernel of the pool, or a boot sector if that is empty, in a domain of that

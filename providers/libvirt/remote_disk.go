@@ -52,20 +52,11 @@ func (r *Remote) freeze(ctx context.Context, g lab.Generation, birth bool) (prov
 }
 
 func (r *Remote) openDirectory(ctx context.Context, g lab.Generation) (*directory, error) {
-	if err := r.p.enter(ctx, g); err != nil {
-		return nil, err
-	}
 	files, err := r.pool(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var dom domain
-	d, err := local.Open(ctx, r.p.dir(g), func() (def local.Definition, ok bool, err error) {
-		if dom, ok, err = r.p.find(ctx, g); err == nil && ok {
-			def, err = dom.definition()
-		}
-		return def, ok, err
-	})
+	d, dom, err := r.p.open(ctx, g)
 	if err != nil {
 		return nil, err
 	}

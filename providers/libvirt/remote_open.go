@@ -29,20 +29,12 @@ func (r *Remote) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error
 	return c, nil
 }
 
-// cableTime is how long QEMU may take to listen for its cable, after it has started.
-const cableTime = 10 * time.Second
-
 // dialNIC opens the channel of the cable until it is the cable that answers: QEMU makes
 // that socket in a thread of its own, after it has said that it runs. Until then it is
 // the channel's.
 func (r *Remote) dialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	for until := time.Now().Add(cableTime); ; {
-		c, err := r.channel(ctx, g, cablePort, func(d local.Definition) error {
-			if d.MAC == "" {
-				return errors.New("it has no network card")
-			}
-			return nil
-		})
+	for until := time.Now().Add(local.CableTime); ; {
+		c, err := r.channel(ctx, g, cablePort, hasNIC)
 		if err != nil {
 			return nil, err
 		}
@@ -55,7 +47,7 @@ func (r *Remote) dialNIC(ctx context.Context, g lab.Generation) (net.Conn, error
 		case err != nil:
 			return nil, err
 		case time.Now().After(until):
-			return nil, fmt.Errorf("QEMU did not listen for its cable within %s", cableTime)
+			return nil, fmt.Errorf("QEMU did not listen for its cable within %s", local.CableTime)
 		}
 		if err := pause(ctx, mergeTick); err != nil {
 			return nil, err
@@ -111,12 +103,7 @@ func unused(list, path string) (bool, error) {
 
 // DialAgent connects to the agent's virtio-serial port.
 func (r *Remote) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	c, err := r.channel(ctx, g, providers.AgentPort, func(d local.Definition) error {
-		if !d.Agent {
-			return errors.New("it has no port for the agent")
-		}
-		return nil
-	})
+	c, err := r.channel(ctx, g, providers.AgentPort, hasAgent)
 	if err != nil {
 		return nil, fmt.Errorf("dialing the agent of machine %q: %w", g, err)
 	}
@@ -125,15 +112,8 @@ func (r *Remote) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, err
 
 // channel opens one of the domain's channels. Who had it open before loses it.
 func (r *Remote) channel(ctx context.Context, g lab.Generation, name string, check func(local.Definition) error) (net.Conn, error) {
-	d, err := r.p.running(ctx, g)
+	d, err := r.p.runningWith(ctx, g, check)
 	if err != nil {
-		return nil, err
-	}
-	def, err := d.definition()
-	if err != nil {
-		return nil, err
-	}
-	if err := check(def); err != nil {
 		return nil, err
 	}
 	c, err := r.p.link.stream(ctx, procOpenChannel, func(l *golibvirt.Libvirt, in io.Writer) error {

@@ -28,25 +28,12 @@ func (r *Remote) Start(ctx context.Context, g lab.Generation) error {
 }
 
 func (r *Remote) start(ctx context.Context, g lab.Generation) error {
-	if err := r.p.enter(ctx, g); err != nil {
-		return err
-	}
-	dir := r.p.dir(g)
-	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
-	if local.Gone(err) {
-		return providers.ErrNotFound
-	}
+	held, d, err := r.p.hold(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	d, ok, err := r.p.find(ctx, g)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return providers.ErrNotFound
-	}
+	dir := r.p.dir(g)
 	if on, err := r.p.goOn(ctx, d); on || err != nil {
 		return err
 	}
@@ -91,25 +78,6 @@ func (r *Remote) start(ctx context.Context, g lab.Generation) error {
 		return err
 	}
 	return nil
-}
-
-// resend sends again what is gone of what a machine is born from: another host's lab gc, or
-// somebody else, may have removed it. Until the caller gives up the lock that it returns,
-// this user removes none.
-func (r *Remote) resend(ctx context.Context, files *pool, def local.Definition, from stored) (stored, *os.File, error) {
-	held, err := r.lockImages(ctx)
-	if err != nil {
-		return from, nil, err
-	}
-	there, err := files.list(ctx)
-	if err == nil && slices.ContainsFunc(from.names(), func(name string) bool { return !there[name] }) {
-		from, err = r.images(ctx, files, def.Image)
-	}
-	if err != nil {
-		held.Close()
-		return from, nil, err
-	}
-	return from, held, nil
 }
 
 // bury ends the QEMU of a guest that panicked, once it is known how it ended.
@@ -244,56 +212,14 @@ func (r *Remote) wait(ctx context.Context, g lab.Generation) (providers.Exit, er
 
 // Inspect asks libvirt.
 func (r *Remote) Inspect(ctx context.Context, g lab.Generation) (providers.Machine, error) {
-	m, err := r.inspect(ctx, g)
-	if err != nil {
-		return providers.Machine{}, fmt.Errorf("inspecting machine %q: %w", g, err)
-	}
-	return m, nil
+	return r.p.inspect(ctx, g, r.describe)
 }
 
-func (r *Remote) inspect(ctx context.Context, g lab.Generation) (providers.Machine, error) {
-	if err := r.p.enter(ctx, g); err != nil {
-		return providers.Machine{}, err
-	}
-	d, ok, err := r.p.find(ctx, g)
-	if err != nil {
-		return providers.Machine{}, err
-	}
-	found := &d
-	if !ok {
-		found = nil
-	}
-	m, ok, err := r.describe(ctx, g, found)
-	if err == nil && !ok {
-		err = providers.ErrNotFound
-	}
-	return m, err
-}
-
-// describe puts together what libvirt and the directory say of a generation; d is nil if
-// it has no domain. ok is false if there is nothing of it.
+// describe puts together what libvirt and the directory say of a generation.
 func (r *Remote) describe(ctx context.Context, g lab.Generation, d *domain) (m providers.Machine, ok bool, err error) {
-	m.Generation = g
-	dir := r.p.dir(g)
-	broken := func(why string) (providers.Machine, bool, error) {
-		m.State, m.Reason = providers.StateBroken, why
-		return m, true, nil
-	}
-	switch {
-	case d == nil && exists(dir):
-		return broken("it has no domain: its creation was interrupted, or the domain was undefined")
-	case d == nil && len(local.TrashOf(dir)) > 0:
-		return broken("its removal was interrupted")
-	case d == nil:
-		return m, false, nil
-	}
-	def, err := d.definition()
-	if err != nil {
-		return broken(err.Error())
-	}
-	m.Image = def.Image.Digest
-	if !exists(dir) {
-		return broken("its directory is gone: " + dir)
+	m, _, ok = r.p.known(g, d)
+	if !ok || m.State == providers.StateBroken {
+		return m, ok, nil
 	}
 	s, why, err := r.p.state(ctx, *d)
 	if err != nil {
@@ -302,70 +228,24 @@ func (r *Remote) describe(ctx context.Context, g lab.Generation, d *domain) (m p
 	var missing *errMissing
 	switch m.Disk, m.Written, err = r.usage(ctx, g); {
 	case errors.As(err, &missing) && !r.p.lives(s):
-		return broken(err.Error())
+		m.State, m.Reason = providers.StateBroken, err.Error()
+		return m, true, nil
 	case unreachable(err) || ctx.Err() != nil:
 		return m, false, err
 	case err != nil: // a pool that is not active takes nothing from the machine
 		r.p.log.Debug("asking for the size of a disk", "machine", g.String(), "error", err)
 	}
 	if !r.p.lives(s) {
-		m.State, m.Exit = providers.StateStopped, r.lastExit(dir, s, why)
+		m.State, m.Exit = providers.StateStopped, r.lastExit(r.p.dir(g), s, why)
 		return m, true, nil
 	}
-	m.State = providers.StateRunning
-	if reason := golibvirt.DomainPausedReason(why); s == golibvirt.DomainPaused && reason != golibvirt.DomainPausedStartingUp {
-		m.State = providers.StatePaused
-		if reason == golibvirt.DomainPausedIoerror {
-			m.Reason = "its disk failed"
-		}
-	}
-	var run local.Run
-	if _, err := local.ReadJSON(filepath.Join(dir, local.FileRun), &run); err != nil {
-		return m, false, err
-	}
-	m.Since, m.Accel = run.Started, run.Accel
-	return m, true, nil
+	return m, true, r.p.describeRun(&m, s, why)
 }
 
 // List asks libvirt for the domains that are lab's and this data home's, and adds
 // generations that have a directory only.
 func (r *Remote) List(ctx context.Context, id lab.ID) ([]providers.Machine, error) {
-	found, err := r.list(ctx, id)
-	if err != nil {
-		return nil, fmt.Errorf("listing machines: %w", err)
-	}
-	return found, nil
-}
-
-func (r *Remote) list(ctx context.Context, id lab.ID) ([]providers.Machine, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	generations, err := local.Generations(r.p.cfg.Dirs.Labs(), r.p.cfg.Dirs.Domains, id)
-	if err != nil {
-		return nil, err
-	}
-	domains, err := r.p.domains(ctx, id, true)
-	if err != nil {
-		return nil, err
-	}
-	for g := range domains {
-		if !slices.Contains(generations, g) {
-			generations = append(generations, g)
-		}
-	}
-	slices.SortFunc(generations, local.Compare)
-	var found []providers.Machine
-	for _, g := range generations {
-		m, ok, err := r.describe(ctx, g, domains[g])
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			found = append(found, m)
-		}
-	}
-	return found, nil
+	return r.p.list(ctx, id, r.describe)
 }
 
 // Check looks at the daemon, the pool and what runs guests there.

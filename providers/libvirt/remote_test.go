@@ -146,6 +146,10 @@ func TestRemoteUnreachable(t *testing.T) {
 		if !errors.As(err, &absent) || !errors.Is(err, providers.ErrIncapable) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), uri) {
 			t.Errorf("%s: %v", uri, err)
 		}
+		// Where nothing of ours can be, it is nobody's trouble.
+		if all, err := d.List(t.Context(), ""); err != nil || len(all) > 0 {
+			t.Errorf("%s: List: %+v, %v", uri, all, err)
+		}
 	}
 }
 
@@ -163,6 +167,23 @@ func TestRemotePool(t *testing.T) {
 	r := testRemote(t, "qemu+tcp://127.0.0.1:"+d.Port+"/session?pool=odd", d, testDirs(t))
 	ctx := t.Context()
 	spec := providers.Spec{Generation: webOne, Image: providertest.BootImage(t, false), CPUs: 1, Memory: 16 * lab.MiB, Agent: true}
+	// What an interrupted upload left is neither used nor in the way.
+	f, err := os.Open(spec.Image.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	digest, err := digestOf(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := r.pool(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := files.make(ctx, rawVolume(imagePrefix+digest+"-"+r.suffix(), 100)); err != nil {
+		t.Fatal(err)
+	}
 	if err := r.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}

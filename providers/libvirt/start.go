@@ -14,7 +14,6 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/labfile/lab/internal/lab"
-	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
 )
 
@@ -28,25 +27,12 @@ func (p *Provider) Start(ctx context.Context, g lab.Generation) error {
 }
 
 func (p *Provider) start(ctx context.Context, g lab.Generation) error {
-	if err := p.enter(ctx, g); err != nil {
-		return err
-	}
-	dir := p.dir(g)
-	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
-	if local.Gone(err) {
-		return providers.ErrNotFound
-	}
+	held, d, err := p.hold(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	d, ok, err := p.find(ctx, g)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return providers.ErrNotFound
-	}
+	dir := p.dir(g)
 	if on, err := p.goOn(ctx, d); on || err != nil {
 		return err
 	}

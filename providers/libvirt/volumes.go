@@ -5,7 +5,6 @@ package libvirt
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -28,34 +27,20 @@ func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []p
 }
 
 func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
-	if err := p.enter(ctx, g); err != nil {
-		return err
-	}
 	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
 		return err
 	}
-	dir := p.dir(g)
-	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
-	if local.Gone(err) {
-		return providers.ErrNotFound
-	}
+	held, d, err := p.hold(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	d, ok, err := p.find(ctx, g)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return providers.ErrNotFound
-	}
 	def, err := d.definition()
 	if err != nil {
 		return err
 	}
 	def.SetVolumes(volumes)
-	_, err = p.define(ctx, d.Name, dir, def)
+	_, err = p.define(ctx, d.Name, p.dir(g), def)
 	return err
 }
 

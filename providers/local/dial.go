@@ -43,14 +43,14 @@ func Dial(ctx context.Context, path string) (net.Conn, error) {
 	return conn, err
 }
 
-// cableTime is how long QEMU may take to listen for its cable, after it has started.
-const cableTime = 10 * time.Second
+// CableTime is how long QEMU may take to listen for its cable, after it has started.
+const CableTime = 10 * time.Second
 
 // DialCable connects to the socket of a machine's network cable. QEMU makes that one
 // in a thread of its own, which on a busy host may be later than the first answer of
 // its monitor. alive reports whether QEMU still runs.
 func DialCable(ctx context.Context, path string, alive func() bool) (net.Conn, error) {
-	until := time.Now().Add(cableTime)
+	until := time.Now().Add(CableTime)
 	for {
 		conn, err := Dial(ctx, path)
 		if err == nil || !NotListening(err) || !alive() || time.Now().After(until) {

@@ -5,8 +5,10 @@ package libvirt
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +20,114 @@ import (
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
 )
+
+// Images are kept in the pool once, whoever's machines are born of them. A volume that
+// was sent in full has a second one beside it, empty, that says so: libvirt cannot
+// rename volumes.
+const (
+	imagePrefix = "lab-image-"
+	imageWhole  = ".whole"
+)
+
+// image returns the name of the volume that holds what the file at path does, sending it
+// if it is not there yet. Whatever was sent is fetched again to see whether it arrived
+// as it was. there are the pool's volumes; the caller sees to it that nobody else of this
+// user does the same.
+func (p *pool) image(ctx context.Context, there map[string]bool, file, client string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", fmt.Errorf("opening the image: %w", err)
+	}
+	defer f.Close()
+	digest, err := digestOf(f)
+	if err != nil {
+		return "", fmt.Errorf("reading the image: %w", err)
+	}
+	prefix := imagePrefix + digest + "-"
+	for name := range there {
+		if strings.HasPrefix(name, prefix) && there[name+imageWhole] {
+			return name, nil
+		}
+	}
+	name := prefix + client
+	if err := p.put(ctx, name, f); err != nil {
+		return "", err
+	}
+	arrived := sha256.New()
+	if err := p.get(ctx, name, arrived); err != nil {
+		return "", err
+	}
+	if got := hex.EncodeToString(arrived.Sum(nil)); got != digest {
+		return "", fmt.Errorf("%s has the digest %s after it was sent, and should have %s", p.path(name), got, digest)
+	}
+	return name, p.make(ctx, rawVolume(name+imageWhole, 0))
+}
+
+// digestOf returns the SHA-256 digest of a file: what it is called by in a store that is
+// addressed by content, or else it is read.
+func digestOf(f *os.File) (string, error) {
+	dir, name := filepath.Split(f.Name())
+	if b, err := hex.DecodeString(name); err == nil && len(b) == sha256.Size && filepath.Base(dir) == "sha256" {
+		return name, nil
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// lockImages is held by whoever of this user sends images or removes them.
+func (r *Remote) lockImages(ctx context.Context) (*os.File, error) {
+	if err := os.MkdirAll(r.p.cfg.Dirs.Cache, 0o700); err != nil {
+		return nil, err
+	}
+	return local.Lock(ctx, filepath.Join(r.p.cfg.Dirs.Cache, "libvirt-images.lock"))
+}
+
+// images sees to it that the pool has all that a machine is born from. The caller holds
+// the images' lock.
+func (r *Remote) images(ctx context.Context, files *pool, i local.Image) (s stored, err error) {
+	if err := r.remember(); err != nil {
+		return s, err
+	}
+	there, err := files.list(ctx)
+	if err != nil {
+		return s, err
+	}
+	place := func(path string) string {
+		if path == "" || err != nil {
+			return ""
+		}
+		var name string
+		name, err = files.image(ctx, there, path, r.suffix())
+		return name
+	}
+	s = stored{Disk: place(i.Disk), Kernel: place(i.Kernel), Initrd: place(i.Initrd)}
+	for _, path := range i.Layers {
+		s.Layers = append(s.Layers, place(path))
+	}
+	return s, err
+}
+
+// resend sends again what is gone of what a machine is born from: another host's lab gc, or
+// somebody else, may have removed it. Until the caller gives up the lock that it returns,
+// this user removes none.
+func (r *Remote) resend(ctx context.Context, files *pool, def local.Definition, from stored) (stored, *os.File, error) {
+	held, err := r.lockImages(ctx)
+	if err != nil {
+		return from, nil, err
+	}
+	there, err := files.list(ctx)
+	if err == nil && slices.ContainsFunc(from.names(), func(name string) bool { return !there[name] }) {
+		from, err = r.images(ctx, files, def.Image)
+	}
+	if err != nil {
+		held.Close()
+		return from, nil, err
+	}
+	return from, held, nil
+}
 
 // Where images were sent to is remembered until nothing of ours is left there.
 
