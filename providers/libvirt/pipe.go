@@ -3,7 +3,6 @@
 package libvirt
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"os/exec"
@@ -29,11 +28,20 @@ func (p *pipe) Read(b []byte) (int, error) {
 	if err != nil {
 		p.end() // by then it has said all
 		if said := p.said.String(); said != "" {
-			err = fmt.Errorf("%s: %w", said, err)
+			err = &errSaid{said, err}
 		}
 	}
 	return n, err
 }
+
+// errSaid is the end of a program that said why.
+type errSaid struct {
+	said string
+	err  error
+}
+
+func (e *errSaid) Error() string { return e.said }
+func (e *errSaid) Unwrap() error { return e.err }
 
 func (p *pipe) Write(b []byte) (int, error) { return p.in.Write(b) }
 
