@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -42,6 +43,14 @@ func isNotFound(err error) bool {
 func isInvalid(err error) bool {
 	c, ok := code(err)
 	return ok && c == golibvirt.ErrOperationInvalid
+}
+
+// silentEnd reports whether err is of a QEMU that ended before libvirt was connected with
+// it, so that nobody asked for its last words (libvirt's qemuMonitorOpenUnixSocket).
+func silentEnd(err error) bool {
+	var e golibvirt.Error
+	return errors.As(err, &e) && golibvirt.ErrorNumber(e.Code) == golibvirt.ErrSystemError &&
+		strings.Contains(e.Message, "failed to connect to monitor socket")
 }
 
 // errHung says that the daemon took a connection or a question and said nothing.

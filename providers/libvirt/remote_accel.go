@@ -161,7 +161,10 @@ func (r *Remote) probe(ctx context.Context, files *pool, kind, kernel string) (u
 		return false, "", err
 	}
 	err = r.p.link.apart(ctx, func(l *golibvirt.Libvirt) error {
-		_, err := l.DomainCreateXML(text, golibvirt.DomainStartAutodestroy)
+		err := toldWhy(func() error {
+			_, err := l.DomainCreateXML(text, golibvirt.DomainStartAutodestroy)
+			return err
+		})
 		if err != nil {
 			return err
 		}

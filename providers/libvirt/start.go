@@ -97,8 +97,10 @@ func (p *Provider) launch(ctx context.Context, define func() (golibvirt.Domain, 
 		return err
 	}
 	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		_, err := l.DomainCreateWithFlags(dom, 0)
-		return err
+		return toldWhy(func() error {
+			_, err := l.DomainCreateWithFlags(dom, 0)
+			return err
+		})
 	})
 	if err == nil {
 		return nil
@@ -121,4 +123,19 @@ func (p *Provider) launch(ctx context.Context, define func() (golibvirt.Domain, 
 		return fmt.Errorf("libvirt says: %w", err)
 	}
 	return err
+}
+
+// attempts is how often a domain is started whose QEMU ends before it says why.
+const attempts = 3
+
+// toldWhy starts a domain. libvirt tells what a QEMU said that could not start only if
+// it came to talk to it first: one that was quicker to end is started again for its
+// reason, for its guest never ran.
+func toldWhy(start func() error) error {
+	for n := 1; ; n++ {
+		err := start()
+		if n == attempts || !silentEnd(err) {
+			return err
+		}
+	}
 }
