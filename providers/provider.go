@@ -178,6 +178,49 @@ type VolumePusher interface {
 	PushVolume(ctx context.Context, g lab.Generation, v Volume) error
 }
 
+// VolumeKeeper is implemented by providers whose machines run where files of this host
+// cannot be opened: volumes lie on files that are there.
+type VolumeKeeper interface {
+	// VolumeFiles returns where the files of a lab's volumes are kept. ErrIncapable if
+	// that is not there.
+	VolumeFiles(ctx context.Context, id lab.ID) (VolumeFiles, error)
+}
+
+// VolumeFiles are the files that a lab's volumes lie on: qcow2 files that name no backing
+// file. Their names are of lower-case letters, digits and "@.-". What is made comes into
+// being in the place of what has that name, and may be there in part if there is an error.
+type VolumeFiles interface {
+	// Path is what Volume.Path and Volume.Layers call a file. It touches nothing.
+	Path(name string) string
+
+	// List returns the names of the files that there are.
+	List(ctx context.Context) ([]string, error)
+
+	// Make makes a file of a disk of the virtual size that nothing was written to.
+	Make(ctx context.Context, name string, size lab.Bytes) error
+
+	// Put makes a file of one of this host, which it may take away.
+	Put(ctx context.Context, name, from string) error
+
+	// Open returns the paths of files on this host that hold what those do: copies in
+	// dir, or themselves.
+	Open(ctx context.Context, names []string, dir string) (paths []string, err error)
+
+	// Usage returns how long a file is and what it takes of its disk. fs.ErrNotExist.
+	Usage(ctx context.Context, name string) (length, takes lab.Bytes, err error)
+
+	// Commit writes what the last file of a chain says into the one below it. Nobody has
+	// either open.
+	Commit(ctx context.Context, chain []string) error
+
+	// Flatten makes a file of what a chain adds up to, to which nobody writes. size is
+	// that of the last file's disk.
+	Flatten(ctx context.Context, chain []string, size lab.Bytes, name string) error
+
+	// Remove removes a file. Removing what is absent succeeds.
+	Remove(ctx context.Context, name string) error
+}
+
 // Frozen is a frozen part of a disk.
 type Frozen struct {
 	// Layers are absolute paths of qcow2 overlays as in Image.Layers: what was

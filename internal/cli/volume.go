@@ -240,11 +240,15 @@ that name must have its size, or more, and its file system.`,
 			if err != nil {
 				return err
 			}
-			l, name, _, err := a.volume(ctx, r.args[1], never)
+			name, _, err := volumeArg(r.args[1], never)
 			if err != nil {
 				return err
 			}
-			if err := l.ImportVolume(ctx, from, name, a.options()); err != nil {
+			want, l, err := a.existingAnd(ctx)
+			if err != nil {
+				return err
+			}
+			if err := l.ImportVolume(ctx, from, name, want, a.options()); err != nil {
 				return noVolume(err)
 			}
 			a.ui.Note("volume %s is there", name)
@@ -275,22 +279,33 @@ const (
 
 // volume reads an argument such as "db@3" and finds the lab that is meant.
 func (a *app) volume(ctx context.Context, arg string, with numbered) (*engine.Lab, string, int, error) {
-	name, digits, found := strings.Cut(arg, "@")
-	if !lab.ValidLabel(name) {
-		return nil, "", 0, usage("names of volumes are lower-case letters, digits and dashes", "%q is no name of a volume", ui.Clean(name))
-	}
-	number, err := strconv.Atoi(digits)
-	hint := "\"lab volume list\" shows the numbers"
-	switch {
-	case found && with == never:
-		return nil, "", 0, usage("write "+name, "%q is a snapshot; a volume is wanted here", ui.Clean(arg))
-	case !found && with == always:
-		return nil, "", 0, usage(hint, "a snapshot is wanted here, such as %s@3", name)
-	case found && (err != nil || number < 1 || digits != strconv.Itoa(number)):
-		return nil, "", 0, usage(hint, "%q is no snapshot", ui.Clean(arg))
+	name, number, err := volumeArg(arg, with)
+	if err != nil {
+		return nil, "", 0, err
 	}
 	l, err := a.existing(ctx)
 	return l, name, number, err
+}
+
+// volumeArg reads an argument such as "db@3"; number is 0 if it has none.
+func volumeArg(arg string, with numbered) (name string, number int, err error) {
+	name, digits, found := strings.Cut(arg, "@")
+	if !lab.ValidLabel(name) {
+		return "", 0, usage("names of volumes are lower-case letters, digits and dashes", "%q is no name of a volume", ui.Clean(name))
+	}
+	number, err = strconv.Atoi(digits)
+	hint := "\"lab volume list\" shows the numbers"
+	switch {
+	case !found && with != always:
+		return name, 0, nil
+	case !found:
+		return "", 0, usage(hint, "a snapshot is wanted here, such as %s@3", name)
+	case with == never:
+		return "", 0, usage("write "+name, "%q is a snapshot; a volume is wanted here", ui.Clean(arg))
+	case err != nil || number < 1 || digits != strconv.Itoa(number):
+		return "", 0, usage(hint, "%q is no snapshot", ui.Clean(arg))
+	}
+	return name, number, nil
 }
 
 // volumeError adds the next step to an error about a volume that is not there.

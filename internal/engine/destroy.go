@@ -52,13 +52,13 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	}
 	if !found {
 		if _, err := os.Stat(l.host.Dirs.Lab(l.id)); err != nil {
-			_ = s.removeFiles() // the lock itself
+			_ = s.removeFiles(ctx) // the lock itself
 			return ErrNoLab
 		}
 	}
 	if s.provider == nil {
 		if !found && len(o.Machines) == 0 { // volumes of a lab that was destroyed
-			return s.removeFiles()
+			return s.removeFiles(ctx)
 		}
 		return fmt.Errorf("there is no provider %q", s.state.Opened.Provider)
 	}
@@ -150,15 +150,23 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 	if err := supervise.Stop(ctx, s.host.Dirs, s.id); err != nil {
 		return fmt.Errorf("stopping the lab's supervisor: %w", err)
 	}
-	return s.removeFiles()
+	return s.removeFiles(ctx)
 }
 
 // removeFiles removes the lab's files; the ledger last, so that a lab that is
 // half removed is still found.
-func (s *session) removeFiles() error {
+func (s *session) removeFiles(ctx context.Context) error {
 	d := s.host.Dirs
-	kept := s.keptVolumes()
+	kept, err := s.volumes().Names()
+	if err != nil {
+		return err
+	}
 	if s.opt.Volumes {
+		for _, name := range kept {
+			if err := s.volumes().Remove(ctx, name); err != nil {
+				return err
+			}
+		}
 		kept = nil
 	}
 	paths := []string{d.Machines(s.id), d.Keys(s.id)}
@@ -195,11 +203,11 @@ func (s *session) closeIfEmpty(ctx context.Context) error {
 		return nil
 	}
 	for _, name := range s.made {
-		if err := s.volumes().Remove(name); err != nil {
+		if err := s.volumes().Remove(ctx, name); err != nil {
 			return err
 		}
 	}
-	return s.removeFiles()
+	return s.removeFiles(ctx)
 }
 
 // remove destroys one generation and records it.

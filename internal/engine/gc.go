@@ -103,7 +103,11 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 		}
 	}
 	dir := l.host.Dirs.Lab(l.id)
-	if _, err := os.Stat(dir); err == nil && left == 0 && !l.book.Exists() && len(l.keptVolumes()) == 0 {
+	kept, err := l.volumes().Names()
+	if err != nil {
+		return found, errors.Join(append(errs, err)...)
+	}
+	if _, err := os.Stat(dir); err == nil && left == 0 && !l.book.Exists() && len(kept) == 0 {
 		found = append(found, Garbage{Kind: "lab", Name: dir, Bytes: size(dir), Why: "it has neither a ledger nor machines"})
 		if !dryRun {
 			errs = append(errs, os.RemoveAll(dir))

@@ -239,7 +239,7 @@ func (h *Host) List(ctx context.Context) ([]Summary, error) {
 			return nil, ctx.Err()
 		}
 		if l := h.Lab(id); err != nil && !l.book.Exists() {
-			if kept := l.keptVolumes(); len(kept) > 0 { // destroyed, but not its data
+			if kept, _ := l.volumes().Names(); len(kept) > 0 { // destroyed, but not its data
 				list = append(list, Summary{ID: id, Volumes: kept})
 				continue
 			}

@@ -21,7 +21,48 @@ import (
 )
 
 // volumes is the store of the lab's volumes.
-func (l *Lab) volumes() *volume.Store { return volume.Open(l.host.Dirs.Volumes(l.id)) }
+func (l *Lab) volumes() *volume.Store { return volume.Open(l.host.Dirs.Volumes(l.id), l.keeper) }
+
+// keeper finds the files of volumes that are kept at a daemon of another host.
+func (l *Lab) keeper(ctx context.Context, at volume.Place) (providers.VolumeFiles, error) {
+	p, err := l.host.Provider(ledger.Opened{Provider: at.Provider, URI: at.URI})
+	if err != nil {
+		return nil, err
+	}
+	k, ok := p.(providers.VolumeKeeper)
+	if !ok {
+		return nil, fmt.Errorf("%w: that is not another host", providers.ErrIncapable)
+	}
+	return k.VolumeFiles(ctx, l.id)
+}
+
+// placeOf returns where the volumes of a provider's machines are kept.
+func placeOf(p providers.Provider) volume.Place {
+	if _, ok := p.(providers.VolumeKeeper); !ok {
+		return volume.Place{}
+	}
+	at := volume.Place{Provider: p.Name()}
+	if a, ok := p.(providers.Addressed); ok {
+		at.URI = a.URI()
+	}
+	return at
+}
+
+// elsewhere says that a volume is kept where the machine cannot have it.
+type elsewhere struct {
+	volume string
+	at, to volume.Place
+}
+
+// Error implements error.
+func (e *elsewhere) Error() string {
+	return fmt.Sprintf("volume %s is kept %s, and its machines are to run %s", e.volume, e.at, e.to)
+}
+
+// Hint is the next step.
+func (e *elsewhere) Hint() string {
+	return fmt.Sprintf("\"lab volume export %[1]s FILE\", \"lab volume rm %[1]s\" and \"lab volume import FILE %[1]s\" take it there", e.volume)
+}
 
 // storable checks before anything is changed what can be known of volumes.
 func (s *session) storable(want *lab.Lab) error {
@@ -49,6 +90,8 @@ func (s *session) storable(want *lab.Lab) error {
 				refuse("volume %s has %s and cannot shrink to %s; ask for %s, or make a new volume under another name", v.Name, there.Size, v.Size, there.Size)
 			case v.FS != there.FS:
 				refuse("volume %s was made with fs: %s; write that, or make a new volume under another name", v.Name, there.FS)
+			case there.At != placeOf(s.provider):
+				refuse("%w", &elsewhere{v.Name, there.At, placeOf(s.provider)})
 			}
 		}
 	}
@@ -103,7 +146,7 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 	v, err := store.Get(want.Name)
 	if errors.Is(err, volume.ErrNotFound) {
 		note("making volume %s, %s", want.Name, want.Size)
-		if v, err = store.Create(ctx, want); err == nil {
+		if v, err = store.Create(ctx, want, placeOf(s.provider)); err == nil {
 			s.made = append(s.made, v.Name) // under Hold
 			err = s.recordVolume(ledger.VolumeMade, ledger.VolumeAct{Volume: v.Name, Size: v.Size})
 		}
@@ -111,24 +154,27 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 	if err != nil {
 		return out, err
 	}
+	if at := placeOf(s.provider); v.At != at {
+		return out, &elsewhere{v.Name, v.At, at}
+	}
 	if want.ReadOnly {
 		// It reads what the volume holds now: a writer may come, or go on.
 		now, err := s.cover(ctx, v.Name)
 		if err != nil {
 			return out, err
 		}
-		return chain(out, store.Paths(now.Layers)), nil
+		return s.chain(ctx, out, v, now.Layers)
 	}
-	users, err := s.users(ctx, v.Name)
+	users, err := s.users(ctx, v)
 	if err != nil {
 		return out, err
 	}
-	if err := s.unwritten(v, users, g); err != nil {
+	if err := s.unwritten(ctx, v, users, g); err != nil {
 		return out, err
 	}
 	// What another generation left is kept as it is, before this one gets at it.
 	rec, _ := s.machine(g.Machine).Of(g.Number)
-	snap, err := store.Attach(v.Name, volume.Attachment{
+	snap, err := store.Attach(ctx, v.Name, volume.Attachment{
 		Machine: g.Machine, Generation: g.Number, Born: rec.Born.UTC().Format(time.RFC3339Nano),
 	})
 	if err != nil {
@@ -156,14 +202,18 @@ func (s *session) attachOne(ctx context.Context, g lab.Generation, want lab.Volu
 	if v, err = store.Get(v.Name); err != nil {
 		return out, err
 	}
-	return chain(out, store.Paths(v.Layers)), nil
+	return s.chain(ctx, out, v, v.Layers)
 }
 
-// chain fills in a volume's files.
-func chain(v providers.Volume, paths []string) providers.Volume {
+// chain fills in the files of a machine's disk that are those of a volume.
+func (s *session) chain(ctx context.Context, disk providers.Volume, v volume.Volume, files []string) (providers.Volume, error) {
+	paths, err := s.volumes().Paths(ctx, v, files)
+	if err != nil {
+		return disk, err
+	}
 	last := len(paths) - 1
-	v.Path, v.Layers = paths[last], paths[:last]
-	return v
+	disk.Path, disk.Layers = paths[last], paths[:last]
+	return disk, nil
 }
 
 // writes reports whether a machine of the lab has the volume for writing.
@@ -252,7 +302,7 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 	}
 	defer free()
 	for _, v := range owned {
-		if err := s.volumes().Prepared(v.Name, v.Owner, v.Mode); err != nil {
+		if err := s.volumes().Prepared(ctx, v.Name, v.Owner, v.Mode); err != nil {
 			return err
 		}
 	}

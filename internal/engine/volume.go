@@ -40,9 +40,10 @@ func (e *VolumeInUseError) Hint() string {
 type VolumeStatus struct {
 	Name       string           `json:"name"`
 	Size       lab.Bytes        `json:"size"`  // virtual, bytes
-	Taken      lab.Bytes        `json:"taken"` // bytes on the host's disk, snapshots included
+	Taken      lab.Bytes        `json:"taken"` // bytes on its host's disk, snapshots included
 	FS         string           `json:"fs"`
 	Made       time.Time        `json:"made"`
+	URI        string           `json:"uri,omitempty"`        // of the daemon on whose host it is, if that is another one
 	Machine    lab.Name         `json:"machine,omitempty"`    // that wrote to it last
 	Generation int              `json:"generation,omitempty"` // likewise
 	InUse      []string         `json:"inUse,omitempty"`      // generations that run and have it: "web@3"
@@ -72,10 +73,13 @@ func (l *Lab) Volumes(ctx context.Context) ([]VolumeStatus, error) {
 	var out []VolumeStatus
 	for _, v := range all {
 		st := VolumeStatus{
-			Name: v.Name, Size: v.Size, Taken: l.volumes().Taken(v), FS: v.FS, Made: v.Made,
+			Name: v.Name, Size: v.Size, FS: v.FS, Made: v.Made, URI: v.At.URI,
 			Machine: v.Attached.Machine, Generation: v.Attached.Generation, Snapshots: []VolumeSnapshot{},
 		}
-		users, err := s.users(ctx, v.Name)
+		if st.Taken, err = l.volumes().Taken(ctx, v); err != nil {
+			return nil, err
+		}
+		users, err := s.users(ctx, v)
 		if err != nil {
 			return nil, err
 		}
@@ -105,9 +109,19 @@ func (u volumeUser) has(path string) bool {
 // users returns who has the volume at this moment, by what the providers say. One that
 // cannot be asked counts only if it is the lab's own: a machine of another provider
 // keeps its locks on the files all the same.
-func (s *session) users(ctx context.Context, name string) ([]volumeUser, error) {
+func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, error) {
 	var out []volumeUser
-	for _, p := range s.host.candidates(s.state.Opened) {
+	asked := s.host.candidates(s.state.Opened)
+	if v.At != (volume.Place{}) {
+		p, err := s.host.Provider(ledger.Opened{Provider: v.At.Provider, URI: v.At.URI})
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(asked, p) {
+			asked = append(asked, p)
+		}
+	}
+	for _, p := range asked {
 		all, err := p.List(ctx, s.id)
 		if err != nil && ctx.Err() == nil && (errors.Is(err, providers.ErrIncapable) || p.Name() != orDefault(s.state.Opened.Provider)) {
 			s.host.Log.Debug("asking for users of a volume", "provider", p.Name(), "err", err)
@@ -121,7 +135,7 @@ func (s *session) users(ctx context.Context, name string) ([]volumeUser, error) 
 				continue
 			}
 			for _, disk := range m.Volumes {
-				if disk.Name == serial(name) {
+				if disk.Name == serial(v.Name) {
 					out = append(out, volumeUser{m.Generation, p, disk})
 				}
 			}
@@ -141,8 +155,12 @@ func writer(users []volumeUser) (u volumeUser, ok bool) {
 
 // unwritten returns a *VolumeInUseError if a machine other than g writes to the volume,
 // or has the file open that is written to.
-func (s *session) unwritten(v volume.Volume, users []volumeUser, g lab.Generation) error {
-	top := s.volumes().Path(v.Layers[len(v.Layers)-1])
+func (s *session) unwritten(ctx context.Context, v volume.Volume, users []volumeUser, g lab.Generation) error {
+	paths, err := s.volumes().Paths(ctx, v, v.Layers)
+	if err != nil {
+		return err
+	}
+	top := paths[len(paths)-1]
 	for _, u := range users {
 		if u.generation != g && (!u.disk.ReadOnly || u.has(top)) {
 			return &VolumeInUseError{Volume: v.Name, By: u.generation}
@@ -160,10 +178,11 @@ func opened(users []volumeUser) func(path string) bool {
 
 // idle returns a *VolumeInUseError if a machine that runs has the volume.
 func (s *session) idle(ctx context.Context, name string) error {
-	if _, err := s.volumes().Get(name); err != nil {
+	v, err := s.volumes().Get(name)
+	if err != nil {
 		return err
 	}
-	users, err := s.users(ctx, name)
+	users, err := s.users(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -215,9 +234,9 @@ func (s *session) snapshotVolume(ctx context.Context, name, why string) (snap vo
 	switch {
 	case err != nil:
 	case on.pushed:
-		snap, err = store.Keep(name, why)
+		snap, err = store.Keep(ctx, name, why)
 	default:
-		snap, err = store.Snapshot(name, why)
+		snap, err = store.Snapshot(ctx, name, why)
 	}
 	return snap, snapshotError(name, err)
 }
@@ -230,11 +249,11 @@ func (s *session) cover(ctx context.Context, name string) (now volume.Snapshot, 
 	switch {
 	case err != nil:
 	case on.pushed:
-		now, err = store.Settle(name)
+		now, err = store.Settle(ctx, name)
 	case on.written: // it may write at any moment, to the file on top
 		now = on.volume.Below()
 	default:
-		now, err = store.Cover(name)
+		now, err = store.Cover(ctx, name)
 	}
 	return now, snapshotError(name, err)
 }
@@ -249,12 +268,13 @@ type pushed struct {
 // push makes the machine that writes to a volume, if there is one, go on in an empty
 // file on top. What its guest holds it is asked to write first; if enough then says that
 // nothing needs to be done, nothing is.
-func (s *session) push(ctx context.Context, name string, enough func(volume.Volume) bool) (on pushed, err error) {
+func (s *session) push(ctx context.Context, name string, enough func(context.Context, volume.Volume) (bool, error)) (on pushed, err error) {
 	store := s.volumes()
-	if _, err := store.Get(name); err != nil {
+	v, err := store.Get(name)
+	if err != nil {
 		return on, err
 	}
-	users, err := s.users(ctx, name)
+	users, err := s.users(ctx, v)
 	if err != nil {
 		return on, err
 	}
@@ -272,15 +292,22 @@ func (s *session) push(ctx context.Context, name string, enough func(volume.Volu
 		s.sync(ctx, m)
 	}
 	on.written = true
-	if on.volume, err = store.Get(name); err != nil || enough != nil && enough(on.volume) {
+	if on.volume, err = store.Get(name); err != nil {
 		return on, err
 	}
-	v, err := store.Push(name)
-	if err != nil {
+	if enough != nil {
+		if is, err := enough(ctx, on.volume); is || err != nil {
+			return on, err
+		}
+	}
+	if v, err = store.Push(ctx, name); err != nil {
 		return on, err
 	}
 	on.pushed = true
-	attached := chain(providers.Volume{Name: serial(name)}, store.Paths(v.Layers))
+	attached, err := s.chain(ctx, providers.Volume{Name: serial(name)}, v, v.Layers)
+	if err != nil {
+		return on, err
+	}
 	return on, pusher.PushVolume(ctx, by.generation, attached)
 }
 
@@ -305,14 +332,14 @@ func (l *Lab) RestoreVolume(ctx context.Context, name string, number int, o Opti
 		if _, err := v.Snapshot(number); err != nil {
 			return act, err
 		}
-		users, err := s.users(ctx, name)
+		users, err := s.users(ctx, v)
 		if err != nil {
 			return act, err
 		}
-		if err := s.unwritten(v, users, lab.Generation{}); err != nil {
+		if err := s.unwritten(ctx, v, users, lab.Generation{}); err != nil {
 			return act, err
 		}
-		kept, err = s.volumes().Restore(name, number)
+		kept, err = s.volumes().Restore(ctx, name, number)
 		return ledger.VolumeAct{Volume: name, Snapshot: number, Kept: kept}, err
 	})
 }
@@ -357,7 +384,7 @@ func (l *Lab) RemoveVolume(ctx context.Context, name string, number int, o Optio
 		if err := s.idle(ctx, name); err != nil {
 			return act, err
 		}
-		return act, s.volumes().Remove(name)
+		return act, s.volumes().Remove(ctx, name)
 	})
 }
 
@@ -366,7 +393,11 @@ func (l *Lab) RemoveVolume(ctx context.Context, name string, number int, o Optio
 func (l *Lab) forgetSnapshot(ctx context.Context, name string, number int, o Options) error {
 	return l.withVolumes(o, ledger.VolumeForgotten, func(s *session) (ledger.VolumeAct, error) {
 		act := ledger.VolumeAct{Volume: name, Snapshot: number}
-		users, err := s.users(ctx, name)
+		v, err := s.volumes().Get(name)
+		if err != nil {
+			return act, err
+		}
+		users, err := s.users(ctx, v)
 		if err != nil {
 			return act, err
 		}
@@ -385,17 +416,28 @@ func (l *Lab) ExportVolume(ctx context.Context, name string, number int, format,
 		if err != nil {
 			return act, err
 		}
-		if err := s.volumes().Export(ctx, from, format, to); err != nil {
+		if err := s.volumes().Export(ctx, name, from, format, to); err != nil {
 			return act, fmt.Errorf("exporting volume %s: %w", name, err)
 		}
 		return ledger.VolumeAct{Volume: name, Snapshot: number, To: to}, nil
 	})
 }
 
-// ImportVolume makes a volume of a disk image.
-func (l *Lab) ImportVolume(ctx context.Context, from, name string, o Options) error {
-	return l.withVolumes(o, ledger.VolumeImported, func(s *session) (ledger.VolumeAct, error) {
-		v, err := s.volumes().Import(ctx, from, name)
+// ImportVolume makes a volume of a disk image. want is what the Labfile says, if there is
+// one: the volume is kept where its machines are to run.
+func (l *Lab) ImportVolume(ctx context.Context, from, name string, want *lab.Lab, o Options) error {
+	return l.withVolumes(o, ledger.VolumeImported, func(s *session) (act ledger.VolumeAct, err error) {
+		opened := s.state.Opened
+		if want != nil {
+			if opened, err = s.host.choose(opened, want, len(s.state.Names()) > 0); err != nil {
+				return act, fmt.Errorf("lab %s: %w", s.id, err)
+			}
+		}
+		p, err := s.host.Provider(opened)
+		if err != nil {
+			return act, err
+		}
+		v, err := s.volumes().Import(ctx, from, name, placeOf(p))
 		return ledger.VolumeAct{Volume: name, From: from, Size: v.Size}, err
 	})
 }
@@ -412,7 +454,7 @@ func (s *session) removeVolumes(ctx context.Context, gone []ledger.Machine) erro
 			} else if err != nil {
 				return err
 			}
-			if err := s.volumes().Remove(v.Name); err != nil {
+			if err := s.volumes().Remove(ctx, v.Name); err != nil {
 				return err
 			}
 			if err := s.recordVolume(ledger.VolumeRemoved, ledger.VolumeAct{Volume: v.Name}); err != nil {
@@ -466,15 +508,4 @@ func (s *session) letGo(ctx context.Context, g lab.Generation) {
 	if err := s.provider.Stop(ctx, g, max(0, letGoTime-time.Since(began))); err != nil {
 		s.host.Log.Debug("shutting a machine down", "machine", g.String(), "err", err)
 	}
-}
-
-// keptVolumes returns the names of the lab's volumes.
-func (l *Lab) keptVolumes() []string {
-	all, _ := l.volumes().List() // what cannot be read is kept all the same
-	names := make([]string, len(all))
-	for i, v := range all {
-		names[i] = v.Name
-	}
-	slices.Sort(names)
-	return names
 }

@@ -26,7 +26,7 @@ func (b *bench) scribble(l *Lab, name string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	f, err := os.OpenFile(l.volumes().Path(v.Layers[len(v.Layers)-1]), os.O_WRONLY|os.O_APPEND, 0)
+	f, err := os.OpenFile(b.top(l, v), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -34,6 +34,16 @@ func (b *bench) scribble(l *Lab, name string) {
 	if _, err := f.Write(make([]byte, 64<<10)); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// top is the file that a volume's writer writes to.
+func (b *bench) top(l *Lab, v volume.Volume) string {
+	b.t.Helper()
+	paths, err := l.volumes().Paths(b.ctx, v, v.Layers)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return paths[len(paths)-1]
 }
 
 func bare(name string, size lab.Bytes) lab.Volume {
@@ -160,6 +170,41 @@ func TestVolumesOutliveMachines(t *testing.T) {
 	b.up(l, w) // db@1 again, and yet another one
 	if v := b.volume(l, "data"); len(v.Snapshots) != snapshots+2 {
 		t.Errorf("%+v", v)
+	}
+	if err := l.Destroy(b.ctx, Options{Volumes: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(b.Dirs.Lab(l.ID())); !errors.Is(err, os.ErrNotExist) {
+		t.Error("something is left:", err)
+	}
+}
+
+// TestDamagedVolumeIsKept destroys a lab with a volume whose description cannot be read:
+// its data may be whole.
+func TestDamagedVolumeIsKept(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	db := machine("db")
+	db.Volumes = []lab.Volume{bare("data", lab.MiB)}
+	b.up(l, b.want(db))
+	v, err := l.volumes().Get("data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, description := b.top(l, v), filepath.Join(b.Dirs.Volumes(l.ID()), "data.json")
+	if err := os.WriteFile(description, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Destroy(b.ctx, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.GC(b.ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{data, description} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
 	}
 	if err := l.Destroy(b.ctx, Options{Volumes: true}); err != nil {
 		t.Fatal(err)
@@ -305,7 +350,7 @@ func TestVolumesUndone(t *testing.T) {
 	db.Volumes = []lab.Volume{bare("data", lab.MiB)}
 	for _, before := range []bool{false, true} {
 		if before {
-			if _, err := l.volumes().Create(b.ctx, bare("data", lab.MiB)); err != nil {
+			if _, err := l.volumes().Create(b.ctx, bare("data", lab.MiB), volume.Place{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -318,8 +363,8 @@ func TestVolumesUndone(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
-		if kept := l.keptVolumes(); before != (len(kept) == 1) {
-			t.Errorf("volume before: %v, after: %v", before, kept)
+		if kept, err := l.volumes().Names(); err != nil || before != (len(kept) == 1) {
+			t.Errorf("volume before: %v, after: %v, %v", before, kept, err)
 		}
 		if _, err := os.Stat(b.Dirs.Lab(l.ID())); before != (err == nil) {
 			t.Errorf("volume before: %v, folder after: %v", before, err)
@@ -343,10 +388,10 @@ func TestCoverUnderAWriter(t *testing.T) {
 	if _, err := s.cover(b.ctx, "data"); err != nil {
 		t.Fatal(err)
 	}
-	on, err := s.push(b.ctx, "data", func(v volume.Volume) bool {
-		covered := l.volumes().Covered(v)
+	on, err := s.push(b.ctx, "data", func(ctx context.Context, v volume.Volume) (bool, error) {
+		covered, err := l.volumes().Covered(ctx, v)
 		b.scribble(l, "data")
-		return covered
+		return covered, err
 	})
 	if err != nil || !on.written || on.pushed {
 		t.Fatalf("%+v, %v", on, err)
@@ -360,12 +405,20 @@ func TestCoverUnderAWriter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m.Volumes[0].Path != l.volumes().Path(now.Layers[len(now.Layers)-1]) {
+		v, err := l.volumes().Get("data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		read, err := l.volumes().Paths(b.ctx, v, now.Layers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Volumes[0].Path != read[len(read)-1] {
 			b.scribble(l, "data")
 			continue
 		}
 		// What was written to is read: then the machine writes elsewhere by now.
-		if m, err = b.provider.Inspect(b.ctx, m.Generation); err != nil || slices.Contains(l.volumes().Paths(now.Layers), m.Volumes[0].Path) {
+		if m, err = b.provider.Inspect(b.ctx, m.Generation); err != nil || slices.Contains(read, m.Volumes[0].Path) {
 			t.Errorf("it reads %v, and %s is written to (%v)", now.Layers, m.Volumes[0].Path, err)
 		}
 	}

@@ -124,14 +124,6 @@ func flatten(ctx context.Context, chain []string, format, to string) error {
 	return err
 }
 
-// commit writes what the upper file says into the lower one.
-func (s *Store) commit(ctx context.Context, lower, upper string) error {
-	if _, err := qemuImg(ctx, "commit", "-q", "-d", chainSpec([]string{lower, upper})); err != nil {
-		return err
-	}
-	return syncFile(lower)
-}
-
 // Clone makes a volume of its own of what another one held when the snapshot was
 // taken. Errors: ErrExists.
 func (s *Store) Clone(ctx context.Context, name string, from Snapshot, as string) (Volume, error) {
@@ -139,26 +131,37 @@ func (s *Store) Clone(ctx context.Context, name string, from Snapshot, as string
 	if err != nil {
 		return Volume{}, err
 	}
-	clone, err := s.begin(as)
+	clone, err := s.begin(as, v.At)
 	if err != nil {
 		return clone, fmt.Errorf("cloning volume %s as %s: %w", name, as, err)
 	}
 	clone.Size, clone.FS, clone.Owner, clone.Mode = from.Size, v.FS, v.Owner, v.Mode
-	file := clone.newLayer()
-	if err := flatten(ctx, s.Paths(from.Layers), "qcow2", s.Path(file)); err != nil {
+	err = s.found(ctx, &clone, func(files providers.VolumeFiles, file string) error {
+		return files.Flatten(ctx, from.Layers, from.Size, file)
+	})
+	if err != nil {
 		return clone, fmt.Errorf("cloning volume %s: %w", name, err)
 	}
-	return s.finish(clone, file)
+	return clone, nil
 }
 
 // Export writes a snapshot of a volume into one new file of the format "qcow2" or
 // "raw", which anything can read.
-func (s *Store) Export(ctx context.Context, from Snapshot, format, to string) error {
+func (s *Store) Export(ctx context.Context, name string, from Snapshot, format, to string) error {
 	if err := Exportable(to); err != nil {
 		return err
 	}
+	v, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	chain, done, err := s.local(ctx, v, from.Layers)
+	defer done()
+	if err != nil {
+		return err
+	}
 	tmp := to + ".part"
-	if err := flatten(ctx, s.Paths(from.Layers), format, tmp); err != nil {
+	if err := flatten(ctx, chain, format, tmp); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("writing %s: %w", to, err)
 	}
@@ -182,16 +185,16 @@ func Exportable(to string) error {
 }
 
 // Import makes a volume of a disk image, which is inspected first: it may come from
-// anywhere.
-func (s *Store) Import(ctx context.Context, from, name string) (Volume, error) {
-	v, err := s.importFrom(ctx, from, name)
+// anywhere. The volume's files are kept at a place.
+func (s *Store) Import(ctx context.Context, from, name string, at Place) (Volume, error) {
+	v, err := s.importFrom(ctx, from, name, at)
 	if err != nil {
 		return v, fmt.Errorf("importing volume %s: %w", name, err)
 	}
 	return v, nil
 }
 
-func (s *Store) importFrom(ctx context.Context, from, name string) (Volume, error) {
+func (s *Store) importFrom(ctx context.Context, from, name string, at Place) (Volume, error) {
 	f, err := os.Open(from)
 	if err != nil {
 		return Volume{}, err
@@ -205,12 +208,11 @@ func (s *Store) importFrom(ctx context.Context, from, name string) (Volume, erro
 	if err != nil {
 		return Volume{}, err
 	}
-	v, err := s.begin(name)
+	v, err := s.begin(name, at)
 	if err != nil {
 		return v, err
 	}
-	v.Size, v.FS = lab.Bytes(info.VirtualSize), "none"
-	file := v.newLayer()
+	v.Size = lab.Bytes(info.VirtualSize)
 	source := map[string]any{"driver": info.Format, "file": map[string]any{"driver": "file", "filename": from}}
 	if info.Format == disk.QCOW2 {
 		source["backing"] = nil
@@ -219,13 +221,16 @@ func (s *Store) importFrom(ctx context.Context, from, name string) (Volume, erro
 	if err != nil {
 		return v, err
 	}
-	if _, err := qemuImg(ctx, "convert", "-O", "qcow2", "json:"+string(text), s.Path(file)); err != nil {
-		return v, err
-	}
-	if v.FS, err = s.fileSystem(ctx, name, s.Path(file)); err != nil {
-		return v, err
-	}
-	return s.finish(v, file)
+	err = s.found(ctx, &v, func(files providers.VolumeFiles, file string) error {
+		return s.put(ctx, v, files, file, func(to string) error {
+			if _, err := qemuImg(ctx, "convert", "-O", "qcow2", "json:"+string(text), to); err != nil {
+				return err
+			}
+			v.FS, err = s.fileSystem(ctx, name, to)
+			return err
+		})
+	})
+	return v, err
 }
 
 // fileSystem looks for the magic number of ext4 (its superblock begins at 1024, the
@@ -259,22 +264,28 @@ func (s *Store) Grow(ctx context.Context, name string, size lab.Bytes) error {
 	if size < v.Size {
 		return fmt.Errorf("volume %s has %s and cannot shrink to %s", name, v.Size, size)
 	}
-	old := s.Paths(v.Layers)
+	old := v
 	v.Size = size
 	if v.FS != "ext4" {
 		for range 2 { // what lies below the last file is to have the size, too
-			if err := s.grown(&v); err != nil {
+			if err := s.grown(ctx, &v); err != nil {
 				return fmt.Errorf("growing volume %s: %w", name, err)
 			}
 		}
-		return s.save(v)
+		return s.save(ctx, v)
 	}
-	file := v.newLayer()
-	if err := s.growExt4(ctx, v, old, s.Path(file)); err != nil {
+	err = s.found(ctx, &v, func(files providers.VolumeFiles, file string) error {
+		chain, done, err := s.local(ctx, old, old.Layers)
+		defer done()
+		if err != nil {
+			return err
+		}
+		return s.put(ctx, v, files, file, func(to string) error { return s.growExt4(ctx, v, chain, to) })
+	})
+	if err != nil {
 		return fmt.Errorf("growing volume %s: %w", name, err)
 	}
-	_, err = s.finish(v, file)
-	return err
+	return nil
 }
 
 // growExt4 writes the file system of a chain into a new file, larger.

@@ -3,13 +3,14 @@
 // Package volume keeps a lab's volumes: disks that outlive the generations of the
 // machines that use them, with numbered snapshots that nothing changes any more.
 //
-// A volume is a chain of qcow2 files and a description that names them. A machine
+// A volume is a chain of qcow2 files, kept where the lab's machines run, and a description that names them. A machine
 // writes to the last file; a snapshot is the chain up to some file, and so is what
 // machines read that do not write: nobody but the writer has the last file open. The
 // files name no backing file: the description alone says what lies on what.
 package volume
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,7 +19,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +47,7 @@ type Volume struct {
 	Owner     string     `json:"owner,omitempty"` // as last given to its root folder; empty if that was never done
 	Mode      string     `json:"mode,omitempty"`
 	Made      time.Time  `json:"made"`
+	At        Place      `json:"at,omitzero"`         // where its files are
 	Attached  Attachment `json:"attached,omitzero"`   // who had it last for writing
 	Layers    []string   `json:"layers"`              // file names, lowest first; the last one is written to
 	Next      int        `json:"next"`                // number of the next file
@@ -84,24 +85,20 @@ func (v Volume) Snapshot(number int) (Snapshot, error) {
 	return Snapshot{}, fmt.Errorf("%w: %s@%d", ErrNotFound, v.Name, number)
 }
 
-// Store is the folder with a lab's volumes. Whoever changes something holds the
-// lab's lock; what is attached to a machine that runs is not to be changed.
-type Store struct{ dir string }
-
-// Open returns the store in dir, which the first volume makes.
-func Open(dir string) *Store { return &Store{dir} }
-
-// Path returns the absolute path of a file of a volume.
-func (s *Store) Path(file string) string { return filepath.Join(s.dir, file) }
-
-// Paths returns the absolute paths of files of a volume.
-func (s *Store) Paths(files []string) []string {
-	paths := make([]string, len(files))
-	for i, f := range files {
-		paths[i] = s.Path(f)
-	}
-	return paths
+// Store is the folder with the descriptions of a lab's volumes, and the files of those
+// that are kept on this host. Whoever changes something holds the lab's lock; what is
+// attached to a machine that runs is not to be changed.
+type Store struct {
+	dir    string
+	keeper Keeper
 }
+
+// Open returns the store in dir, which the first volume makes. keeper finds what is kept
+// elsewhere.
+func Open(dir string, keeper Keeper) *Store { return &Store{dir, keeper} }
+
+// described is the path of a volume's description.
+func (s *Store) described(name string) string { return filepath.Join(s.dir, name+description) }
 
 const description = ".json"
 
@@ -127,21 +124,30 @@ func (s *Store) Hold() (free func(), err error) {
 	}
 }
 
-// List returns the volumes, sorted by name.
-func (s *Store) List() ([]Volume, error) {
+// Names returns the names of the volumes, sorted, whatever their descriptions say.
+func (s *Store) Names() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("listing volumes: %w", err)
 	}
-	var all []Volume
+	var names []string
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), description)
-		if !ok || !lab.ValidLabel(name) {
-			continue
+		if name, ok := strings.CutSuffix(e.Name(), description); ok && lab.ValidLabel(name) {
+			names = append(names, name)
 		}
+	}
+	slices.Sort(names) // "a-b.json" comes before "a.json"
+	return names, nil
+}
+
+// List returns the volumes, sorted by name.
+func (s *Store) List() ([]Volume, error) {
+	names, err := s.Names()
+	if err != nil {
+		return nil, err
+	}
+	var all []Volume
+	for _, name := range names {
 		v, err := s.Get(name)
 		if err != nil {
 			return nil, err
@@ -157,7 +163,7 @@ func (s *Store) Get(name string) (Volume, error) {
 	if !lab.ValidLabel(name) {
 		return v, fmt.Errorf("%q is not the name of a volume", name)
 	}
-	text, err := os.ReadFile(s.Path(name + description))
+	text, err := os.ReadFile(s.described(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, fmt.Errorf("%w: %s", ErrNotFound, name)
 	}
@@ -165,17 +171,17 @@ func (s *Store) Get(name string) (Volume, error) {
 		return v, fmt.Errorf("reading volume %s: %w", name, err)
 	}
 	if err := json.Unmarshal(text, &v); err != nil {
-		return v, fmt.Errorf("reading %s: %w", s.Path(name+description), err)
+		return v, fmt.Errorf("reading %s: %w", s.described(name), err)
 	}
 	if v.Version != version {
-		return v, fmt.Errorf("%s has version %d, this lab knows version %d", s.Path(name+description), v.Version, version)
+		return v, fmt.Errorf("%s has version %d, this lab knows version %d", s.described(name), v.Version, version)
 	}
 	if v.Name != name || len(v.Layers) == 0 {
-		return v, fmt.Errorf("%s does not describe a volume %s", s.Path(name+description), name)
+		return v, fmt.Errorf("%s does not describe a volume %s", s.described(name), name)
 	}
 	for _, f := range v.files() {
 		if f != filepath.Base(f) || !strings.HasPrefix(f, name+"@") {
-			return v, fmt.Errorf("%s names a file that is not the volume's: %q", s.Path(name+description), f)
+			return v, fmt.Errorf("%s names a file that is not the volume's: %q", s.described(name), f)
 		}
 	}
 	return v, nil
@@ -191,34 +197,53 @@ func (v Volume) files() []string {
 	return slices.Compact(all)
 }
 
-// Taken returns what a volume takes on the host's disk, snapshots included.
-func (s *Store) Taken(v Volume) lab.Bytes {
+// Taken returns what a volume takes on the disk of the host that keeps it, snapshots
+// included.
+func (s *Store) Taken(ctx context.Context, v Volume) (lab.Bytes, error) {
+	files, err := s.files(ctx, v.At)
+	if err != nil {
+		return 0, err
+	}
 	var total lab.Bytes
 	for _, f := range v.files() {
-		if fi, err := os.Stat(s.Path(f)); err == nil {
-			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-				total += lab.Bytes(st.Blocks * 512)
-			}
+		_, takes, err := files.Usage(ctx, f)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, fmt.Errorf("asking for the size of volume %s: %w", v.Name, err)
 		}
+		total += takes
 	}
-	return total
+	return total, nil
+}
+
+// untouched reports whether nothing was written to the file that a machine writes to.
+func (s *Store) untouched(ctx context.Context, v Volume) (bool, error) {
+	files, err := s.files(ctx, v.At)
+	if err != nil || v.Pushing {
+		return false, err
+	}
+	length, _, err := files.Usage(ctx, v.Layers[len(v.Layers)-1])
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && length <= qcow2.EmptySize, err
 }
 
 // Covered reports whether nothing was written to the last file, and there are others:
 // they hold what the volume holds.
-func (s *Store) Covered(v Volume) bool {
-	fi, err := os.Stat(s.Path(v.Layers[len(v.Layers)-1]))
-	return err == nil && fi.Size() <= qcow2.EmptySize && len(v.Layers) > 1 && !v.Pushing
+func (s *Store) Covered(ctx context.Context, v Volume) (bool, error) {
+	if len(v.Layers) == 1 {
+		return false, nil
+	}
+	return s.untouched(ctx, v)
 }
 
 // kept reports whether what the volume holds is a snapshot, or nothing at all.
-func (s *Store) kept(v Volume) bool {
-	fi, err := os.Stat(s.Path(v.Layers[len(v.Layers)-1]))
-	if v.Pushing || err != nil || fi.Size() > qcow2.EmptySize {
-		return false
+func (s *Store) kept(ctx context.Context, v Volume) (bool, error) {
+	if is, err := s.untouched(ctx, v); !is || err != nil {
+		return false, err
 	}
 	below := v.Below().Layers
-	return len(below) == 0 || slices.ContainsFunc(v.Snapshots, func(snap Snapshot) bool { return slices.Equal(snap.Layers, below) })
+	return len(below) == 0 || slices.ContainsFunc(v.Snapshots, func(snap Snapshot) bool { return slices.Equal(snap.Layers, below) }), nil
 }
 
 // Below is what lies below the last file, as Cover returns it.
@@ -234,7 +259,7 @@ func (v *Volume) newLayer() string {
 
 // save writes the description, from where on it holds, and removes the files that
 // it no longer names.
-func (s *Store) save(v Volume) error {
+func (s *Store) save(ctx context.Context, v Volume) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
@@ -248,28 +273,38 @@ func (s *Store) save(v Volume) error {
 		os.Remove(f.Name())
 		return err
 	}
-	if err := os.Rename(f.Name(), s.Path(v.Name+description)); err != nil {
+	if err := os.Rename(f.Name(), s.described(v.Name)); err != nil {
 		os.Remove(f.Name())
 		return err
 	}
 	if err := s.sync(); err != nil {
 		return err
 	}
-	return s.sweep(v.Name, v.files())
+	return s.sweep(ctx, v.Name, v.At, v.files())
 }
 
 // sweep removes the files of a volume that are not among those to keep: what an
 // interrupted command left, and what nothing needs any more.
-func (s *Store) sweep(name string, keep []string) error {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return err
+func (s *Store) sweep(ctx context.Context, name string, at Place, keep []string) error {
+	places := []Place{{}} // copies of what is elsewhere are here
+	if at != (Place{}) {
+		places = append(places, at)
 	}
-	for _, e := range entries {
-		ours := strings.HasPrefix(strings.TrimPrefix(e.Name(), "."), name+"@")
-		if ours && !slices.Contains(keep, e.Name()) {
-			if err := os.RemoveAll(s.Path(e.Name())); err != nil {
-				return err
+	for _, place := range places {
+		files, err := s.files(ctx, place)
+		if err != nil {
+			return err
+		}
+		there, err := files.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, file := range there {
+			ours := strings.HasPrefix(strings.TrimPrefix(file, "."), name+"@")
+			if ours && !slices.Contains(keep, file) {
+				if err := files.Remove(ctx, file); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -283,12 +318,4 @@ func (s *Store) sync() error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-func syncFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

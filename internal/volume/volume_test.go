@@ -3,6 +3,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,12 @@ import (
 	"github.com/labfile/lab/internal/lab"
 )
 
+// paths are those of files of a store that keeps its volumes on this host.
+func paths(s *Store, names []string) []string {
+	all, _ := folder(s.dir).Open(context.Background(), names, "")
+	return all
+}
+
 // write puts 64 KiB of one byte at an offset of a volume's disk.
 func write(t *testing.T, s *Store, name string, at int, pattern byte) {
 	t.Helper()
@@ -22,7 +29,7 @@ func write(t *testing.T, s *Store, name string, at int, pattern byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	qemuIO(t, chainSpec(s.Paths(v.Layers)), fmt.Sprintf("write -P %d %d 64k", pattern, at))
+	qemuIO(t, chainSpec(paths(s, v.Layers)), fmt.Sprintf("write -P %d %d 64k", pattern, at))
 }
 
 // reads checks that a chain has 64 KiB of the byte at the offset.
@@ -46,12 +53,12 @@ func newStore(t *testing.T) *Store {
 			t.Fatal(err)
 		}
 	}
-	return Open(filepath.Join(t.TempDir(), "volumes"))
+	return Open(filepath.Join(t.TempDir(), "volumes"), nil)
 }
 
 func create(t *testing.T, s *Store, name, fs string, size lab.Bytes) Volume {
 	t.Helper()
-	v, err := s.Create(t.Context(), lab.Volume{Name: name, Size: size, FS: fs})
+	v, err := s.Create(t.Context(), lab.Volume{Name: name, Size: size, FS: fs}, Place{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +76,7 @@ func current(t *testing.T, s *Store, name string) Volume {
 
 func cover(t *testing.T, s *Store, name string) Snapshot {
 	t.Helper()
-	snap, err := s.Cover(name)
+	snap, err := s.Cover(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,41 +89,41 @@ func TestSnapshots(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "db", "none", 8*lab.MiB)
 	write(t, s, "db", 0, 1)
-	first, err := s.Snapshot("db", "by hand")
+	first, err := s.Snapshot(t.Context(), "db", "by hand")
 	if err != nil || first.Number != 1 {
 		t.Fatal(first, err)
 	}
 	write(t, s, "db", 0, 2)
-	reads(t, s.Paths(first.Layers), 0, 1)
-	reads(t, s.Paths(current(t, s, "db").Layers), 0, 2)
+	reads(t, paths(s, first.Layers), 0, 1)
+	reads(t, paths(s, current(t, s, "db").Layers), 0, 2)
 
-	kept, err := s.Restore("db", 1)
+	kept, err := s.Restore(t.Context(), "db", 1)
 	if err != nil || kept != 2 {
 		t.Fatalf("kept %d, %v", kept, err)
 	}
-	reads(t, s.Paths(current(t, s, "db").Layers), 0, 1)
+	reads(t, paths(s, current(t, s, "db").Layers), 0, 1)
 	write(t, s, "db", 0, 3)
 	second, err := current(t, s, "db").Snapshot(2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(second.Layers), 0, 2)
-	reads(t, s.Paths(first.Layers), 0, 1)
+	reads(t, paths(s, second.Layers), 0, 2)
+	reads(t, paths(s, first.Layers), 0, 1)
 
 	if _, err := s.Clone(t.Context(), "db", second, "old"); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Remove("db"); err != nil {
+	if err := s.Remove(t.Context(), "db"); err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(current(t, s, "old").Layers), 0, 2)
+	reads(t, paths(s, current(t, s, "old").Layers), 0, 2)
 	if _, err := s.Get("db"); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
-	if left, _ := filepath.Glob(s.Path("db@*")); len(left) > 0 {
+	if left, _ := filepath.Glob(folder(s.dir).Path("db@*")); len(left) > 0 {
 		t.Error("left", left)
 	}
-	if err := s.Remove("old"); err != nil {
+	if err := s.Remove(t.Context(), "old"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
@@ -130,7 +137,7 @@ func TestAttach(t *testing.T) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 9; n++ {
 		for range 2 { // the second time nothing happens
-			if _, err := s.Attach("db", Attachment{Machine: "web", Generation: n}); err != nil {
+			if _, err := s.Attach(t.Context(), "db", Attachment{Machine: "web", Generation: n}); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.Thin(t.Context(), "db", nobody); err != nil {
@@ -140,10 +147,10 @@ func TestAttach(t *testing.T) {
 		write(t, s, "db", n*64<<10, byte(n))
 	}
 	// Nobody wrote since: no snapshot of nothing.
-	if snap, err := s.Attach("db", Attachment{Machine: "web", Generation: 10}); err != nil || snap == nil {
+	if snap, err := s.Attach(t.Context(), "db", Attachment{Machine: "web", Generation: 10}); err != nil || snap == nil {
 		t.Fatal(snap, err)
 	}
-	if snap, err := s.Attach("db", Attachment{Machine: "web", Generation: 11}); err != nil || snap != nil {
+	if snap, err := s.Attach(t.Context(), "db", Attachment{Machine: "web", Generation: 11}); err != nil || snap != nil {
 		t.Fatal(snap, err)
 	}
 	if err := s.Thin(t.Context(), "db", nobody); err != nil {
@@ -153,7 +160,7 @@ func TestAttach(t *testing.T) {
 	var numbers []int
 	for _, snap := range v.Snapshots {
 		numbers = append(numbers, snap.Number)
-		chain := s.Paths(snap.Layers)
+		chain := paths(s, snap.Layers)
 		for n := 1; n <= 9; n++ {
 			want := byte(0)
 			if n <= snap.Number {
@@ -168,7 +175,7 @@ func TestAttach(t *testing.T) {
 	if len(v.Layers) != 6 { // five that snapshots end at, and the one that is written to
 		t.Error("layers", v.Layers)
 	}
-	files, _ := filepath.Glob(s.Path("db@*"))
+	files, _ := filepath.Glob(folder(s.dir).Path("db@*"))
 	if len(files) != 6 {
 		t.Error("files", files)
 	}
@@ -179,41 +186,41 @@ func TestCover(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "db", "none", 8*lab.MiB)
 	empty := cover(t, s, "db")
-	reads(t, s.Paths(empty.Layers), 0, 0)
+	reads(t, paths(s, empty.Layers), 0, 0)
 	if again := cover(t, s, "db"); !slices.Equal(again.Layers, empty.Layers) {
 		t.Errorf("nothing was written, and %v became %v", empty.Layers, again.Layers)
 	}
 	write(t, s, "db", 0, 1)
 	first := cover(t, s, "db")
 	write(t, s, "db", 0, 2)
-	reads(t, s.Paths(first.Layers), 0, 1)
+	reads(t, paths(s, first.Layers), 0, 1)
 	second := cover(t, s, "db")
 
 	// It is not lost by going back to another state.
-	if snap, err := s.Snapshot("db", ""); err != nil || snap.Number != 1 {
+	if snap, err := s.Snapshot(t.Context(), "db", ""); err != nil || snap.Number != 1 {
 		t.Fatal(snap, err)
 	}
 	write(t, s, "db", 0, 3)
 	third := cover(t, s, "db")
-	if kept, err := s.Restore("db", 1); err != nil || kept != 2 {
+	if kept, err := s.Restore(t.Context(), "db", 1); err != nil || kept != 2 {
 		t.Fatalf("kept %d, %v", kept, err)
 	}
 	snap, err := current(t, s, "db").Snapshot(2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(snap.Layers), 0, 3)
+	reads(t, paths(s, snap.Layers), 0, 3)
 
 	// Files are joined, but for those that somebody has open.
 	held := []Snapshot{first, third}
 	open := func(path string) bool {
-		return slices.ContainsFunc(held, func(snap Snapshot) bool { return slices.Contains(s.Paths(snap.Layers), path) })
+		return slices.ContainsFunc(held, func(snap Snapshot) bool { return slices.Contains(paths(s, snap.Layers), path) })
 	}
 	if err := s.Forget(t.Context(), "db", 2, open); err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(first.Layers), 0, 1)
-	reads(t, s.Paths(second.Layers), 0, 2)
+	reads(t, paths(s, first.Layers), 0, 1)
+	reads(t, paths(s, second.Layers), 0, 2)
 	held = nil
 	if err := s.Thin(t.Context(), "db", open); err != nil {
 		t.Fatal(err)
@@ -222,13 +229,13 @@ func TestCover(t *testing.T) {
 	if len(v.Layers) != 2 {
 		t.Errorf("left apart: %v", v.Layers)
 	}
-	reads(t, s.Paths(v.Layers), 0, 2)
+	reads(t, paths(s, v.Layers), 0, 2)
 
 	// A reader of what was grown sees the size.
 	if err := s.Grow(t.Context(), "db", 16*lab.MiB); err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(cover(t, s, "db").Layers), 12<<20, 0)
+	reads(t, paths(s, cover(t, s, "db").Layers), 12<<20, 0)
 }
 
 // TestForgetTheLatest forgets the snapshot that the volume goes on from: what it holds
@@ -238,14 +245,14 @@ func TestForgetTheLatest(t *testing.T) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 2; n++ {
 		write(t, s, "db", 0, byte(n))
-		if _, err := s.Snapshot("db", ""); err != nil {
+		if _, err := s.Snapshot(t.Context(), "db", ""); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := s.Forget(t.Context(), "db", 2, nobody); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := s.Restore("db", 1)
+	kept, err := s.Restore(t.Context(), "db", 1)
 	if err != nil || kept != 3 {
 		t.Fatalf("kept %d, %v", kept, err)
 	}
@@ -253,7 +260,7 @@ func TestForgetTheLatest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(snap.Layers), 0, 2)
+	reads(t, paths(s, snap.Layers), 0, 2)
 }
 
 // TestForget keeps what a restored branch stands on.
@@ -262,11 +269,11 @@ func TestForget(t *testing.T) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 3; n++ {
 		write(t, s, "db", n*64<<10, byte(n))
-		if _, err := s.Snapshot("db", ""); err != nil {
+		if _, err := s.Snapshot(t.Context(), "db", ""); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Restore("db", 2); err != nil {
+	if _, err := s.Restore(t.Context(), "db", 2); err != nil {
 		t.Fatal(err)
 	}
 	write(t, s, "db", 3*64<<10, 7)
@@ -281,26 +288,26 @@ func TestForget(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := 1; n <= 3; n++ {
-		reads(t, s.Paths(third.Layers), n*64<<10, byte(n))
+		reads(t, paths(s, third.Layers), n*64<<10, byte(n))
 	}
-	reads(t, s.Paths(v.Layers), 2*64<<10, 2)
-	reads(t, s.Paths(v.Layers), 3*64<<10, 7)
+	reads(t, paths(s, v.Layers), 2*64<<10, 2)
+	reads(t, paths(s, v.Layers), 3*64<<10, 7)
 }
 
 func TestInterrupted(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "db", "none", 8*lab.MiB)
 	for _, name := range []string{"db@2.qcow2", ".db@123"} {
-		if err := os.WriteFile(s.Path(name), []byte("half"), 0o600); err != nil {
+		if err := os.WriteFile(folder(s.dir).Path(name), []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write(t, s, "db", 0, 1)
-	if _, err := s.Snapshot("db", ""); err != nil {
+	if _, err := s.Snapshot(t.Context(), "db", ""); err != nil {
 		t.Fatal(err)
 	}
-	reads(t, s.Paths(current(t, s, "db").Layers), 0, 1)
-	if _, err := os.Stat(s.Path(".db@123")); err == nil {
+	reads(t, paths(s, current(t, s, "db").Layers), 0, 1)
+	if _, err := os.Stat(folder(s.dir).Path(".db@123")); err == nil {
 		t.Error("the scratch file is left")
 	}
 }
@@ -313,7 +320,7 @@ func TestExt4(t *testing.T) {
 		}
 	}
 	create(t, s, "db", "ext4", 64*lab.MiB)
-	before, err := s.Snapshot("db", "")
+	before, err := s.Snapshot(t.Context(), "db", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,30 +328,30 @@ func TestExt4(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "db.raw")
-	if err := s.Export(t.Context(), cover(t, s, "db"), "raw", file); err != nil {
+	if err := s.Export(t.Context(), "db", cover(t, s, "db"), "raw", file); err != nil {
 		t.Fatal(err)
 	}
 	if got := blocks(t, file); got != "24576" {
 		t.Errorf("the file system has %s blocks", got)
 	}
 	small := filepath.Join(t.TempDir(), "small.raw")
-	if err := s.Export(t.Context(), before, "raw", small); err != nil {
+	if err := s.Export(t.Context(), "db", before, "raw", small); err != nil {
 		t.Fatal(err)
 	}
 	if got := blocks(t, small); got != "16384" {
 		t.Errorf("the snapshot's file system has %s blocks", got)
 	}
-	v, err := s.Import(t.Context(), file, "copy")
+	v, err := s.Import(t.Context(), file, "copy", Place{})
 	if err != nil || v.FS != "ext4" || v.Size != 96*lab.MiB {
 		t.Errorf("imported %+v, %v", v, err)
 	}
 	if err := s.Grow(t.Context(), "db", 64*lab.MiB); err == nil || !strings.Contains(err.Error(), "cannot shrink to 64MiB") {
 		t.Error(err)
 	}
-	if err := s.Export(t.Context(), cover(t, s, "db"), "raw", file); err == nil || !strings.Contains(err.Error(), "exists already") {
+	if err := s.Export(t.Context(), "db", cover(t, s, "db"), "raw", file); err == nil || !strings.Contains(err.Error(), "exists already") {
 		t.Error(err)
 	}
-	if _, err := s.Create(t.Context(), lab.Volume{Name: "db", Size: lab.GiB, FS: "ext4"}); !errors.Is(err, ErrExists) {
+	if _, err := s.Create(t.Context(), lab.Volume{Name: "db", Size: lab.GiB, FS: "ext4"}, Place{}); !errors.Is(err, ErrExists) {
 		t.Error(err)
 	}
 }
@@ -378,7 +385,7 @@ func TestImportRefuses(t *testing.T) {
 	if _, err := qemuImg(t.Context(), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, evil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Import(t.Context(), evil, "evil"); err == nil || !strings.Contains(err.Error(), "backing") {
+	if _, err := s.Import(t.Context(), evil, "evil", Place{}); err == nil || !strings.Contains(err.Error(), "backing") {
 		t.Error(err)
 	}
 	if all, err := s.List(); err != nil || len(all) > 0 {

@@ -264,7 +264,7 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := p.enter(ctx, spec.Generation); err != nil {
 		return err
 	}
-	if err := local.CheckSpec(spec); err != nil {
+	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
 		return err
 	}
 	if len(spec.Mounts) > 0 {

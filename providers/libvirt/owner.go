@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
+	"slices"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/local"
@@ -47,31 +48,52 @@ func (o owner) definition() (local.Definition, error) {
 
 // seen is what is read of a live domain's document: the files that its disks are.
 type seen struct {
-	Disks []struct {
-		Source struct {
-			File string `xml:"file,attr"`
-		} `xml:"source"`
-		Backing backing `xml:"backingStore"`
-		Target  target  `xml:"target"`
-	} `xml:"devices>disk"`
+	Disks []seenDisk `xml:"devices>disk"`
+}
+
+type seenDisk struct {
+	Source struct {
+		File string `xml:"file,attr"`
+	} `xml:"source"`
+	Backing backing `xml:"backingStore"`
+	Target  target  `xml:"target"`
+	Mirror  struct {
+		Ready string `xml:"ready,attr"`
+	} `xml:"mirror"`
+}
+
+// files are those of a disk, from the one that is written to downwards.
+func (d seenDisk) files() []string {
+	files := []string{d.Source.File}
+	for b := &d.Backing; b != nil && b.Source != nil; b = b.Below {
+		files = append(files, b.Source.File)
+	}
+	return files
+}
+
+// has reports whether the disk lies on the file.
+func (d seenDisk) has(file string) bool { return slices.Contains(d.files(), file) }
+
+// diskOf finds the machine's own disk in its document.
+func diskOf(document string) (seenDisk, error) {
+	var s seen
+	if err := xml.Unmarshal([]byte(document), &s); err != nil {
+		return seenDisk{}, fmt.Errorf("reading a domain's document: %w", err)
+	}
+	for _, d := range s.Disks {
+		if d.Target.Dev == mainDisk {
+			return d, nil
+		}
+	}
+	return seenDisk{}, fmt.Errorf("the machine has no disk %s", mainDisk)
 }
 
 // chainOf returns the files of the machine's own disk, from the one that it writes
 // to downwards.
 func chainOf(document string) ([]string, error) {
-	var s seen
-	if err := xml.Unmarshal([]byte(document), &s); err != nil {
-		return nil, fmt.Errorf("reading a domain's document: %w", err)
+	d, err := diskOf(document)
+	if err != nil {
+		return nil, err
 	}
-	for _, d := range s.Disks {
-		if d.Target.Dev != mainDisk {
-			continue
-		}
-		files := []string{d.Source.File}
-		for b := &d.Backing; b != nil && b.Source != nil; b = b.Below {
-			files = append(files, b.Source.File)
-		}
-		return files, nil
-	}
-	return nil, fmt.Errorf("the machine has no disk %s", mainDisk)
+	return d.files(), nil
 }

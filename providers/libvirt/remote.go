@@ -160,14 +160,11 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 	if err := r.p.enter(ctx, g); err != nil {
 		return err
 	}
-	if err := local.CheckSpec(spec); err != nil {
+	if err := local.CheckSpec(spec, local.CheckAbsolute); err != nil {
 		return err
 	}
-	switch {
-	case len(spec.Mounts) > 0:
+	if len(spec.Mounts) > 0 {
 		return fmt.Errorf("%w: %s is on another host, which cannot see this one's folders", providers.ErrIncapable, r.URI())
-	case len(spec.Volumes) > 0:
-		return fmt.Errorf("%w: volumes cannot be kept on another host yet", providers.ErrIncapable)
 	}
 	dir := r.p.dir(g)
 	defined := func() (bool, error) {

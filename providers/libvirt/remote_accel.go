@@ -123,7 +123,7 @@ func (r *Remote) host(ctx context.Context) (string, error) {
 // probe runs a kernel of the pool, or a boot sector if that is empty, in a domain of that
 // type, and reports whether it did its work in time. The domain ends with this process.
 func (r *Remote) probe(ctx context.Context, files *pool, kind, kernel string) (usable bool, reason string, err error) {
-	name := "lab-probe-" + r.suffix() + "-" + rand.Text()[:8]
+	name := r.helper("probe")
 	log, disk := name+".log", name+".img"
 	defer func() {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
@@ -133,16 +133,9 @@ func (r *Remote) probe(ctx context.Context, files *pool, kind, kernel string) (u
 	if err := files.make(ctx, rawVolume(log, 0)); err != nil {
 		return false, "", err
 	}
-	doc := domainXML{
-		Type: kind, QEMU: qemuNamespace, Name: name, Memory: memory{"KiB", "off", 256 << 10}, CPUs: 1,
-		OS: osXML{Type: osType{"x86_64", "q35", "hvm"}}, CPU: cpuXML{Mode: "maximum", Check: "none"}, Clock: clock{"utc"},
-		OnPowerOff: "destroy", OnReboot: "destroy", OnCrash: "destroy",
-		Devices: devices{
-			Controllers: []controller{{Type: "usb", Model: "none"}, {Type: "pci", Model: "pcie-root"}},
-			Serial:      []chardev{{Type: "pty", Log: &logXML{files.path(log), "on"}, Target: target{Port: "0"}}},
-			Balloon:     model{"none"},
-		},
-	}
+	doc := helperXML(kind, name)
+	doc.Memory.Size = 256 << 10
+	doc.Devices.Serial = []chardev{{Type: "pty", Log: &logXML{files.path(log), "on"}, Target: target{Port: "0"}}}
 	load := accel.Kernel
 	if kernel != "" {
 		doc.OS.Kernel, doc.OS.Cmdline = files.path(kernel), load.Append
@@ -175,6 +168,24 @@ func (r *Remote) probe(ctx context.Context, files *pool, kind, kernel string) (u
 		return false, "libvirt says: " + err.Error(), nil
 	}
 	return usable, reason, err
+}
+
+// helper names a domain that is nobody's machine.
+func (r *Remote) helper(what string) string {
+	return "lab-" + what + "-" + r.suffix() + "-" + rand.Text()[:8]
+}
+
+// helperXML is a domain with what no domain can do without.
+func helperXML(kind, name string) domainXML {
+	return domainXML{
+		Type: kind, QEMU: qemuNamespace, Name: name, Memory: memory{"KiB", "off", 16 << 10}, CPUs: 1,
+		OS: osXML{Type: osType{"x86_64", "q35", "hvm"}}, CPU: cpuXML{Mode: "maximum", Check: "none"}, Clock: clock{"utc"},
+		OnPowerOff: "destroy", OnReboot: "destroy", OnCrash: "destroy",
+		Devices: devices{
+			Controllers: []controller{{Type: "usb", Model: "none"}, {Type: "pci", Model: "pcie-root"}},
+			Balloon:     model{"none"},
+		},
+	}
 }
 
 // watch looks at the console's log until a payload has shown itself or its time is over.

@@ -70,11 +70,15 @@ func (r *Remote) openDirectory(ctx context.Context, g lab.Generation) (*director
 		if err != nil || !ok {
 			return err
 		}
+		def, err := dom.definition() // its volumes may have changed
+		if err != nil {
+			return err
+		}
 		from, err := dom.stored()
 		if err != nil {
 			return err
 		}
-		_, err = r.define(ctx, files, dom.Name, d.Def, from)
+		_, err = r.define(ctx, files, dom.Name, def, from)
 		return err
 	}
 	return &directory{d, dom, r.overlays(g, files), redefine}, nil

@@ -217,10 +217,11 @@ func (r *Remote) Inspect(ctx context.Context, g lab.Generation) (providers.Machi
 
 // describe puts together what libvirt and the directory say of a generation.
 func (r *Remote) describe(ctx context.Context, g lab.Generation, d *domain) (m providers.Machine, ok bool, err error) {
-	m, _, ok = r.p.known(g, d)
+	m, def, ok := r.p.known(g, d)
 	if !ok || m.State == providers.StateBroken {
 		return m, ok, nil
 	}
+	m.Volumes, _ = def.Storage()
 	s, why, err := r.p.state(ctx, *d)
 	if err != nil {
 		return m, false, err

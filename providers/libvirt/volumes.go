@@ -27,7 +27,7 @@ func (p *Provider) SetVolumes(ctx context.Context, g lab.Generation, volumes []p
 }
 
 func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []providers.Volume) error {
-	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
+	if err := local.CheckVolumes(volumes, local.CheckFile); err != nil {
 		return err
 	}
 	held, d, err := p.hold(ctx, g)
@@ -54,11 +54,23 @@ func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers
 }
 
 func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
+	if err := local.CheckVolumes([]providers.Volume{v}, local.CheckFile); err != nil {
+		return err
+	}
 	d, err := p.openDirectory(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	return p.pushOnVolume(ctx, d, v, func(ctx context.Context, def local.Definition) error {
+		_, err := p.define(ctx, d.dom.Name, d.Path, def)
+		return err
+	})
+}
+
+// pushOnVolume puts a file on top of a volume of a machine that runs; save keeps what the
+// next start is to go by.
+func (p *Provider) pushOnVolume(ctx context.Context, d *directory, v providers.Volume, save func(context.Context, local.Definition) error) error {
 	running := func(ctx context.Context) (bool, error) { return p.runs(ctx, d) }
 	push := func(ctx context.Context, i int) error {
 		ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
@@ -68,10 +80,6 @@ func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers
 			return err
 		}
 		return p.cover(ctx, d.dom, document, volumeDisk(i), v.Path)
-	}
-	save := func(ctx context.Context, def local.Definition) error {
-		_, err := p.define(ctx, d.dom.Name, d.Path, def)
-		return err
 	}
 	return d.PushVolume(ctx, v, running, push, save)
 }

@@ -129,6 +129,14 @@ type diskXML struct {
 	Address  pci       `xml:"address"`
 }
 
+// copyXML is where a disk is copied to.
+type copyXML struct {
+	XMLName xml.Name `xml:"disk"`
+	Type    string   `xml:"type,attr"`
+	Driver  driver   `xml:"driver"`
+	Source  source   `xml:"source"`
+}
+
 type driver struct {
 	Name    string `xml:"name,attr,omitempty"`
 	Type    string `xml:"type,attr"`

@@ -5,6 +5,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,8 +28,9 @@ func CheckGeneration(g lab.Generation) error {
 	return nil
 }
 
-// CheckSpec refuses what no machine of this host can be made of.
-func CheckSpec(s providers.Spec) error {
+// CheckSpec refuses what no machine can be made of. file looks at the path of each of the
+// volumes' files: CheckFile, or CheckAbsolute if they are on another host.
+func CheckSpec(s providers.Spec, file func(path string) error) error {
 	if err := CheckGeneration(s.Generation); err != nil {
 		return err
 	}
@@ -54,14 +56,17 @@ func CheckSpec(s providers.Spec) error {
 		}
 	}
 	for _, path := range paths {
-		if err := CheckPath(path, false); err != nil {
+		if err := CheckFile(path); err != nil {
 			return fmt.Errorf("opening the image: %w", err)
 		}
 	}
 	if s.Append != "" && i.Kernel == "" {
 		return fmt.Errorf("%q cannot go to the kernel's command line: the image boots by itself", s.Append)
 	}
-	if err := CheckStorage(s); err != nil {
+	if err := CheckVolumes(s.Volumes, file); err != nil {
+		return err
+	}
+	if err := checkMounts(s.Mounts); err != nil {
 		return err
 	}
 	if s.MAC != "" {
@@ -83,33 +88,35 @@ const (
 	maxTag    = 31
 )
 
-// CheckPath refuses what is not there. Relative paths would be looked for in "/".
-func CheckPath(path string, folder bool) error {
+// CheckAbsolute refuses a path that would be looked for in "/".
+func CheckAbsolute(path string) error {
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("%q is not an absolute path", path)
-	}
-	fi, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return err
-	case folder && !fi.IsDir():
-		return fmt.Errorf("%s is not a folder", path)
-	case !folder && !fi.Mode().IsRegular():
-		return fmt.Errorf("%s is not a regular file", path)
 	}
 	return nil
 }
 
-// CheckStorage looks at the volumes and mounts of a specification.
-func CheckStorage(s providers.Spec) error {
-	if len(s.Volumes) > providers.MaxVolumes {
-		return fmt.Errorf("%d volumes: a machine can have %d", len(s.Volumes), providers.MaxVolumes)
+// CheckFile refuses what is no file of this host.
+func CheckFile(path string) error { return checkPath(path, fs.FileMode.IsRegular, "regular file") }
+
+func checkPath(path string, is func(fs.FileMode) bool, what string) error {
+	if err := CheckAbsolute(path); err != nil {
+		return err
 	}
-	if len(s.Mounts) > providers.MaxMounts {
-		return fmt.Errorf("%d mounts: a machine can have %d", len(s.Mounts), providers.MaxMounts)
+	fi, err := os.Stat(path)
+	if err == nil && !is(fi.Mode()) {
+		err = fmt.Errorf("%s is not a %s", path, what)
+	}
+	return err
+}
+
+// CheckVolumes looks at a machine's volumes. file is as CheckSpec's.
+func CheckVolumes(volumes []providers.Volume, file func(path string) error) error {
+	if len(volumes) > providers.MaxVolumes {
+		return fmt.Errorf("%d volumes: a machine can have %d", len(volumes), providers.MaxVolumes)
 	}
 	seen := map[string]bool{}
-	for _, v := range s.Volumes {
+	for _, v := range volumes {
 		if !shortName.MatchString(v.Name) || len(v.Name) > maxSerial {
 			return fmt.Errorf("%q is not the name of a volume", v.Name)
 		}
@@ -118,13 +125,20 @@ func CheckStorage(s providers.Spec) error {
 		}
 		seen[v.Name] = true
 		for _, path := range append([]string{v.Path}, v.Layers...) {
-			if err := CheckPath(path, false); err != nil {
+			if err := file(path); err != nil {
 				return fmt.Errorf("volume %q: %w", v.Name, err)
 			}
 		}
 	}
-	seen = map[string]bool{}
-	for _, m := range s.Mounts {
+	return nil
+}
+
+func checkMounts(mounts []providers.Mount) error {
+	if len(mounts) > providers.MaxMounts {
+		return fmt.Errorf("%d mounts: a machine can have %d", len(mounts), providers.MaxMounts)
+	}
+	seen := map[string]bool{}
+	for _, m := range mounts {
 		if !shortName.MatchString(m.Tag) || len(m.Tag) > maxTag {
 			return fmt.Errorf("%q is not the tag of a mount", m.Tag)
 		}
@@ -132,7 +146,7 @@ func CheckStorage(s providers.Spec) error {
 			return fmt.Errorf("two mounts have the tag %q", m.Tag)
 		}
 		seen[m.Tag] = true
-		if err := CheckPath(m.Path, true); err != nil {
+		if err := checkPath(m.Path, fs.FileMode.IsDir, "folder"); err != nil {
 			return fmt.Errorf("mount %q: %w", m.Tag, err)
 		}
 	}

@@ -11,16 +11,13 @@ import (
 )
 
 // PushVolume makes a machine write to another file of a volume, as
-// providers.VolumePusher says. running tells whether the machine runs; push puts the
+// providers.VolumePusher says. The caller has checked v. running tells whether the machine runs; push puts the
 // file on top of what it has of the i-th volume, whatever the definition says of that;
 // save keeps the definition, from which on the next start goes by it.
 func (d *Directory) PushVolume(
 	ctx context.Context, v providers.Volume,
 	running func(context.Context) (bool, error), push func(ctx context.Context, i int) error, save func(context.Context, Definition) error,
 ) error {
-	if err := CheckStorage(providers.Spec{Volumes: []providers.Volume{v}}); err != nil {
-		return err
-	}
 	held, err := d.Lock(ctx)
 	if err != nil {
 		return err

@@ -3,8 +3,12 @@
 package providertest
 
 import (
+	"crypto/rand"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,12 +18,159 @@ import (
 	"github.com/labfile/lab/providers/qcow2"
 )
 
-// volume makes an empty volume.
+// volume makes an empty volume, where the provider wants it.
 func (b *bench) volume() string {
 	b.Helper()
+	if files := b.files(); files != nil {
+		name := fmt.Sprintf("data@%s.qcow2", strings.ToLower(rand.Text()[:8]))
+		b.make(files, name)
+		return files.Path(name)
+	}
 	path := filepath.Join(b.TempDir(), "volume, one.qcow2")
 	b.ok("making a volume", qcow2.Create(path, lab.MiB))
 	return path
+}
+
+// files is where the provider keeps files of volumes; nil if that is anywhere.
+func (b *bench) files() providers.VolumeFiles {
+	b.Helper()
+	k, ok := b.Provider.(providers.VolumeKeeper)
+	if !ok {
+		return nil
+	}
+	files, err := k.VolumeFiles(b.ctx(), testLab)
+	b.ok("VolumeFiles", err)
+	return files
+}
+
+// make makes an empty file of a volume, for as long as the test.
+func (b *bench) make(files providers.VolumeFiles, name string) {
+	b.Helper()
+	b.Cleanup(func() { b.ok("Remove", files.Remove(b.ctx(), name)) })
+	b.ok("Make", files.Make(b.ctx(), name, lab.MiB))
+}
+
+// kept checks that the files of volumes are there.
+func (b *bench) kept(paths ...string) {
+	b.Helper()
+	if files := b.files(); files != nil {
+		names, err := files.List(b.ctx())
+		b.ok("List", err)
+		for _, path := range paths {
+			if !slices.ContainsFunc(names, func(name string) bool { return files.Path(name) == path }) {
+				b.Errorf("%s is gone", path)
+			}
+		}
+		return
+	}
+	for _, path := range paths {
+		if _, err := os.Stat(path); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+// testVolumeFiles has a provider work on files that no machine has.
+func testVolumeFiles(b *bench) {
+	files := b.files()
+	if files == nil {
+		b.Skip("volumes lie on files of this host")
+	}
+	dir := b.TempDir()
+	// full makes a file with 64 KiB of each of the bytes at 64 KiB times the byte.
+	full := func(name string, bytes ...int) {
+		from := filepath.Join(dir, "from.qcow2")
+		b.ok("making a file", qcow2.Create(from, lab.MiB))
+		for _, n := range bytes {
+			out, err := exec.Command("qemu-io", "-c", fmt.Sprintf("write -P %d %dk 64k", n, 64*n), from).CombinedOutput()
+			if err != nil {
+				b.Fatalf("qemu-io: %v: %s", err, out)
+			}
+		}
+		b.Cleanup(func() { b.ok("Remove", files.Remove(b.ctx(), name)) })
+		b.ok("Put", files.Put(b.ctx(), name, from))
+		os.Remove(from)
+	}
+	holds := func(chain []string, bytes ...int) {
+		b.Helper()
+		to, err := os.MkdirTemp(dir, "")
+		b.ok("MkdirTemp", err)
+		paths, err := files.Open(b.ctx(), chain, to)
+		b.ok("Open", err)
+		var layers []providers.Layer
+		for _, path := range paths {
+			layers = append(layers, providers.Layer{Path: path, Format: "qcow2"})
+		}
+		disk := ReadDisk(b.T, layers)
+		for n := range len(disk) >> 16 {
+			want := byte(0)
+			if slices.Contains(bytes, n) {
+				want = byte(n)
+			}
+			if got := disk[n<<16]; got != want || disk[(n+1)<<16-1] != want {
+				b.Errorf("%v holds %d at %d KiB", chain, got, n*64)
+			}
+		}
+	}
+	full("db@1.qcow2", 1, 2)
+	full("db@2.qcow2", 3)
+	full("db@3.qcow2", 4)
+	b.make(files, "db@4.qcow2")
+	b.make(files, "other@1.qcow2")
+	names, err := files.List(b.ctx())
+	b.ok("List", err)
+	slices.Sort(names)
+	if want := []string{"db@1.qcow2", "db@2.qcow2", "db@3.qcow2", "db@4.qcow2", "other@1.qcow2"}; !slices.Equal(names, want) {
+		b.Errorf("the files are %v, want %v", names, want)
+	}
+	holds([]string{"db@1.qcow2", "db@2.qcow2", "db@3.qcow2", "db@4.qcow2"}, 1, 2, 3, 4)
+	length, takes, err := files.Usage(b.ctx(), "db@4.qcow2")
+	if b.ok("Usage", err); length > qcow2.EmptySize || takes == 0 {
+		b.Errorf("an empty file has %d bytes and takes %d", length, takes)
+	}
+	if length, takes, err := files.Usage(b.ctx(), "db@1.qcow2"); err != nil || length <= qcow2.EmptySize || takes < 128*lab.KiB {
+		b.Errorf("a file that is not empty has %d bytes and takes %d, %v", length, takes, err)
+	}
+
+	// A copy stands alone.
+	b.Cleanup(func() { b.ok("Remove", files.Remove(b.ctx(), "copy@1.qcow2")) })
+	b.ok("Flatten", files.Flatten(b.ctx(), []string{"db@1.qcow2", "db@2.qcow2"}, lab.MiB, "copy@1.qcow2"))
+	holds([]string{"copy@1.qcow2"}, 1, 2, 3)
+
+	// A machine may read what lies below of what is joined.
+	spec := b.spec(gen("db", 1))
+	spec.Volumes = []providers.Volume{{Name: "data", Path: files.Path("db@1.qcow2"), ReadOnly: true}}
+	b.up(spec)
+	b.ok("Commit", files.Commit(b.ctx(), []string{"db@1.qcow2", "db@2.qcow2", "db@3.qcow2"}))
+	holds([]string{"db@2.qcow2"}, 3, 4)
+	holds([]string{"db@1.qcow2"}, 1, 2)
+	b.state(spec.Generation, providers.StateRunning)
+	// What is in use is not joined, and not harmed.
+	if err := files.Commit(b.ctx(), []string{"db@1.qcow2", "db@2.qcow2"}); err == nil {
+		b.Error("a file that a machine reads was written to")
+	}
+	holds([]string{"db@1.qcow2"}, 1, 2)
+	b.ok("Destroy", b.Provider.Destroy(b.ctx(), spec.Generation))
+	for _, chain := range [][]string{{"db@9.qcow2", "db@4.qcow2"}, {"db@4.qcow2", "db@9.qcow2"}} {
+		if err := files.Commit(b.ctx(), chain); err == nil {
+			b.Errorf("%v was joined", chain)
+		}
+	}
+
+	b.ok("Remove", files.Remove(b.ctx(), "db@1.qcow2"))
+	b.ok("Remove what is gone", files.Remove(b.ctx(), "db@1.qcow2"))
+	_, _, err = files.Usage(b.ctx(), "db@1.qcow2")
+	b.is("Usage of what is gone", err, fs.ErrNotExist)
+	if _, err := files.Open(b.ctx(), []string{"db@1.qcow2"}, b.TempDir()); err == nil {
+		b.Error("a file that is gone was opened")
+	}
+	// Nothing is left of how it was done.
+	names, err = files.List(b.ctx())
+	b.ok("List", err)
+	slices.Sort(names)
+	if want := []string{"copy@1.qcow2", "db@2.qcow2", "db@3.qcow2", "db@4.qcow2", "other@1.qcow2"}; !slices.Equal(names, want) {
+		b.Errorf("the files are %v, want %v", names, want)
+	}
 }
 
 func testVolumes(b *bench) {
@@ -74,11 +225,7 @@ func testVolumes(b *bench) {
 		b.push(p, gen("db", 2), spec)
 	}
 	b.ok("Destroy", b.Provider.Destroy(b.ctx(), gen("db", 2)))
-	for _, path := range []string{data, shared} {
-		if _, err := os.Stat(path); err != nil {
-			b.Errorf("after Destroy: %v", err)
-		}
-	}
+	b.kept(data, shared)
 }
 
 // has checks which volumes a machine says it has.
@@ -135,11 +282,7 @@ func (b *bench) push(p providers.VolumePusher, g lab.Generation, spec func(int, 
 	b.ok("Stop", b.Provider.Stop(b.ctx(), g, b.Patience))
 	b.ok("Start", b.Provider.Start(b.ctx(), g))
 	b.booted(g, 1)
-	for _, path := range below {
-		if _, err := os.Stat(path); err != nil { // they stay the caller's
-			b.Error(err)
-		}
-	}
+	b.kept(below...) // they stay the caller's
 }
 
 func testMounts(b *bench) {

@@ -70,6 +70,7 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 		{"DestroyRunning", testDestroyRunning},
 		{"Standby", testStandby},
 		{"Volumes", testVolumes},
+		{"VolumeFiles", testVolumeFiles},
 		{"Mounts", testMounts},
 		{"Birth", testBirth},
 		{"Snapshots", testSnapshots},

@@ -25,6 +25,9 @@ func (p *Provider) PushVolume(ctx context.Context, g lab.Generation, v providers
 }
 
 func (p *Provider) pushVolume(ctx context.Context, g lab.Generation, v providers.Volume) error {
+	if err := local.CheckVolumes([]providers.Volume{v}, local.CheckFile); err != nil {
+		return err
+	}
 	d, err := p.openDirectory(ctx, g)
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ func (p *Provider) setVolumes(ctx context.Context, g lab.Generation, volumes []p
 	if err := local.CheckGeneration(g); err != nil {
 		return err
 	}
-	if err := local.CheckStorage(providers.Spec{Volumes: volumes}); err != nil {
+	if err := local.CheckVolumes(volumes, local.CheckFile); err != nil {
 		return err
 	}
 	dir := p.cfg.Dirs.Generation(g)
