@@ -26,6 +26,13 @@ machines:
 // TestVolumes follows the data through everything that ends machines.
 func TestVolumes(t *testing.T) {
 	s := ordinary(t).site(t, stored)
+	liveVolumes(s, stored)
+	s.nothingLeft()
+}
+
+// liveVolumes goes through the life of volumes with a lab of the Labfile stored, and
+// destroys it.
+func liveVolumes(s *site, stored string) {
 	s.ok("up")
 	look := func() string { return s.ok("exec", "db", "--", "cat /srv/data/file") }
 	owner := func() string { return s.ok("exec", "db", "--", "stat -c %u:%g:%a /srv/data") }
@@ -130,7 +137,6 @@ func TestVolumes(t *testing.T) {
 
 	s.ok("destroy", "--yes", "--volumes")
 	s.gone = true
-	s.nothingLeft()
 }
 
 type volumeInfo struct {
