@@ -68,6 +68,39 @@ func TestLibvirtRemoteVolumes(t *testing.T) {
 	s, far, uri := farSite(t, ordinary(t), stored)
 	liveVolumes(s, at(uri, stored))
 	nothingFar(s, far)
+
+	// A volume is where it was made until it is taken elsewhere.
+	s.gone = false
+	grown := strings.Replace(stored, "64MiB", "96MiB", 1)
+	s.write("Labfile", grown)
+	s.ok("volume", "import", "data.raw", "data")
+	s.write("Labfile", at(uri, grown))
+	s.fails(1, []string{"volume data is kept on this host", "to run at " + uri, "lab volume import FILE data"}, "plan")
+	s.ok("volume", "export", "data", "data.qcow2")
+	s.ok("volume", "rm", "data", "--yes")
+	s.ok("volume", "import", "data.qcow2", "data")
+	if list := s.ok("volume", "list"); !strings.Contains(list, "at "+uri) {
+		s.Errorf("lab volume list does not say where it is:\n%s", list)
+	}
+	s.ok("up")
+	s.equal("what was taken there", s.ok("exec", "db", "--", "cat /srv/data/file"), "newest\n")
+
+	// What a command left that was killed is gone with the lab, and nothing else is.
+	first := fmt.Sprintf("lab-%s.", s.id)
+	i := slices.IndexFunc(far.Volumes(), func(name string) bool { return strings.HasPrefix(name, first) && strings.Contains(name, ".data@") })
+	if i < 0 {
+		s.Fatalf("the pool has %q", far.Volumes())
+	}
+	prefix, _, _ := strings.Cut(far.Volumes()[i], "data@")
+	far.Virsh("vol-create-as", "default", prefix+"half@1.qcow2", "1M")
+	s.ok("destroy", "--yes")
+	left := far.Volumes()
+	if slices.Contains(left, prefix+"half@1.qcow2") || !slices.ContainsFunc(left, func(name string) bool { return strings.HasPrefix(name, prefix+"data@") }) {
+		s.Errorf("after lab destroy the pool has %q", left)
+	}
+	s.ok("destroy", "--yes", "--volumes")
+	s.gone = true
+	nothingFar(s, far)
 }
 
 // sshFor makes the world's user one who can log in on the other host, and returns the

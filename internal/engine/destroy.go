@@ -14,6 +14,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/internal/volume"
 	"github.com/labfile/lab/providers"
 )
 
@@ -149,6 +150,12 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 	}
 	if err := supervise.Stop(ctx, s.host.Dirs, s.id); err != nil {
 		return fmt.Errorf("stopping the lab's supervisor: %w", err)
+	}
+	// Without a ledger it may be the descriptions that are lost, and not the data.
+	if at := placeOf(s.provider); at != (volume.Place{}) && s.book.Exists() {
+		if err := s.volumes().Tidy(ctx, at); err != nil {
+			return err
+		}
 	}
 	return s.removeFiles(ctx)
 }

@@ -86,12 +86,12 @@ func (s *session) storable(want *lab.Lab) error {
 			case errors.Is(err, volume.ErrNotFound):
 			case err != nil:
 				errs = append(errs, err)
+			case there.At != placeOf(s.provider):
+				refuse("%w", &elsewhere{v.Name, there.At, placeOf(s.provider)})
 			case v.Size < there.Size:
 				refuse("volume %s has %s and cannot shrink to %s; ask for %s, or make a new volume under another name", v.Name, there.Size, v.Size, there.Size)
 			case v.FS != there.FS:
 				refuse("volume %s was made with fs: %s; write that, or make a new volume under another name", v.Name, there.FS)
-			case there.At != placeOf(s.provider):
-				refuse("%w", &elsewhere{v.Name, there.At, placeOf(s.provider)})
 			}
 		}
 	}

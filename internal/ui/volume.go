@@ -28,6 +28,9 @@ func Volumes(w io.Writer, all []engine.VolumeStatus, now time.Time, color bool) 
 		case v.Machine != "":
 			note = fmt.Sprintf("last used by %s@%d", v.Machine, v.Generation)
 		}
+		if v.URI != "" {
+			note = strings.TrimPrefix(note+", ", ", ") + "at " + v.URI
+		}
 		t.Row(v.Name, v.Size.String(), Size(int64(v.Taken)), v.FS, elapsed(now.Sub(v.Made)), note)
 		for _, s := range v.Snapshots {
 			t.Row(fmt.Sprintf("  %s@%d", v.Name, s.Number), s.Size.String(), "", "", elapsed(now.Sub(s.Taken)), s.Why)

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
@@ -332,6 +333,31 @@ func (s *Store) remove(ctx context.Context, name string) error {
 		return err
 	}
 	return s.sweep(ctx, name, Place{}, nil)
+}
+
+// Tidy removes the files at a place that are no volume's: a command that was killed while
+// it made one left them.
+func (s *Store) Tidy(ctx context.Context, at Place) error {
+	files, err := s.files(ctx, at)
+	if err != nil {
+		return err
+	}
+	there, err := files.List(ctx)
+	if err != nil {
+		return fmt.Errorf("listing volumes %s: %w", at, err)
+	}
+	known, err := s.Names()
+	if err != nil {
+		return err
+	}
+	for _, file := range there {
+		if name, _, ok := strings.Cut(file, "@"); ok && !slices.Contains(known, name) {
+			if err := files.Remove(ctx, file); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Forget removes one snapshot. What only it needed goes; files are joined but for those
