@@ -14,16 +14,17 @@ import (
 	"testing"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
 )
 
-// paths are those of files of a store that keeps its volumes on this host.
-func paths(s *Store, names []string) []string {
-	all, _ := folder(s.dir).Open(context.Background(), names, "")
+// paths are those of files of a store.
+func paths(s kept, names []string) []string {
+	all, _ := s.files.Open(context.Background(), names, "")
 	return all
 }
 
 // write puts 64 KiB of one byte at an offset of a volume's disk.
-func write(t *testing.T, s *Store, name string, at int, pattern byte) {
+func write(t *testing.T, s kept, name string, at int, pattern byte) {
 	t.Helper()
 	v, err := s.Get(name)
 	if err != nil {
@@ -46,26 +47,80 @@ func qemuIO(t *testing.T, image, command string) {
 	}
 }
 
-func newStore(t *testing.T) *Store {
+// kept is a store that keeps files at a place.
+type kept struct {
+	*Store
+	at    Place
+	files folder // where that is
+}
+
+// elsewhere is a place that no path of the store leads to.
+var elsewhere = Place{Provider: "libvirt", URI: "qemu+ssh://far/system"}
+
+// far are files of another host: they are copied.
+type far struct{ folder }
+
+func (f far) Put(_ context.Context, name, from string) error { return copyFile(from, f.Path(name)) }
+
+func (f far) Open(_ context.Context, names []string, dir string) (paths []string, err error) {
+	for _, name := range names {
+		paths = append(paths, filepath.Join(dir, name))
+		err = errors.Join(err, copyFile(f.Path(name), filepath.Join(dir, name)))
+	}
+	return paths, err
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o600)
+}
+
+func newStore(t *testing.T, at Place) kept {
 	t.Helper()
 	for _, tool := range []string{"qemu-img", "qemu-io"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return Open(filepath.Join(t.TempDir(), "volumes"), nil)
+	there := t.TempDir()
+	s := Open(filepath.Join(t.TempDir(), "volumes"), func(_ context.Context, at Place) (providers.VolumeFiles, error) {
+		if at != elsewhere {
+			return nil, fmt.Errorf("asked for %v", at)
+		}
+		return far{folder(there)}, nil
+	})
+	if at == (Place{}) {
+		there = s.dir
+	}
+	return kept{s, at, folder(there)}
 }
 
-func create(t *testing.T, s *Store, name, fs string, size lab.Bytes) Volume {
+// each tests a store that keeps files here, and one that keeps them on another host.
+func each(t *testing.T, test func(*testing.T, kept)) {
+	t.Run("here", func(t *testing.T) { test(t, newStore(t, Place{})) })
+	t.Run("elsewhere", func(t *testing.T) {
+		s := newStore(t, elsewhere)
+		test(t, s)
+		// No copy is left, and nothing but descriptions.
+		if files, _ := os.ReadDir(s.dir); slices.ContainsFunc(files, func(e os.DirEntry) bool { return !strings.HasSuffix(e.Name(), description) }) {
+			t.Errorf("left here: %v", files)
+		}
+	})
+}
+
+func create(t *testing.T, s kept, name, fs string, size lab.Bytes) Volume {
 	t.Helper()
-	v, err := s.Create(t.Context(), lab.Volume{Name: name, Size: size, FS: fs}, Place{})
+	v, err := s.Create(t.Context(), lab.Volume{Name: name, Size: size, FS: fs}, s.at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return v
 }
 
-func current(t *testing.T, s *Store, name string) Volume {
+func current(t *testing.T, s kept, name string) Volume {
 	t.Helper()
 	v, err := s.Get(name)
 	if err != nil {
@@ -74,7 +129,7 @@ func current(t *testing.T, s *Store, name string) Volume {
 	return v
 }
 
-func cover(t *testing.T, s *Store, name string) Snapshot {
+func cover(t *testing.T, s kept, name string) Snapshot {
 	t.Helper()
 	snap, err := s.Cover(t.Context(), name)
 	if err != nil {
@@ -85,8 +140,9 @@ func cover(t *testing.T, s *Store, name string) Snapshot {
 
 func nobody(string) bool { return false }
 
-func TestSnapshots(t *testing.T) {
-	s := newStore(t)
+func TestSnapshots(t *testing.T) { each(t, testSnapshots) }
+
+func testSnapshots(t *testing.T, s kept) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	write(t, s, "db", 0, 1)
 	first, err := s.Snapshot(t.Context(), "db", "by hand")
@@ -120,7 +176,7 @@ func TestSnapshots(t *testing.T) {
 	if _, err := s.Get("db"); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
-	if left, _ := filepath.Glob(folder(s.dir).Path("db@*")); len(left) > 0 {
+	if left, _ := filepath.Glob(s.files.Path("db@*")); len(left) > 0 {
 		t.Error("left", left)
 	}
 	if err := s.Remove(t.Context(), "old"); err != nil {
@@ -132,8 +188,9 @@ func TestSnapshots(t *testing.T) {
 }
 
 // TestAttach takes a snapshot per generation that wrote, and keeps the newest.
-func TestAttach(t *testing.T) {
-	s := newStore(t)
+func TestAttach(t *testing.T) { each(t, testAttach) }
+
+func testAttach(t *testing.T, s kept) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 9; n++ {
 		for range 2 { // the second time nothing happens
@@ -175,15 +232,16 @@ func TestAttach(t *testing.T) {
 	if len(v.Layers) != 6 { // five that snapshots end at, and the one that is written to
 		t.Error("layers", v.Layers)
 	}
-	files, _ := filepath.Glob(folder(s.dir).Path("db@*"))
+	files, _ := filepath.Glob(s.files.Path("db@*"))
 	if len(files) != 6 {
 		t.Error("files", files)
 	}
 }
 
 // TestCover reads what a volume holds while it goes on from there.
-func TestCover(t *testing.T) {
-	s := newStore(t)
+func TestCover(t *testing.T) { each(t, testCover) }
+
+func testCover(t *testing.T, s kept) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	empty := cover(t, s, "db")
 	reads(t, paths(s, empty.Layers), 0, 0)
@@ -240,8 +298,9 @@ func TestCover(t *testing.T) {
 
 // TestForgetTheLatest forgets the snapshot that the volume goes on from: what it holds
 // is not lost by that.
-func TestForgetTheLatest(t *testing.T) {
-	s := newStore(t)
+func TestForgetTheLatest(t *testing.T) { each(t, testForgetTheLatest) }
+
+func testForgetTheLatest(t *testing.T, s kept) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 2; n++ {
 		write(t, s, "db", 0, byte(n))
@@ -264,8 +323,9 @@ func TestForgetTheLatest(t *testing.T) {
 }
 
 // TestForget keeps what a restored branch stands on.
-func TestForget(t *testing.T) {
-	s := newStore(t)
+func TestForget(t *testing.T) { each(t, testForget) }
+
+func testForget(t *testing.T, s kept) {
 	create(t, s, "db", "none", 8*lab.MiB)
 	for n := 1; n <= 3; n++ {
 		write(t, s, "db", n*64<<10, byte(n))
@@ -294,11 +354,12 @@ func TestForget(t *testing.T) {
 	reads(t, paths(s, v.Layers), 3*64<<10, 7)
 }
 
-func TestInterrupted(t *testing.T) {
-	s := newStore(t)
+func TestInterrupted(t *testing.T) { each(t, testInterrupted) }
+
+func testInterrupted(t *testing.T, s kept) {
 	create(t, s, "db", "none", 8*lab.MiB)
-	for _, name := range []string{"db@2.qcow2", ".db@123"} {
-		if err := os.WriteFile(folder(s.dir).Path(name), []byte("half"), 0o600); err != nil {
+	for _, path := range []string{s.files.Path("db@2.qcow2"), filepath.Join(s.dir, ".db@123")} {
+		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -307,13 +368,14 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	reads(t, paths(s, current(t, s, "db").Layers), 0, 1)
-	if _, err := os.Stat(folder(s.dir).Path(".db@123")); err == nil {
+	if _, err := os.Stat(filepath.Join(s.dir, ".db@123")); err == nil {
 		t.Error("the scratch file is left")
 	}
 }
 
-func TestExt4(t *testing.T) {
-	s := newStore(t)
+func TestExt4(t *testing.T) { each(t, testExt4) }
+
+func testExt4(t *testing.T, s kept) {
 	for _, tool := range []string{"mke2fs", "resize2fs"} {
 		if _, err := exec.LookPath(filepath.Join("/usr/sbin", tool)); err != nil {
 			t.Fatal(err)
@@ -341,7 +403,7 @@ func TestExt4(t *testing.T) {
 	if got := blocks(t, small); got != "16384" {
 		t.Errorf("the snapshot's file system has %s blocks", got)
 	}
-	v, err := s.Import(t.Context(), file, "copy", Place{})
+	v, err := s.Import(t.Context(), file, "copy", s.at)
 	if err != nil || v.FS != "ext4" || v.Size != 96*lab.MiB {
 		t.Errorf("imported %+v, %v", v, err)
 	}
@@ -351,7 +413,7 @@ func TestExt4(t *testing.T) {
 	if err := s.Export(t.Context(), "db", cover(t, s, "db"), "raw", file); err == nil || !strings.Contains(err.Error(), "exists already") {
 		t.Error(err)
 	}
-	if _, err := s.Create(t.Context(), lab.Volume{Name: "db", Size: lab.GiB, FS: "ext4"}, Place{}); !errors.Is(err, ErrExists) {
+	if _, err := s.Create(t.Context(), lab.Volume{Name: "db", Size: lab.GiB, FS: "ext4"}, s.at); !errors.Is(err, ErrExists) {
 		t.Error(err)
 	}
 }
@@ -374,9 +436,48 @@ func blocks(t *testing.T, file string) string {
 	return ""
 }
 
+// TestTidy removes what is no volume's, and nothing else.
+func TestTidy(t *testing.T) { each(t, testTidy) }
+
+func testTidy(t *testing.T, s kept) {
+	create(t, s, "db", "none", 8*lab.MiB)
+	for _, name := range []string{"half@1.qcow2", "db-2@1.qcow2"} {
+		if err := s.files.Make(t.Context(), name, lab.MiB); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Tidy(t.Context(), s.at); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(s.files.Path("*@*"))
+	if err != nil || !slices.Equal(left, paths(s, []string{"db@1.qcow2"})) {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+// TestUnreachable keeps the descriptions of what cannot be reached.
+func TestUnreachable(t *testing.T) {
+	s := newStore(t, elsewhere)
+	create(t, s, "db", "none", 8*lab.MiB)
+	away := errors.New("the host is off")
+	s.keeper = func(context.Context, Place) (providers.VolumeFiles, error) { return nil, away }
+	v := current(t, s, "db")
+	_, taken := s.Taken(t.Context(), v)
+	_, snapshot := s.Snapshot(t.Context(), "db", "")
+	_, create := s.Create(t.Context(), lab.Volume{Name: "other", Size: lab.MiB, FS: "none"}, elsewhere)
+	for what, err := range map[string]error{"Taken": taken, "Snapshot": snapshot, "Create": create, "Remove": s.Remove(t.Context(), "db")} {
+		if !errors.Is(err, away) || !strings.Contains(err.Error(), "at qemu+ssh://far/system") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if all, err := s.List(); err != nil || len(all) != 1 || !slices.Equal(all[0].Layers, v.Layers) {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
+
 // TestImportRefuses has a disk that names a file of the host.
 func TestImportRefuses(t *testing.T) {
-	s := newStore(t)
+	s := newStore(t, Place{})
 	dir := t.TempDir()
 	base, evil := filepath.Join(dir, "secret.raw"), filepath.Join(dir, "evil.qcow2")
 	if err := os.WriteFile(base, make([]byte, 1<<20), 0o600); err != nil {
