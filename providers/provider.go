@@ -110,6 +110,9 @@ type Addressed interface {
 	// At returns the provider of the daemon at uri, or says what is wrong with
 	// that. It touches nothing.
 	At(uri string) (Provider, error)
+	// Daemons returns the URIs of those daemons that this host remembers to have
+	// machines of a lab, sorted: for when nothing else is known of it.
+	Daemons(id lab.ID) ([]string, error)
 }
 
 // Pruner is implemented by providers that keep copies of images where machines run.

@@ -98,6 +98,15 @@ func TestLibvirtRemoteVolumes(t *testing.T) {
 	if slices.Contains(left, prefix+"half@1.qcow2") || !slices.ContainsFunc(left, func(name string) bool { return strings.HasPrefix(name, prefix+"data@") }) {
 		s.Errorf("after lab destroy the pool has %q", left)
 	}
+
+	// Without a ledger there is still what says where the machines are.
+	s.ok("up")
+	if err := os.Remove(filepath.Join(s.w.data(), "labs", string(s.id), "ledger.jsonl")); err != nil {
+		t.Fatal(err)
+	}
+	far.Signal(syscall.SIGKILL)
+	s.fails(5, []string{"listing the machines of " + string(s.id), "if that host is gone for good"}, "destroy", "--yes", "--volumes")
+	far.Start()
 	s.ok("destroy", "--yes", "--volumes")
 	s.gone = true
 	nothingFar(s, far)

@@ -35,16 +35,24 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	}
 	found := l.book.Exists()
 	var all []providers.Machine
-	for _, p := range l.host.candidates(s.state.Opened) {
+	candidates, err := l.candidates(s.state.Opened)
+	if err != nil {
+		return err
+	}
+	for _, p := range candidates {
 		seen, err := p.List(ctx, l.id)
 		if err != nil {
-			if p.Name() == orDefault(s.state.Opened.Provider) {
-				return fmt.Errorf("listing the machines of %s: %w", l.id, err)
+			if !p.known {
+				continue
 			}
-			continue
+			err = fmt.Errorf("listing the machines of %s: %w", l.id, err)
+			if at := placeOf(p.Provider); at != (volume.Place{}) && ctx.Err() == nil {
+				err = &silentError{err, at, l.host.Dirs.Lab(l.id)}
+			}
+			return err
 		}
 		if len(seen) > 0 || p.Name() == orDefault(s.state.Opened.Provider) {
-			s.provider, all = p, seen
+			s.provider, all = p.Provider, seen
 			found = found || len(seen) > 0
 		}
 		if len(seen) > 0 {
@@ -94,6 +102,21 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 		}
 	}
 	return s.closeIfEmpty(ctx)
+}
+
+// silentError says that a daemon of another host does not tell what machines a lab has.
+type silentError struct {
+	error
+	at  volume.Place
+	dir string
+}
+
+func (e *silentError) Unwrap() error { return e.error }
+
+// Hint is the next step.
+func (e *silentError) Hint() string {
+	return fmt.Sprintf("\"lab doctor --provider %s --uri '%s'\" tells more; if that host is gone for good, \"rm -r '%s'\" has this one forget the lab",
+		e.at.Provider, e.at.URI, e.dir)
 }
 
 // generations returns the recorded and the observed generations of a machine.

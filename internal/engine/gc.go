@@ -83,9 +83,13 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 		left  int
 		errs  []error
 	)
-	for _, p := range l.host.candidates(state.Opened) {
+	candidates, err := l.candidates(state.Opened)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range candidates {
 		all, err := p.List(ctx, l.id)
-		if errors.Is(err, providers.ErrIncapable) {
+		if errors.Is(err, providers.ErrIncapable) && !p.known {
 			continue // a provider that this host does not have
 		}
 		if err != nil {

@@ -107,23 +107,26 @@ func (u volumeUser) has(path string) bool {
 }
 
 // users returns who has the volume at this moment, by what the providers say. One that
-// cannot be asked counts only if it is the lab's own: a machine of another provider
+// cannot be asked counts only if it is known to have machines of the lab: a machine of another provider
 // keeps its locks on the files all the same.
 func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, error) {
 	var out []volumeUser
-	asked := s.host.candidates(s.state.Opened)
+	asked, err := s.candidates(s.state.Opened)
+	if err != nil {
+		return nil, err
+	}
 	if v.At != (volume.Place{}) {
 		p, err := s.host.Provider(ledger.Opened{Provider: v.At.Provider, URI: v.At.URI})
 		if err != nil {
 			return nil, err
 		}
-		if !slices.Contains(asked, p) {
-			asked = append(asked, p)
+		if !slices.ContainsFunc(asked, func(c candidate) bool { return c.Provider == p }) {
+			asked = append(asked, candidate{p, true})
 		}
 	}
 	for _, p := range asked {
 		all, err := p.List(ctx, s.id)
-		if err != nil && ctx.Err() == nil && (errors.Is(err, providers.ErrIncapable) || p.Name() != orDefault(s.state.Opened.Provider)) {
+		if err != nil && ctx.Err() == nil && (errors.Is(err, providers.ErrIncapable) || !p.known) {
 			s.host.Log.Debug("asking for users of a volume", "provider", p.Name(), "err", err)
 			continue
 		}
@@ -136,7 +139,7 @@ func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, err
 			}
 			for _, disk := range m.Volumes {
 				if disk.Name == serial(v.Name) {
-					out = append(out, volumeUser{m.Generation, p, disk})
+					out = append(out, volumeUser{m.Generation, p.Provider, disk})
 				}
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -64,6 +65,8 @@ func (p *Provider) known(g lab.Generation, d *domain) (m providers.Machine, def 
 		return m, def, true
 	}
 	switch {
+	case d == nil && !p.claims(dir):
+		return m, def, false
 	case d == nil && exists(dir):
 		return broken("it has no domain: its creation was interrupted, or the domain was undefined")
 	case d == nil && len(local.TrashOf(dir)) > 0:
@@ -157,6 +160,7 @@ func (p *Provider) listAll(ctx context.Context, id lab.ID, describe describer) (
 	if err != nil {
 		return nil, err
 	}
+	generations = slices.DeleteFunc(generations, func(g lab.Generation) bool { return !p.claims(p.dir(g)) })
 	if p.bad != nil {
 		return nil, p.bad
 	}
@@ -215,6 +219,46 @@ func (p *Provider) domains(ctx context.Context, id lab.ID, wake bool) (map[lab.G
 		}
 		return found, nil
 	})
+}
+
+// fileDaemon holds the URI of the daemon whose domain belongs to a generation's directory:
+// those of all daemons lie side by side.
+const fileDaemon = "uri"
+
+// claim notes that a directory is this daemon's.
+func (p *Provider) claim(dir string) error {
+	return os.WriteFile(filepath.Join(dir, fileDaemon), []byte(p.cfg.URI+"\n"), 0o600)
+}
+
+// claims reports whether a directory is this daemon's, or nobody's.
+func (p *Provider) claims(dir string) bool {
+	uri := daemonOf(dir)
+	return uri == "" || uri == p.cfg.URI
+}
+
+// daemonOf returns the URI that a directory names; empty if it names none.
+func daemonOf(dir string) string {
+	text, err := os.ReadFile(filepath.Join(dir, fileDaemon))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// Daemons looks at the directories of the lab's generations.
+func (p *Provider) Daemons(id lab.ID) ([]string, error) {
+	generations, err := local.Generations(p.cfg.Dirs.Labs(), p.cfg.Dirs.Domains, id)
+	if err != nil {
+		return nil, fmt.Errorf("looking for machines of %s: %w", id, err)
+	}
+	var all []string
+	for _, g := range generations {
+		if uri := daemonOf(p.dir(g)); uri != "" {
+			all = append(all, uri)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
 // findQEMU returns the pid of the generation's QEMU, 0 if there is none: the process

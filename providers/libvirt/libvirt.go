@@ -283,6 +283,9 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		return ok && exists(dir), err
 	}
 	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
+		if err := p.claim(dir); err != nil {
+			return err
+		}
 		_, err := p.define(ctx, domainName(g), dir, def)
 		return err
 	})
@@ -379,6 +382,11 @@ func (p *Provider) remove(ctx context.Context, g lab.Generation, own func(contex
 		return err
 	}
 	dir := p.dir(g)
+	if !p.claims(dir) {
+		if _, ok, err := p.find(ctx, g); err != nil || !ok {
+			return err
+		}
+	}
 	held, err := local.Lock(ctx, filepath.Join(dir, local.FileLock))
 	if err != nil && !local.Gone(err) {
 		return err

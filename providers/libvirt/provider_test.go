@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -460,6 +461,47 @@ func TestAt(t *testing.T) {
 	}
 	if _, err := p.At("session"); err == nil {
 		t.Error("a URI that is none is taken")
+	}
+}
+
+// The directories of several daemons' machines lie side by side. Nobody takes another's for
+// a machine that has lost its domain.
+func TestDaemonsSideBySide(t *testing.T) {
+	b := newBench(t)
+	d := daemontest.StartRemote(t)
+	far := testRemote(t, "qemu+tcp://127.0.0.1:"+d.Port+"/session", d, b.dirs)
+	spec := b.spec(webOne)
+	b.must(far.Create(b.ctx(), spec))
+	for _, p := range []interface {
+		providers.Provider
+		providers.Addressed
+	}{b.p, far} {
+		if uris, err := p.Daemons(webOne.Lab); err != nil || !slices.Equal(uris, []string{far.URI()}) {
+			t.Errorf("the daemons are %q, %v", uris, err)
+		}
+	}
+	if all, err := b.p.List(b.ctx(), webOne.Lab); err != nil || len(all) > 0 {
+		t.Errorf("List: %+v, %v", all, err)
+	}
+	if _, err := b.p.Inspect(b.ctx(), webOne); !errors.Is(err, providers.ErrNotFound) {
+		t.Errorf("Inspect: %v", err)
+	}
+	b.must(b.p.Destroy(b.ctx(), webOne)) // of its own there is none
+	if m, err := far.Inspect(b.ctx(), webOne); err != nil || m.State != providers.StateStopped {
+		t.Errorf("Inspect: %+v, %v", m, err)
+	}
+	// One that has lost its domain is its daemon's to destroy.
+	d.Virsh("undefine", domainName(webOne))
+	if m, err := far.Inspect(b.ctx(), webOne); err != nil || m.State != providers.StateBroken {
+		t.Errorf("Inspect: %+v, %v", m, err)
+	}
+	b.must(b.p.Destroy(b.ctx(), webOne))
+	if !exists(b.p.dir(webOne)) {
+		t.Error("another daemon's directory was removed")
+	}
+	b.must(far.Destroy(b.ctx(), webOne))
+	if exists(b.p.dir(webOne)) {
+		t.Error("the directory is left")
 	}
 }
 

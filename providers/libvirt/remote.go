@@ -73,6 +73,9 @@ func (r *Remote) URI() string { return r.p.URI() }
 // At returns the provider of another daemon.
 func (r *Remote) At(uri string) (providers.Provider, error) { return r.p.At(uri) }
 
+// Daemons looks at the directories of the lab's generations.
+func (r *Remote) Daemons(id lab.ID) ([]string, error) { return r.p.Daemons(id) }
+
 // Close ends the connection to the daemon.
 func (r *Remote) Close() { r.p.Close() }
 
@@ -178,6 +181,9 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) error {
 	files, err := r.pool(ctx)
 	if err != nil {
+		return err
+	}
+	if err := r.p.claim(dir); err != nil {
 		return err
 	}
 	g := def.Generation()
