@@ -79,7 +79,8 @@ type Provider interface {
 	// OpenLog opens one of the generation's logs from its beginning. Read
 	// returns io.EOF at the present end, and may return more when called again
 	// later. ErrNotFound if there is no such generation; a log that nothing was
-	// written to is empty.
+	// written to is empty. ErrIncapable if the hypervisor's is where nobody here can
+	// read it.
 	OpenLog(ctx context.Context, g lab.Generation, l Log) (io.ReadCloser, error)
 }
 

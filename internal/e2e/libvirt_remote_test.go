@@ -239,7 +239,7 @@ func remoteRefuses(s *site, uri string) {
 		with = "&"
 	}
 	got := s.ok("doctor", "--provider", "libvirt", "--uri", uri)
-	for _, want := range []string{"pool", "/var/lib/libvirt/images", "acceleration"} {
+	for _, want := range []string{"pool", "/var/lib/libvirt/images", "acceleration", "no network of libvirt's is needed"} {
 		if !strings.Contains(got, want) {
 			s.Errorf("lab doctor lacks %q:\n%s", want, got)
 		}
@@ -249,6 +249,7 @@ func remoteRefuses(s *site, uri string) {
 	if all := r.stdout + r.stderr; !strings.Contains(all, "does not exist") || !strings.Contains(all, "pool-define-as absent dir") {
 		s.Errorf("lab doctor of a pool that is not there: %s", all)
 	}
+	s.fails(5, []string{"libvirt keeps it on the machine's host", "look there at /var/log/libvirt/qemu/lab-" + string(s.id) + "-db-"}, "logs", "db", "--hypervisor")
 }
 
 // nothingFar looks for what is left on the other host.

@@ -17,6 +17,26 @@ import (
 // The oldest libvirt that lab is tested with, as libvirt counts: 9.0.0.
 const minVersion = 9_000_000
 
+// The oldest QEMU that can run lab's machines, likewise: 7.2.0 brought the network cable
+// (the stream netdev).
+const minQEMU = 7_002_000
+
+// capable returns an error if the daemon's QEMU is too old.
+func (p *Provider) capable(ctx context.Context) error {
+	is, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (uint64, error) { return l.ConnectGetVersion() })
+	if err != nil {
+		return err
+	}
+	return newEnough(is, p.cfg.URI)
+}
+
+func newEnough(qemu uint64, uri string) error {
+	if qemu < minQEMU {
+		return fmt.Errorf("%w: QEMU at %s is %s, and machines need %s or newer", providers.ErrIncapable, uri, version(qemu), version(minQEMU))
+	}
+	return nil
+}
+
 // installCure returns the command that installs libvirt on this host.
 func installCure() string {
 	return local.InstallCure(local.Packages{
@@ -79,7 +99,14 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 		daemon.Detail += fmt.Sprintf("; lab is tested with %s and newer", version(minVersion))
 		daemon.Cure = "install libvirt from a newer release of your distribution or its backports"
 	}
-	found := []providers.Finding{daemon, p.checkKVM(ctx)}
+	if err := newEnough(is.hypervisor, p.cfg.URI); err != nil {
+		daemon.Level, daemon.Detail = providers.LevelError, err.Error()
+		daemon.Cure = "install QEMU there from a newer release of its distribution or its backports"
+	}
+	found := []providers.Finding{daemon, p.checkKVM(ctx), {
+		Topic: "network", Level: providers.LevelOK,
+		Detail: "machines are plugged into the lab's own switch; no network of libvirt's is needed",
+	}}
 	if p.client != "" {
 		return found // files and confinement there are libvirt's business
 	}

@@ -439,8 +439,10 @@ func (p *Provider) Reach(ctx context.Context) error {
 	if p.bad != nil {
 		return p.bad
 	}
-	_, err := p.link.connect(ctx, true)
-	return err
+	if _, err := p.link.connect(ctx, true); err != nil {
+		return err
+	}
+	return p.capable(ctx)
 }
 
 // kill ends the domain by force. It returns once that is so. libvirt gives a QEMU ten

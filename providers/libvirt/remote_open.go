@@ -147,13 +147,19 @@ func (r *Remote) openLog(ctx context.Context, g lab.Generation, l providers.Log)
 	if l != providers.LogConsole && l != providers.LogHypervisor {
 		return nil, errors.New("there is no such log")
 	}
-	if _, ok, err := r.p.find(ctx, g); err != nil {
+	d, ok, err := r.p.find(ctx, g)
+	if err != nil {
 		return nil, err
-	} else if !ok && !exists(r.p.dir(g)) {
+	}
+	if !ok && !exists(r.p.dir(g)) {
 		return nil, providers.ErrNotFound
 	}
 	if l == providers.LogHypervisor {
-		return noLog{}, nil
+		name := domainName(g)
+		if ok {
+			name = d.Name
+		}
+		return nil, &errFar{r.p.addr, name}
 	}
 	files, err := r.pool(ctx)
 	if err != nil {
@@ -162,11 +168,24 @@ func (r *Remote) openLog(ctx context.Context, g lab.Generation, l providers.Log)
 	return &logReader{files: files, name: r.prefix(g) + volumeLog}, nil
 }
 
-// noLog is a log that is empty.
-type noLog struct{}
+// errFar is of the log that libvirt writes about a domain of another host.
+type errFar struct {
+	at     address
+	domain string
+}
 
-func (noLog) Read([]byte) (int, error) { return 0, io.EOF }
-func (noLog) Close() error             { return nil }
+func (e *errFar) Error() string { return "libvirt keeps it on the machine's host, " + e.at.host }
+
+// Hint is the next step.
+func (e *errFar) Hint() string {
+	if e.at.session {
+		return fmt.Sprintf("look there at ~/.cache/libvirt/qemu/log/%s.log", e.domain)
+	}
+	return fmt.Sprintf("look there at /var/log/libvirt/qemu/%s.log, as root", e.domain)
+}
+
+// Unwrap returns providers.ErrIncapable.
+func (e *errFar) Unwrap() error { return providers.ErrIncapable }
 
 // logReader reads a volume that grows, and that may be replaced by one that is shorter.
 type logReader struct {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/labfile/lab/providers"
 )
 
 // TestToldWhy starts domains whose QEMU ends at once. What libvirt says then depends on
@@ -39,5 +41,17 @@ func TestToldWhy(t *testing.T) {
 				t.Errorf("got %v after %d attempts, want %v after %d", err, asked, c.want, c.asked)
 			}
 		})
+	}
+}
+
+func TestNewEnough(t *testing.T) {
+	for qemu, want := range map[uint64]string{
+		7_002_000: "", 7_002_022: "", 10_000_000: "",
+		7_001_999: "host not capable: QEMU at qemu+ssh://far/system is 7.1.999, and machines need 7.2.0 or newer",
+	} {
+		err := newEnough(qemu, "qemu+ssh://far/system")
+		if got := fmt.Sprint(err); want == "" && err != nil || want != "" && (got != want || !errors.Is(err, providers.ErrIncapable)) {
+			t.Errorf("%d: %v", qemu, err)
+		}
 	}
 }
