@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
@@ -135,6 +136,20 @@ type LogTrimmer interface {
 	// TrimLogs cuts each log of the generation that is longer than limit down
 	// to its newest part. A machine may run meanwhile.
 	TrimLogs(ctx context.Context, g lab.Generation, limit lab.Bytes) error
+}
+
+// Networker is implemented by providers that can connect machines with one another where
+// they run, beside the lab's own switch.
+type Networker interface {
+	// Networks returns ErrIncapable if the daemon at hand makes no networks. It touches
+	// nothing.
+	Networks() error
+	// Network makes sure that a lab has a network of the kind, which is not
+	// lab.NetworkSwitch, and returns it.
+	Network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, error)
+	// RemoveNetworks removes the lab's networks, which no machine of it is in any more.
+	// Removing what is absent succeeds.
+	RemoveNetworks(ctx context.Context, id lab.ID) error
 }
 
 // PortDialer is implemented by providers that network their machines themselves.
@@ -270,13 +285,15 @@ type Spec struct {
 	Image   Image
 	CPUs    int
 	Memory  lab.Bytes
-	Disk    lab.Bytes // virtual size of the overlay; 0 keeps the image's, less is an error
-	MAC     string    // lower case, colons; empty for a machine without a NIC; another generation may run with the same
-	Seed    []byte    // a NoCloud volume to attach read-only; empty if none
-	Agent   bool      // give the machine the agent's virtio-serial port, AgentPort
-	Volumes []Volume  // at most MaxVolumes; the guest meets them in this order
-	Mounts  []Mount   // at most MaxMounts
-	Append  string    // goes behind the image's kernel command line; an error if the image has no kernel
+	Disk    lab.Bytes       // virtual size of the overlay; 0 keeps the image's, less is an error
+	MAC     string          // lower case, colons; empty for a machine without a NIC; another generation may run with the same
+	Seed    []byte          // a NoCloud volume to attach read-only; empty if none
+	Agent   bool            // give the machine the agent's virtio-serial port, AgentPort
+	Volumes []Volume        // at most MaxVolumes; the guest meets them in this order
+	Mounts  []Mount         // at most MaxMounts
+	Append  string          // goes behind the image's kernel command line; an error if the image has no kernel
+	Network lab.NetworkKind // that it is in besides; lab.NetworkSwitch for none
+	Direct  netip.Addr      // its address in that, and none otherwise; lab.MACOf is its hardware address
 }
 
 // AgentPort is the name of the virtio-serial port that lab-agent opens.

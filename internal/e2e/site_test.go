@@ -346,6 +346,7 @@ type machine struct {
 	Image      string `json:"image"`
 	PID        int    `json:"pid"`
 	Accel      string `json:"accel"`
+	Direct     string
 	Ports      []struct {
 		Host  int `json:"host"`
 		Guest int `json:"guest"`

@@ -44,14 +44,15 @@ func (e *BakeError) Unwrap() error { return e.Err }
 
 // oven bakes what one command needs.
 type oven struct {
-	s      *session
-	store  *bake.Store
-	dir    string    // that the steps' files are relative to
-	spare  chan byte // last bytes of the addresses that throw-away machines can have
-	jobs   []*job
-	images map[lab.Name]Image
-	all    bool // bake every layer, whether it is stored or not
-	wg     sync.WaitGroup
+	s       *session
+	store   *bake.Store
+	dir     string    // that the steps' files are relative to
+	spare   chan byte // last bytes of the addresses that throw-away machines can have
+	jobs    []*job
+	images  map[lab.Name]Image
+	network lab.NetworkKind // that throw-away machines are in besides the switch
+	all     bool            // bake every layer, whether it is stored or not
+	wg      sync.WaitGroup
 
 	mu    sync.Mutex
 	fresh map[string]bool // keys of the layers that this command baked
@@ -78,7 +79,7 @@ const (
 // newOven returns an oven for the images of a lab whose Labfile is in dir.
 func (s *session) newOven(want *lab.Lab, images map[lab.Name]Image) *oven {
 	o := &oven{
-		s: s, store: s.host.layers(), dir: filepath.Dir(want.File), images: images,
+		s: s, store: s.host.layers(), dir: filepath.Dir(want.File), images: images, network: want.Network,
 		spare: make(chan byte, lastSpare-firstSpare+1), fresh: map[string]bool{},
 	}
 	for b := firstSpare; b <= lastSpare; b++ {

@@ -64,10 +64,14 @@ func (s *session) assignAddresses(p plan.Plan, want *lab.Lab) error {
 func (s *session) birth(ctx context.Context, l launch, img Image, why []string, born func()) error {
 	g, m := l.Generation, l.m
 	l.began = time.Now()
+	direct, err := s.direct(ctx, g, m.Network, s.addresses[g.Machine])
+	if err != nil {
+		return err
+	}
 	create := ledger.Create{
 		Spec: ledger.SpecOf(m), Address: s.addresses[g.Machine], Image: img.Digest,
 		Agent: img.Agent, User: img.User, Why: why, Box: img.Box, Layers: img.Layers,
-		From: img.From, Rollback: s.rollback, Standby: l.beside, Vagrant: img.Vagrant,
+		From: img.From, Rollback: s.rollback, Standby: l.beside, Vagrant: img.Vagrant, Direct: direct,
 	}
 	born()
 	if err := s.record(ledger.MachineCreate, g, create); err != nil {
@@ -100,7 +104,7 @@ type launch struct {
 func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Create) (providers.Spec, error) {
 	spec := providers.Spec{
 		Generation: g, Image: img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
-		MAC: lab.MACOf(c.Address), Agent: img.Agent, Append: early(img, m),
+		MAC: lab.MACOf(c.Address), Agent: img.Agent, Append: early(img, m), Network: m.Network, Direct: c.Direct.Addr(),
 	}
 	if img.Agent && m.UserData == "" || img.Vagrant {
 		return spec, nil
@@ -317,7 +321,26 @@ func identify(ctx context.Context, target guest.Target, identity guest.Identity)
 		return err
 	}
 	defer conn.Close()
-	return guest.Identify(ctx, conn, identity)
+	hello, err := guest.IdentifyHello(ctx, conn, identity)
+	if err != nil {
+		return err
+	}
+	if identity.Direct != nil && hello.Identity != identity.Fingerprint() {
+		return &oldAgentError{}
+	}
+	return nil
+}
+
+// oldAgentError says that the agent passed over what it does not know.
+type oldAgentError struct{}
+
+func (*oldAgentError) Error() string {
+	return "the box's lab-agent is older than this lab, and knows nothing of a second network card"
+}
+
+// Hint is the next step.
+func (*oldAgentError) Hint() string {
+	return "\"lab lock --update\" pins the box as this lab builds it"
 }
 
 // fail records why the generation did not become ready. If it was an

@@ -278,7 +278,7 @@ func (l *Lab) identity(g lab.Generation, c ledger.Create) (guest.Identity, error
 		return guest.Identity{}, err
 	}
 	return guest.NewIdentity(guest.IdentityConfig{
-		Machine: g.Machine, Address: c.Address, Network: lab.NetworkOf(l.id),
+		Machine: g.Machine, Address: c.Address, Network: lab.NetworkOf(l.id), Direct: c.Direct, Kind: c.Spec.Network,
 		AuthorizedKey: key.Signer.PublicKey(), HostKey: host,
 		Users: []string{"lab", user(c)}, // the built-in boxes' ordinary user, and who was asked for
 	})

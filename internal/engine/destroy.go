@@ -174,6 +174,9 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 	if err := supervise.Stop(ctx, s.host.Dirs, s.id); err != nil {
 		return fmt.Errorf("stopping the lab's supervisor: %w", err)
 	}
+	if err := s.removeNetworks(ctx); err != nil {
+		return err
+	}
 	// Without a ledger it may be the descriptions that are lost, and not the data.
 	if at := placeOf(s.provider); at != (volume.Place{}) && s.book.Exists() {
 		if err := s.volumes().Tidy(ctx, at); err != nil {
@@ -236,6 +239,9 @@ func (s *session) closeIfEmpty(ctx context.Context) error {
 		if err := s.volumes().Remove(ctx, name); err != nil {
 			return err
 		}
+	}
+	if err := s.removeNetworks(ctx); err != nil {
+		return err
 	}
 	return s.removeFiles(ctx)
 }

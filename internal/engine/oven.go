@@ -138,8 +138,12 @@ func (o *oven) step(ctx context.Context, j *job, i int, g lab.Generation, m *bak
 func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain, last byte) (*bake.Machine, func(), error) {
 	s, img := o.s, j.img.on(c)
 	addr := lab.NetworkOf(s.id).Host(last)
-	role := lab.Machine{Name: g.Machine, CPUs: j.cpus, Memory: j.memory, User: j.login}
-	create := ledger.Create{Spec: ledger.SpecOf(role), Address: addr, Agent: img.Agent, User: img.User}
+	role := lab.Machine{Name: g.Machine, CPUs: j.cpus, Memory: j.memory, User: j.login, Network: o.network}
+	direct, err := s.direct(ctx, g, role.Network, addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	create := ledger.Create{Spec: ledger.SpecOf(role), Address: addr, Agent: img.Agent, User: img.User, Direct: direct}
 	img.Image.Digest = j.img.Box // so that the box stays while the machine is there
 	if limit := j.img.limits[c.Count]; limit > img.Size {
 		role.Disk = limit

@@ -56,6 +56,7 @@ type MachineStatus struct {
 	Box        string        `json:"box"`
 	Image      string        `json:"image"` // digest
 	Address    string        `json:"address"`
+	Direct     string        `json:"direct,omitempty"` // its address where it runs
 	Ports      []ledger.Port `json:"ports"`
 	User       string        `json:"user"`
 	Agent      bool          `json:"agent"`
@@ -144,6 +145,9 @@ func machineStatus(name lab.Name, m ledger.Machine, seen []providers.Machine, bu
 	}
 	if m.Create.Address.IsValid() {
 		st.Address = m.Create.Address.String()
+	}
+	if m.Create.Direct.IsValid() {
+		st.Direct = m.Create.Direct.Addr().String()
 	}
 	i := slices.IndexFunc(seen, func(g providers.Machine) bool { return g.Number == m.Generation })
 	var live providers.Machine

@@ -97,6 +97,9 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	if err := s.storable(want); err != nil {
 		return plan.Plan{}, nil, err
 	}
+	if err := s.networked(want, images); err != nil {
+		return plan.Plan{}, nil, err
+	}
 	in := s.input(want, images)
 	in.Only, in.Rebuild = only, rebuild
 	p := plan.Make(in)

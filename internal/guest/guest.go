@@ -52,6 +52,8 @@ type IdentityConfig struct {
 	Machine       lab.Name
 	Address       netip.Addr // zero for a machine without a network
 	Network       lab.Network
+	Direct        netip.Prefix    // in a network where it runs; zero if it is in none
+	Kind          lab.NetworkKind // of that
 	AuthorizedKey ssh.PublicKey
 	HostKey       Key
 	Users         []string // who get the key besides root, where they exist
@@ -77,6 +79,12 @@ func NewIdentity(c IdentityConfig) (Identity, error) {
 		id.Address = netip.PrefixFrom(c.Address, c.Network.Subnet.Bits())
 		id.Gateway = c.Network.Gateway
 		id.DNS = []netip.Addr{c.Network.Gateway}
+	}
+	if c.Direct.IsValid() {
+		id.Direct = &agentapi.Direct{MAC: lab.MACOf(c.Direct.Addr()), Address: c.Direct}
+		if c.Kind == lab.NetworkNAT {
+			id.Direct.Gateway = c.Direct.Masked().Addr().Next()
+		}
 	}
 	return id, id.Validate()
 }

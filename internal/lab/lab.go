@@ -79,6 +79,7 @@ type Lab struct {
 	Boxes    []Box     // every box the machines use, sorted by name
 	Machines []Machine // in the order of the Labfile, replicas ascending
 
+	Network NetworkKind   // what connects the machines besides the lab's switch
 	Expires time.Duration // the lab is destroyed so long after it was opened; 0 means never
 }
 
@@ -112,6 +113,7 @@ type Machine struct {
 	Ready     []Check
 	User      string // login name; empty means the box's own
 	UserData  string // cloud-init user data, merged with what lab needs; empty if none
+	Network   NetworkKind
 
 	Provision []Provision // baked into its image
 	Volumes   []Volume
@@ -190,6 +192,37 @@ type Network struct {
 	Gateway netip.Addr   // the switch: router, DNS and DHCP server
 }
 
+// NetworkKind says what connects a lab's machines besides its switch.
+type NetworkKind string
+
+// The kinds of networks.
+const (
+	NetworkSwitch   NetworkKind = ""         // nothing
+	NetworkNAT      NetworkKind = "nat"      // a network where the machines run, by which they reach what that host reaches
+	NetworkIsolated NetworkKind = "isolated" // such a network, by which they reach one another only
+)
+
+// DirectNetworks is how many subnets a lab's network can have that is not its switch.
+const DirectNetworks = 120
+
+// DirectNetworkOf returns one of them, a /16 in 10.128.0.0/9: which one to try first
+// depends on nothing but the lab's ID and the kind, and others may be in use where the
+// machines run.
+func DirectNetworkOf(id ID, kind NetworkKind, attempt int) Network {
+	b := [4]byte{10, 128 + byte((int(hash(string(id)+"/"+string(kind))%DirectNetworks)+attempt)%DirectNetworks), 0, 0}
+	subnet := netip.PrefixFrom(netip.AddrFrom4(b), 16)
+	b[3] = 1
+	return Network{Subnet: subnet, Gateway: netip.AddrFrom4(b)}
+}
+
+// Direct returns the address that a generation has in a network of that kind, given that
+// of its machine at the switch. Every generation has one of its own.
+func (n Network) Direct(machine netip.Addr, generation int) netip.Addr {
+	b := n.Subnet.Addr().As4()
+	b[2], b[3] = 1+byte((generation-1)%250), machine.As4()[3]
+	return netip.AddrFrom4(b)
+}
+
 // Domain is the DNS domain of every lab's machines: "db.lab.internal".
 const Domain = "lab.internal"
 
@@ -202,14 +235,20 @@ const (
 // NetworkOf returns the address plan of a lab: a /24 in 10.64.0.0/10 that
 // depends on nothing but the lab's ID.
 func NetworkOf(id ID) Network {
-	var h uint32 = 2166136261 // FNV-1a
-	for _, c := range []byte(id) {
-		h = (h ^ uint32(c)) * 16777619
-	}
+	h := hash(string(id))
 	b := [4]byte{10, 64 + byte(h>>8)&63, byte(h), 0}
 	subnet := netip.PrefixFrom(netip.AddrFrom4(b), 24)
 	b[3] = 1
 	return Network{Subnet: subnet, Gateway: netip.AddrFrom4(b)}
+}
+
+// hash is FNV-1a.
+func hash(s string) uint32 {
+	var h uint32 = 2166136261
+	for _, c := range []byte(s) {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	return h
 }
 
 // Host returns the address with the given last byte.

@@ -46,6 +46,9 @@ func convert(r *report, doc *document) *lab.Lab {
 	tests := c.tests()
 
 	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value}
+	if doc.Network.value != "switch" {
+		l.Network = lab.NetworkKind(doc.Network.value)
+	}
 	used := map[string]lab.Box{}
 	for _, role := range c.roles {
 		m := c.machine(role, used)
@@ -55,6 +58,7 @@ func convert(r *report, doc *document) *lab.Lab {
 		for _, name := range role.names {
 			m := m
 			m.Name = name
+			m.Network = l.Network
 			m.DependsOn = slices.Clone(m.DependsOn)
 			m.Ports = slices.Clone(m.Ports)
 			m.Ready = slices.Clone(m.Ready)

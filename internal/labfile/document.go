@@ -10,6 +10,7 @@ type document struct {
 	Lab      text             `yaml:"lab" need:"shop" form:"label" also:"name" doc:"Name of the lab: lower-case letters, digits and hyphens. --name replaces it, for a second lab from the same Labfile."`
 	Provider text             `yaml:"provider" form:"label" default:"qemu" doc:"What runs the machines: qemu or libvirt. --provider replaces it."`
 	URI      text             `yaml:"uri" example:"qemu:///session" also:"url connection" doc:"With provider: libvirt, the daemon that runs the machines, as libvirt writes it. Without it, the calling user's own, qemu:///session. --uri replaces it."`
+	Network  text             `yaml:"network" oneof:"switch nat isolated" default:"switch" also:"networks net" doc:"What connects the machines: the lab's own switch alone, or besides it a network that libvirt makes where they run. By that they reach one another without the way through this host and, with nat, the world outside too. nat and isolated need provider: libvirt, with a system's daemon."`
 	Boxes    table[boxEntry]  `yaml:"boxes" example:"base: builtin/debian-12" also:"images" doc:"Images under names of your own, for machines to share."`
 	Machines table[roleEntry] `yaml:"machines" need:"{web: {box: builtin/tiny}}" example:"web: {box: builtin/tiny}" also:"vms services nodes hosts" doc:"The machines of the lab, by name."`
 	Expires  duration         `yaml:"expires" range:"1s..87600h" also:"ttl lifetime expiry" doc:"So long after its first lab up the lab is destroyed; its volumes are kept. Without it, never."`

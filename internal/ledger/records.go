@@ -58,6 +58,8 @@ type Create struct {
 
 	Vagrant bool `json:"vagrant,omitempty"` // its box lets in the published keys, until it is told others
 
+	Direct netip.Prefix `json:"direct,omitzero"` // its address in a network where it runs, if it is in one
+
 	Standby bool `json:"standby,omitempty"` // it stands by beside the present one until it is promoted
 }
 
@@ -116,17 +118,18 @@ type Port struct {
 
 // Spec is a lab.Machine as the ledger writes it.
 type Spec struct {
-	Role      string     `json:"role"`
-	Box       string     `json:"box"`
-	CPUs      int        `json:"cpus"`
-	Memory    lab.Bytes  `json:"memory"`
-	Disk      lab.Bytes  `json:"disk,omitempty"`
-	DependsOn []lab.Name `json:"dependsOn,omitempty"`
-	Ports     []Port     `json:"ports,omitempty"`
-	Ready     []Check    `json:"ready,omitempty"`
-	User      string     `json:"user,omitempty"`
-	UserData  string     `json:"userData,omitempty"`
-	Tests     []lab.Test `json:"tests,omitempty"` // the Labfile's checks on it
+	Role      string          `json:"role"`
+	Box       string          `json:"box"`
+	CPUs      int             `json:"cpus"`
+	Memory    lab.Bytes       `json:"memory"`
+	Disk      lab.Bytes       `json:"disk,omitempty"`
+	DependsOn []lab.Name      `json:"dependsOn,omitempty"`
+	Ports     []Port          `json:"ports,omitempty"`
+	Ready     []Check         `json:"ready,omitempty"`
+	User      string          `json:"user,omitempty"`
+	UserData  string          `json:"userData,omitempty"`
+	Network   lab.NetworkKind `json:"network,omitempty"`
+	Tests     []lab.Test      `json:"tests,omitempty"` // the Labfile's checks on it
 	Life
 }
 
@@ -146,7 +149,7 @@ type Check struct {
 func SpecOf(m lab.Machine) Spec {
 	s := Spec{
 		Role: m.Role, Box: m.Box, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk,
-		DependsOn: m.DependsOn, User: m.User, UserData: m.UserData,
+		DependsOn: m.DependsOn, User: m.User, UserData: m.UserData, Network: m.Network,
 	}
 	s.Tests = m.Tests
 	s.Life = lifeOf(m)
@@ -163,7 +166,7 @@ func SpecOf(m lab.Machine) Spec {
 func (s Spec) Machine(name lab.Name) lab.Machine {
 	m := lab.Machine{
 		Name: name, Role: s.Role, Box: s.Box, CPUs: s.CPUs, Memory: s.Memory, Disk: s.Disk,
-		DependsOn: s.DependsOn, User: s.User, UserData: s.UserData,
+		DependsOn: s.DependsOn, User: s.User, UserData: s.UserData, Network: s.Network,
 	}
 	m.Tests = s.Tests
 	s.fill(&m)

@@ -5,6 +5,7 @@ package network
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,15 +40,21 @@ const (
 type nameTable struct {
 	addrs map[string][]netip.Addr // by lower-case name without the domain
 	ptrs  map[netip.Addr]string   // fully qualified
-	turn  atomic.Uint32           // which address comes first
+	// direct are addresses of machines in another network than the lab's, by those that
+	// they have here.
+	direct map[netip.Addr]netip.Addr
+	turn   atomic.Uint32 // which address comes first
 }
 
 // SetNames replaces the names that guests can look up. A name stands for itself
 // and for itself in lab.Domain, in any case; one with several addresses is
 // answered with all of them, in turns. The reverse of an address is its name with
 // no other address, the first in the alphabet if it has several.
-func (s *Switch) SetNames(names map[string][]netip.Addr) {
-	t := &nameTable{addrs: make(map[string][]netip.Addr, len(names)), ptrs: make(map[netip.Addr]string)}
+//
+// Machines that are in direct reach one another besides by the address that stands there:
+// a guest that is asks for one that is gets that.
+func (s *Switch) SetNames(names map[string][]netip.Addr, direct map[netip.Addr]netip.Addr) {
+	t := &nameTable{addrs: make(map[string][]netip.Addr, len(names)), ptrs: make(map[netip.Addr]string), direct: maps.Clone(direct)}
 	for name, addrs := range names {
 		name = strings.ToLower(name)
 		t.addrs[name] = slices.Clone(addrs)
@@ -57,6 +64,9 @@ func (s *Switch) SetNames(names map[string][]netip.Addr) {
 		full := name + "." + lab.Domain + "."
 		if old, ok := t.ptrs[addrs[0]]; !ok || full < old {
 			t.ptrs[addrs[0]] = full
+			if other, ok := direct[addrs[0]]; ok {
+				t.ptrs[other] = full
+			}
 		}
 	}
 	s.names.Store(t)
@@ -177,7 +187,7 @@ func (n *nameServer) answer(from net.Addr, ask *dns.Msg) *dns.Msg {
 	if len(ask.Question) != 1 || ask.Question[0].Qclass != dns.ClassINET {
 		return reply.SetRcode(ask, dns.RcodeRefused)
 	}
-	if n.sw.names.Load().answer(reply.SetReply(ask), n.sw.net.Subnet) {
+	if n.sw.names.Load().answer(addrOf(from), reply.SetReply(ask), n.sw.net.Subnet) {
 		reply.RecursionAvailable = true
 		if opt := ask.IsEdns0(); opt != nil {
 			reply.SetEdns0(1400, false)
@@ -202,13 +212,13 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// answer fills in the reply if the question is the lab's own to answer, and
+// answer fills in the reply to a guest if the question is the lab's own to answer, and
 // reports whether it is.
-func (t *nameTable) answer(reply *dns.Msg, subnet netip.Prefix) bool {
+func (t *nameTable) answer(guest netip.Addr, reply *dns.Msg, subnet netip.Prefix) bool {
 	q := reply.Question[0]
 	name := strings.ToLower(strings.TrimSuffix(q.Name, "."))
 	if addr, ok := reverseName(name); ok {
-		if !subnet.Contains(addr) {
+		if _, ours := t.ptrs[addr]; !ours && !subnet.Contains(addr) {
 			return false
 		}
 		t.answerPTR(reply, q, addr)
@@ -232,10 +242,15 @@ func (t *nameTable) answer(reply *dns.Msg, subnet netip.Prefix) bool {
 		if len(addrs) > 1 {
 			first = int(t.turn.Add(1)) % len(addrs)
 		}
+		_, near := t.direct[guest]
 		for i := range addrs {
+			addr := addrs[(first+i)%len(addrs)]
+			if other, ok := t.direct[addr]; near && ok {
+				addr = other
+			}
 			reply.Answer = append(reply.Answer, &dns.A{
 				Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET},
-				A:   addrs[(first+i)%len(addrs)].AsSlice(),
+				A:   addr.AsSlice(),
 			})
 		}
 	}

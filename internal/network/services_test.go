@@ -181,7 +181,7 @@ func TestNames(t *testing.T) {
 	web1, web2 := testNet.Host(11), testNet.Host(12)
 	s.SetNames(map[string][]netip.Addr{
 		"db": {testNet.Host(10)}, "web-1": {web1}, "web-2": {web2}, "web": {web1, web2}, "DB-alias": {testNet.Host(10)},
-	})
+	}, nil)
 	g := plugGuest(t, s, "db", 10)
 	reverse := func(host byte) string {
 		r, err := dns.ReverseAddr(testNet.Host(host).String())
@@ -224,9 +224,41 @@ func TestNames(t *testing.T) {
 	if got := brief(g.ask(t, "tcp", "db.", dns.TypeA)); got != "NOERROR "+db {
 		t.Errorf("over TCP: %s", got)
 	}
-	s.SetNames(nil)
+	s.SetNames(nil, nil)
 	if got := brief(g.ask(t, "udp", "db.", dns.TypeA)); got != "NXDOMAIN" {
 		t.Errorf("a name that was removed: %s", got)
+	}
+}
+
+// Guests that reach one another otherwise too are told how; others, and of others, as ever.
+func TestDirectNames(t *testing.T) {
+	s := newSwitch(t, Config{})
+	at := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 130, 3, last}) }
+	s.SetNames(map[string][]netip.Addr{
+		"db": {testNet.Host(10)}, "web-1": {testNet.Host(11)}, "web-2": {testNet.Host(12)}, "web": {testNet.Host(11), testNet.Host(12)},
+	}, map[netip.Addr]netip.Addr{testNet.Host(10): at(10), testNet.Host(11): at(11)})
+	db, web2 := plugGuest(t, s, "db", 10), plugGuest(t, s, "web-2", 12)
+	reverse, err := dns.ReverseAddr(at(11).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		guest *guest
+		name  string
+		qtype uint16
+		want  string
+	}{
+		{db, "web-1.", dns.TypeA, "NOERROR " + at(11).String()},
+		{db, "web-1.lab.internal.", dns.TypeA, "NOERROR " + at(11).String()},
+		{db, "db.", dns.TypeA, "NOERROR " + at(10).String()},
+		{db, "web-2.", dns.TypeA, "NOERROR " + testNet.Host(12).String()},
+		{db, "web.", dns.TypeA, fmt.Sprintf("NOERROR %v %v", testNet.Host(12), at(11))},
+		{db, reverse, dns.TypePTR, "NOERROR web-1.lab.internal."},
+		{web2, "web-1.", dns.TypeA, "NOERROR " + testNet.Host(11).String()},
+	} {
+		if got := brief(tt.guest.ask(t, "udp", tt.name, tt.qtype)); got != tt.want {
+			t.Errorf("%s %s: %s, want %s", tt.name, dns.TypeToString[tt.qtype], got, tt.want)
+		}
 	}
 }
 

@@ -276,8 +276,18 @@ func differences(rec Recorded, want lab.Machine, img Image) []string {
 	if have.UserData != want.UserData {
 		why = append(why, "user_data changed")
 	}
+	if have.Network != want.Network {
+		why = append(why, fmt.Sprintf("network changed: %s -> %s", orSwitch(have.Network), orSwitch(want.Network)))
+	}
 	why = append(why, storage(have, want)...)
 	return why
+}
+
+func orSwitch(k lab.NetworkKind) string {
+	if k == lab.NetworkSwitch {
+		return "switch"
+	}
+	return string(k)
 }
 
 // inPlace says what changed that a running machine can take.

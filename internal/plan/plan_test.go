@@ -58,6 +58,10 @@ func TestStep(t *testing.T) {
 			},
 		},
 		{
+			"network", with(func(m *lab.Machine) { m.Network = lab.NetworkNAT }), as, runs, false,
+			Step{Action: Replace, Reasons: []string{"network changed: switch -> nat"}, Generation: 3, Next: 4, Leftovers: []int{3}},
+		},
+		{
 			"box moved", db, rec(func(r *Recorded) { r.Image = "sha256:bbb" }), runs, false,
 			Step{
 				Action: Replace, Generation: 3, Next: 4, Leftovers: []int{3},

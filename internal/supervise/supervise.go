@@ -221,7 +221,7 @@ func (s *supervisor) update() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 	if s.sw != nil {
-		s.sw.SetNames(s.names())
+		s.sw.SetNames(s.names(), s.direct())
 	}
 	s.endIfIdle()
 }
@@ -244,6 +244,17 @@ func (s *supervisor) names() map[string][]netip.Addr {
 		}
 	}
 	return names
+}
+
+// direct are the addresses that machines have where they run, by those at the switch.
+func (s *supervisor) direct() map[netip.Addr]netip.Addr {
+	all := make(map[netip.Addr]netip.Addr)
+	for _, m := range s.sorted() {
+		if m.phase == PhasePresent && m.spec.Addr.Is4() && m.spec.Direct.IsValid() {
+			all[m.spec.Addr] = m.spec.Direct
+		}
+	}
+	return all
 }
 
 // sorted returns the machines by name and generation. Called with s.mu held.

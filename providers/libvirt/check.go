@@ -107,6 +107,18 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 		Topic: "network", Level: providers.LevelOK,
 		Detail: "machines are plugged into the lab's own switch; no network of libvirt's is needed",
 	}}
+	if p.Networks() == nil {
+		network := &found[len(found)-1]
+		network.Detail += `, and a Labfile can ask for one ("network: nat")`
+		err := p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
+			_, _, err := l.ConnectListAllNetworks(0, 0)
+			return err
+		})
+		if err != nil {
+			network.Level, network.Detail = providers.LevelWarning, "libvirt can make no networks, so that \"network: nat\" and isolated are refused: "+err.Error()
+			network.Cure = "install libvirt's network driver there (libvirt-daemon-driver-network, and dnsmasq)"
+		}
+	}
 	if p.client != "" {
 		return found // files and confinement there are libvirt's business
 	}

@@ -27,6 +27,7 @@ const (
 
 	slotVolumes = 8
 	slotMounts  = 20
+	slotDirect  = 30
 )
 
 // mainDisk is the target of the machine's own disk.
@@ -50,6 +51,8 @@ type Domain struct {
 
 	RunAs      *Account // whom the system's daemon runs QEMU as; nil for its own choice
 	Unconfined []string // the daemon's security models that leave the machine alone
+
+	Network string // the lab's network on the daemon's host; empty if the machine is in none
 }
 
 // Account is a user of this host.
@@ -192,6 +195,12 @@ func (d Domain) devices() devices {
 				Target: target{Type: "virtio", Name: cablePort},
 			})
 		}
+	}
+	if d.Network != "" {
+		dev.Interfaces = []interfaceXML{{
+			Type: "network", MAC: hardware{lab.MACOf(def.Direct)}, Source: networkSource{d.Network},
+			Model: card{"virtio"}, ROM: rom{"no"}, Address: at(slotDirect),
+		}}
 	}
 	for i, m := range def.Mounts {
 		// Squashed, the guest sees the host's owners and modes, and what it makes

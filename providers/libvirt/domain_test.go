@@ -4,6 +4,7 @@ package libvirt
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,6 +84,10 @@ func goldenDomains() map[string]Domain {
 				Overlays: []string{own + "disk.qcow2", own + "disk.1.qcow2"}, Seed: own + "seed.img", ConsoleLog: own + "console.log",
 			}
 		}),
+		"network": base(func(d *Domain) {
+			d.Network = "lab-shop-1f3a9c2b-nat"
+			d.Def.Network, d.Def.Direct = lab.NetworkNAT, netip.MustParseAddr("10.200.3.10")
+		}),
 		"odd": base(func(d *Domain) {
 			d.Directory = `/data/"a",b\c & <d>`
 			d.NIC = "/run/a,b/nic"
@@ -98,6 +103,16 @@ func TestDomainGolden(t *testing.T) {
 		}
 		golden(t, "domain-"+name+".xml", got)
 	}
+}
+
+func TestHelperGolden(t *testing.T) {
+	doc := helperXML("qemu", "lab-files-0123456789ab-ABCDEFGH")
+	doc.Devices.Disks = []diskXML{joined("/pool/data@top.qcow2", []string{"/pool/data@1.qcow2", "/pool/data@2.qcow2"})}
+	got, err := encode(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "domain-helper.xml", got)
 }
 
 func TestSnapshotGolden(t *testing.T) {

@@ -267,6 +267,11 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
 		return err
 	}
+	if spec.Network != lab.NetworkSwitch {
+		if err := p.Networks(); err != nil {
+			return err
+		}
+	}
 	if len(spec.Mounts) > 0 {
 		binary, err := p.binary()
 		if err != nil {
@@ -284,6 +289,9 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	}
 	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
 		if err := p.claim(dir); err != nil {
+			return err
+		}
+		if err := p.join(ctx, def); err != nil {
 			return err
 		}
 		_, err := p.define(ctx, domainName(g), dir, def)
@@ -330,6 +338,9 @@ func (p *Provider) define(ctx context.Context, name, dir string, def local.Defin
 
 // defineDomain gives the domain the definition that its next start will have.
 func (p *Provider) defineDomain(ctx context.Context, d Domain) (golibvirt.Domain, error) {
+	if kind := d.Def.Network; kind != lab.NetworkSwitch {
+		d.Network = p.networkOf(d.Def.Lab, kind, 0).Name
+	}
 	text, err := d.XML()
 	if err != nil {
 		return golibvirt.Domain{}, err
@@ -431,6 +442,9 @@ func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (
 		return true, err
 	}
 	p.removeLog(d.Name)
+	if def, err := d.definition(); err == nil {
+		return true, p.leave(ctx, def)
+	}
 	return true, nil
 }
 

@@ -166,6 +166,11 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 	if err := local.CheckSpec(spec, local.CheckAbsolute); err != nil {
 		return err
 	}
+	if spec.Network != lab.NetworkSwitch {
+		if err := r.p.Networks(); err != nil {
+			return err
+		}
+	}
 	if len(spec.Mounts) > 0 {
 		return fmt.Errorf("%w: %s is on another host, which cannot see this one's folders", providers.ErrIncapable, r.URI())
 	}
@@ -184,6 +189,9 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 		return err
 	}
 	if err := r.p.claim(dir); err != nil {
+		return err
+	}
+	if err := r.p.join(ctx, def); err != nil {
 		return err
 	}
 	g := def.Generation()

@@ -44,6 +44,9 @@ func (r *Remote) start(ctx context.Context, g lab.Generation) error {
 	if err != nil {
 		return err
 	}
+	if err := r.p.join(ctx, def); err != nil {
+		return err
+	}
 	from, err := d.stored()
 	if err != nil {
 		return err

@@ -242,15 +242,12 @@ func (v volumeFiles) bench(ctx context.Context, chain []string, size lab.Bytes, 
 	if err := v.Make(ctx, top, size); err != nil {
 		return err
 	}
-	below := end()
+	var paths []string
 	for _, name := range chain {
-		below = below.under("qcow2", v.Path(name))
+		paths = append(paths, v.Path(name))
 	}
 	doc := helperXML(v.r.emulated(ctx), helper)
-	doc.Devices.Disks = []diskXML{{
-		Type: "file", Device: "disk", Driver: driver{Name: "qemu", Type: "qcow2", Discard: "unmap"},
-		Source: source{File: v.Path(top)}, Backing: below, Target: target{Dev: mainDisk, Bus: "virtio"}, Address: at(slotDisk),
-	}}
+	doc.Devices.Disks = []diskXML{joined(v.Path(top), paths)}
 	text, err := encode(doc)
 	if err != nil {
 		return err
@@ -272,6 +269,18 @@ func (v volumeFiles) bench(ctx context.Context, chain []string, size lab.Bytes, 
 		}
 		return err
 	})
+}
+
+// joined is a chain as a disk that is written to in the file on top.
+func joined(top string, chain []string) diskXML {
+	below := end()
+	for _, path := range chain {
+		below = below.under("qcow2", path)
+	}
+	return diskXML{
+		Type: "file", Device: "disk", Driver: driver{Name: "qemu", Type: "qcow2", Discard: "unmap"},
+		Source: source{File: top}, Backing: below, Target: target{Dev: mainDisk, Bus: "virtio"}, Address: at(slotDisk),
+	}
 }
 
 // await waits until the disk is as it should be after some work, of which libvirt says

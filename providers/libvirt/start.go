@@ -40,6 +40,9 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err != nil {
 		return err
 	}
+	if err := p.join(ctx, def); err != nil {
+		return err
+	}
 	binary, err := p.binary()
 	if err != nil {
 		return err

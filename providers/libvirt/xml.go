@@ -105,15 +105,16 @@ type value struct {
 }
 
 type devices struct {
-	Emulator    string       `xml:"emulator,omitempty"`
-	Disks       []diskXML    `xml:"disk"`
-	Controllers []controller `xml:"controller"`
-	Filesystems []filesystem `xml:"filesystem"`
-	Serial      []chardev    `xml:"serial"`
-	Channels    []chardev    `xml:"channel"`
-	Balloon     model        `xml:"memballoon"`
-	RNG         *rng         `xml:"rng"`
-	Panic       *model       `xml:"panic"`
+	Emulator    string         `xml:"emulator,omitempty"`
+	Disks       []diskXML      `xml:"disk"`
+	Controllers []controller   `xml:"controller"`
+	Filesystems []filesystem   `xml:"filesystem"`
+	Interfaces  []interfaceXML `xml:"interface"`
+	Serial      []chardev      `xml:"serial"`
+	Channels    []chardev      `xml:"channel"`
+	Balloon     model          `xml:"memballoon"`
+	RNG         *rng           `xml:"rng"`
+	Panic       *model         `xml:"panic"`
 }
 
 type diskXML struct {
@@ -186,6 +187,33 @@ type pci struct {
 }
 
 func at(slot int) pci { return pci{"pci", "0x0000", "0x00", fmt.Sprintf("0x%02x", slot), "0x0"} }
+
+type interfaceXML struct {
+	Type    string        `xml:"type,attr"`
+	MAC     hardware      `xml:"mac"`
+	Source  networkSource `xml:"source"`
+	Model   card          `xml:"model"`
+	ROM     rom           `xml:"rom"`
+	Address pci           `xml:"address"`
+}
+
+// card is the model of a network card.
+type card struct {
+	Type string `xml:"type,attr"`
+}
+
+type hardware struct {
+	Address string `xml:"address,attr"`
+}
+
+type networkSource struct {
+	Network string `xml:"network,attr"`
+}
+
+// rom says whether the card has one to boot from.
+type rom struct {
+	Enabled string `xml:"enabled,attr"`
+}
 
 type controller struct {
 	Type    string `xml:"type,attr"`

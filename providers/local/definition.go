@@ -4,6 +4,7 @@ package local
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ type Definition struct {
 	Volumes []Volume  `json:"volumes,omitempty"`
 	Mounts  []Mount   `json:"mounts,omitempty"`
 	Append  string    `json:"append,omitempty"`
+
+	Network lab.NetworkKind `json:"network,omitempty"` // that it is in besides the lab's switch
+	Direct  netip.Addr      `json:"direct,omitzero"`   // its address in that
 }
 
 // Volume is a providers.Volume as it is kept.
@@ -82,7 +86,7 @@ func Define(s providers.Spec) Definition {
 			Kernel: i.Kernel, Initrd: i.Initrd, Append: i.Append,
 		},
 		CPUs: s.CPUs, Memory: s.Memory, Disk: s.Disk, MAC: s.MAC,
-		Seed: len(s.Seed) > 0, Agent: s.Agent, Append: s.Append,
+		Seed: len(s.Seed) > 0, Agent: s.Agent, Append: s.Append, Network: s.Network, Direct: s.Direct,
 	}
 	if d.Disk == 0 {
 		d.Disk = i.Size
@@ -91,7 +95,7 @@ func Define(s providers.Spec) Definition {
 	for _, m := range s.Mounts {
 		d.Mounts = append(d.Mounts, Mount(m))
 	}
-	if len(i.Layers) > 0 || len(d.Mounts) > 0 || d.Append != "" {
+	if len(i.Layers) > 0 || len(d.Mounts) > 0 || d.Append != "" || d.Network != lab.NetworkSwitch {
 		d.Version = definitionStored
 	}
 	return d

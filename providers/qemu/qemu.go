@@ -95,6 +95,9 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
 		return err
 	}
+	if spec.Network != lab.NetworkSwitch {
+		return fmt.Errorf("%w: QEMU alone has no networks", providers.ErrIncapable)
+	}
 	if len(spec.Mounts) > 0 {
 		if err := p.canMount(ctx); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -20,8 +21,9 @@ import (
 // than the agent starts.
 const nicTime = 30 * time.Second
 
-// SetNetwork gives the interface with the identity's MAC its address, and no other
-// IPv4 address, and makes the gateway the default route.
+// SetNetwork gives the interfaces with the identity's hardware addresses their addresses,
+// and no other IPv4 address, and makes a gateway the default route: that of the second
+// interface if it has one.
 func (Kernel) SetNetwork(id agentapi.Identity) error {
 	if lo, err := netlink.LinkByName("lo"); err == nil {
 		if err := netlink.LinkSetUp(lo); err != nil {
@@ -31,41 +33,61 @@ func (Kernel) SetNetwork(id agentapi.Identity) error {
 	if id.MAC == "" {
 		return nil
 	}
-	link, err := awaitLink(id.MAC)
+	link, err := setAddress(id.MAC, id.Address)
 	if err != nil {
 		return err
 	}
+	gateway := id.Gateway
+	if d := id.Direct; d != nil {
+		second, err := setAddress(d.MAC, d.Address)
+		if err != nil {
+			return err
+		}
+		if d.Gateway.IsValid() {
+			link, gateway = second, d.Gateway
+		}
+	}
+	if !gateway.IsValid() {
+		return nil
+	}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Gw: gateway.AsSlice()}
+	if err := netlink.RouteReplace(route); err != nil {
+		return fmt.Errorf("routing through %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// setAddress gives the interface with the hardware address mac an address, and no other of
+// IPv4.
+func setAddress(mac string, address netip.Prefix) (netlink.Link, error) {
+	link, err := awaitLink(mac)
+	if err != nil {
+		return nil, err
+	}
 	name := link.Attrs().Name
 	want := &netlink.Addr{IPNet: &net.IPNet{
-		IP:   id.Address.Addr().AsSlice(),
-		Mask: net.CIDRMask(id.Address.Bits(), 32),
+		IP:   address.Addr().AsSlice(),
+		Mask: net.CIDRMask(address.Bits(), 32),
 	}}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bringing up %s: %w", name, err)
+		return nil, fmt.Errorf("bringing up %s: %w", name, err)
 	}
 	if err := netlink.AddrReplace(link, want); err != nil {
-		return fmt.Errorf("giving %s the address %s: %w", name, id.Address, err)
+		return nil, fmt.Errorf("giving %s the address %s: %w", name, address, err)
 	}
 	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return fmt.Errorf("listing the addresses of %s: %w", name, err)
+		return nil, fmt.Errorf("listing the addresses of %s: %w", name, err)
 	}
 	for _, a := range have {
 		if a.IPNet.String() == want.IPNet.String() {
 			continue
 		}
 		if err := netlink.AddrDel(link, &a); err != nil {
-			return fmt.Errorf("removing the address %s of %s: %w", a.IPNet, name, err)
+			return nil, fmt.Errorf("removing the address %s of %s: %w", a.IPNet, name, err)
 		}
 	}
-	if !id.Gateway.IsValid() {
-		return nil
-	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Gw: id.Gateway.AsSlice()}
-	if err := netlink.RouteReplace(route); err != nil {
-		return fmt.Errorf("routing through %s: %w", id.Gateway, err)
-	}
-	return nil
+	return link, nil
 }
 
 // awaitLink returns the interface with the hardware address mac.

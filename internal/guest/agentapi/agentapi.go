@@ -92,13 +92,21 @@ type Identity struct {
 	Address        netip.Prefix `json:"address,omitzero"`
 	Gateway        netip.Addr   `json:"gateway,omitzero"`
 	DNS            []netip.Addr `json:"dns,omitempty"`
-	HostKey        []byte       `json:"hostKey"`         // ed25519 private key, OpenSSH PEM
-	AuthorizedKeys []string     `json:"authorizedKeys"`  // lines of authorized_keys(5)
-	Users          []string     `json:"users,omitempty"` // who get the keys, besides root; those unknown to the guest are passed over
+	Direct         *Direct      `json:"direct,omitempty"` // a second interface, if there is one
+	HostKey        []byte       `json:"hostKey"`          // ed25519 private key, OpenSSH PEM
+	AuthorizedKeys []string     `json:"authorizedKeys"`   // lines of authorized_keys(5)
+	Users          []string     `json:"users,omitempty"`  // who get the keys, besides root; those unknown to the guest are passed over
 
 	// For this moment only: neither is kept.
 	Time    time.Time `json:"time,omitzero"`     // sets the clock
 	Entropy []byte    `json:"entropy,omitempty"` // stirred into the kernel's
+}
+
+// Direct is the interface by which a machine reaches others where it runs.
+type Direct struct {
+	MAC     string       `json:"mac"`
+	Address netip.Prefix `json:"address"`
+	Gateway netip.Addr   `json:"gateway,omitzero"` // takes the place of the identity's for what is outside
 }
 
 // Lasting returns the identity without what is for the moment only.
@@ -114,6 +122,8 @@ func (id Identity) Validate() error {
 		return errors.New("identity: hostname must have 1 to 64 bytes")
 	case id.MAC != "" && !(id.Address.IsValid() && id.Address.Addr().Is4()):
 		return errors.New("identity: address must be an IPv4 prefix")
+	case id.Direct != nil && !(id.Direct.MAC != "" && id.Direct.Address.IsValid() && id.Direct.Address.Addr().Is4()):
+		return errors.New("identity: the second interface must have a hardware address and an IPv4 prefix")
 	case len(id.HostKey) == 0:
 		return errors.New("identity: host key is missing")
 	}
