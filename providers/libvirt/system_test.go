@@ -17,6 +17,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/libvirt/daemontest"
 	"github.com/labfile/lab/providers/local"
@@ -32,6 +33,7 @@ func TestSystem(t *testing.T) {
 		t.Run("console", func(t *testing.T) { systemConsole(t, d) })
 		t.Run("log", func(t *testing.T) { systemLog(t, d) })
 		t.Run("check", func(t *testing.T) { systemCheck(t, d) })
+		t.Run("network", func(t *testing.T) { systemNetwork(t, d) })
 	}
 	if d := daemontest.Given(t); d != nil {
 		run(t, d)
@@ -183,6 +185,27 @@ func systemLog(t *testing.T, d *daemontest.Daemon) {
 		}
 	}
 	b.destroyed()
+}
+
+// systemNetwork has a machine of the caller's in a network that only root can make.
+func systemNetwork(t *testing.T, d *daemontest.Daemon) {
+	b := benchOf(t, d)
+	b.must(b.p.Networks())
+	n, err := b.p.Network(b.ctx(), webOne.Lab, lab.NetworkIsolated)
+	b.must(err)
+	spec := b.spec(webOne)
+	spec.Network, spec.Direct = lab.NetworkIsolated, n.Direct(lab.NetworkOf(webOne.Lab).Host(10), 1)
+	b.must(b.p.Create(b.ctx(), spec))
+	b.start()
+	name := "lab-" + string(webOne.Lab) + "-isolated"
+	if got := d.Virsh("domiflist", domainName(webOne)); !strings.Contains(got, name) || !strings.Contains(got, lab.MACOf(spec.Direct)) {
+		t.Errorf("the machine's interfaces:\n%s", got)
+	}
+	b.destroyed()
+	b.must(b.p.RemoveNetworks(b.ctx(), webOne.Lab))
+	if got := d.Virsh("net-list", "--all", "--name"); strings.Contains(got, "lab-") {
+		t.Errorf("left over: %s", got)
+	}
 }
 
 func systemCheck(t *testing.T, d *daemontest.Daemon) {
