@@ -107,8 +107,8 @@ func (u volumeUser) has(path string) bool {
 }
 
 // users returns who has the volume at this moment, by what the providers say. One that
-// cannot be asked counts only if it is known to have machines of the lab: a machine of another provider
-// keeps its locks on the files all the same.
+// cannot be asked counts only if it keeps the volume, or is known to have machines of the
+// lab and is there: a machine of another provider keeps its locks on the files all the same.
 func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, error) {
 	var out []volumeUser
 	asked, err := s.candidates(s.state.Opened)
@@ -126,7 +126,8 @@ func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, err
 	}
 	for _, p := range asked {
 		all, err := p.List(ctx, s.id)
-		if err != nil && ctx.Err() == nil && (errors.Is(err, providers.ErrIncapable) || !p.known) {
+		keeps := v.At != (volume.Place{}) && placeOf(p.Provider) == v.At
+		if err != nil && ctx.Err() == nil && !keeps && (errors.Is(err, providers.ErrIncapable) || !p.known) {
 			s.host.Log.Debug("asking for users of a volume", "provider", p.Name(), "err", err)
 			continue
 		}

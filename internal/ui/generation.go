@@ -72,6 +72,9 @@ func Generation(w io.Writer, g ledger.Generation, now time.Time, color bool) err
 	if g.Address != "" {
 		line("address", "%s", g.Address)
 	}
+	if g.Direct != "" {
+		line("", "%s, where it runs", g.Direct)
+	}
 	for _, p := range g.Ports {
 		line("port", "127.0.0.1:%d -> %d", p.Host, p.Guest)
 	}
