@@ -27,6 +27,7 @@ type Generation struct {
 	Layers     []lab.Layer   `json:"layers,omitempty"`   // what was baked on top of the box
 	Rollback   int           `json:"rollback,omitempty"` // the generation that it goes back to
 	Address    string        `json:"address"`
+	Direct     string        `json:"direct,omitempty"` // its address where it runs
 	Ports      []Port        `json:"ports"`
 	Created    time.Time     `json:"created"`
 	Born       *time.Time    `json:"born,omitempty"` // when it first became ready
@@ -133,6 +134,9 @@ func (l *life) finish() Generation {
 	g.Image, g.From, g.Layers, g.Rollback = c.Image, c.From, c.Layers, c.Rollback
 	if c.Address.IsValid() {
 		g.Address = c.Address.String()
+	}
+	if c.Direct.IsValid() {
+		g.Direct = c.Direct.Addr().String()
 	}
 	g.Ports = orEmpty(l.m.Ports)
 	if !l.m.Born.IsZero() {
