@@ -296,6 +296,12 @@ func TestPromote(t *testing.T) {
 	if err := c.Drained(ctx, one.g); err != nil {
 		t.Errorf("waiting for what is gone: %v", err)
 	}
+	for phases(t, c)["web1"] != "" { // the exit is recorded first, then the machine is taken off
+		if ctx.Err() != nil {
+			t.Fatal("web@1 is still plugged in")
+		}
+		time.Sleep(time.Millisecond)
+	}
 	wantWhich(t, 2, dial(host(0)))
 
 	// A newer generation that is no standby takes its place as ever, a standby's too.
