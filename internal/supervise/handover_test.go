@@ -226,22 +226,27 @@ func TestPromote(t *testing.T) {
 	}
 
 	// One forward leads elsewhere, one goes, one comes.
+	open := func(want func(n int) bool) {
+		t.Helper()
+		for {
+			st, err := c.Status(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want(int(st.Machines[0].Open)) {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	open(func(n int) bool { return n == 0 }) // those of before have ended
 	long := dial(host(0))
 	wantWhich(t, 1, long)
 	kept := dial(host(1)) // echoes what it was sent, at the end
 	if _, err := io.WriteString(kept, "half a "); err != nil {
 		t.Fatal(err)
 	}
-	for range 200 { // until the guest has it: the forward connects behind the client's back
-		st, err := c.Status(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if st.Machines[0].Open >= 2 {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	open(func(n int) bool { return n >= 2 }) // the forward connects behind the client's back
 	next, err := c.Promote(ctx, two.g, []lab.Forward{{GuestPort: 8080}, {GuestPort: 7777}}, patience)
 	if err != nil {
 		t.Fatal(err)
