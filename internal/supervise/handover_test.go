@@ -226,27 +226,24 @@ func TestPromote(t *testing.T) {
 	}
 
 	// One forward leads elsewhere, one goes, one comes.
-	open := func(want func(n int) bool) {
+	open := func() int {
 		t.Helper()
-		for {
-			st, err := c.Status(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if want(int(st.Machines[0].Open)) {
-				return
-			}
-			time.Sleep(time.Millisecond)
+		st, err := c.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
 		}
+		return int(st.Machines[0].Open)
 	}
-	open(func(n int) bool { return n == 0 }) // those of before have ended
+	before := open() // those of before, which have been answered
 	long := dial(host(0))
 	wantWhich(t, 1, long)
 	kept := dial(host(1)) // echoes what it was sent, at the end
 	if _, err := io.WriteString(kept, "half a "); err != nil {
 		t.Fatal(err)
 	}
-	open(func(n int) bool { return n >= 2 }) // the forward connects behind the client's back
+	for open() < before+2 { // the forward connects behind the client's back
+		time.Sleep(time.Millisecond)
+	}
 	next, err := c.Promote(ctx, two.g, []lab.Forward{{GuestPort: 8080}, {GuestPort: 7777}}, patience)
 	if err != nil {
 		t.Fatal(err)
