@@ -137,10 +137,9 @@ type session struct {
 	made   []string          // volumes
 	looked map[string]string // why disks can't be read from outside, by their layers
 
-	mu         sync.Mutex // guards the events, the ledger, state and looked
-	superOnce  sync.Mutex // guards super
-	networking sync.Mutex // held while the lab's network is made
-	super      *supervise.Client
+	mu        sync.Mutex // guards the events, the ledger, state and looked
+	superOnce sync.Mutex // guards super
+	super     *supervise.Client
 }
 
 // begin locks the lab, reads its ledger, looks at its machines, and undoes what a

@@ -132,7 +132,7 @@ func (s *session) noticed(ctx context.Context, g lab.Generation) error {
 // cable is how the machine is plugged into the lab's network.
 func cable(g lab.Generation, m lab.Machine, c ledger.Create) supervise.Machine {
 	return supervise.Machine{
-		Generation: g, Role: m.Role, Addr: c.Address, Direct: c.Direct.Addr(), Agent: c.Agent, Forwards: m.Ports,
+		Generation: g, Role: m.Role, Addr: c.Address, Direct: c.Direct, Agent: c.Agent, Forwards: m.Ports,
 	}
 }
 

@@ -44,8 +44,6 @@ func (s *session) direct(ctx context.Context, g lab.Generation, kind lab.Network
 	if !ok {
 		return netip.Prefix{}, fmt.Errorf("%w: %s has the lab's own switch only", providers.ErrIncapable, s.where())
 	}
-	s.networking.Lock() // machines are born at once
-	defer s.networking.Unlock()
 	n, err := p.Network(ctx, s.id, kind)
 	if err != nil {
 		return netip.Prefix{}, err

@@ -42,7 +42,7 @@ type nameTable struct {
 	ptrs  map[netip.Addr]string   // fully qualified
 	// direct are addresses of machines in another network than the lab's, by those that
 	// they have here.
-	direct map[netip.Addr]netip.Addr
+	direct map[netip.Addr]netip.Prefix
 	turn   atomic.Uint32 // which address comes first
 }
 
@@ -51,9 +51,9 @@ type nameTable struct {
 // answered with all of them, in turns. The reverse of an address is its name with
 // no other address, the first in the alphabet if it has several.
 //
-// Machines that are in direct reach one another besides by the address that stands there:
-// a guest that is asks for one that is gets that.
-func (s *Switch) SetNames(names map[string][]netip.Addr, direct map[netip.Addr]netip.Addr) {
+// Machines that are in direct have an address in another network, too, which stands there
+// with that network: a guest that asks for one in the same gets that.
+func (s *Switch) SetNames(names map[string][]netip.Addr, direct map[netip.Addr]netip.Prefix) {
 	t := &nameTable{addrs: make(map[string][]netip.Addr, len(names)), ptrs: make(map[netip.Addr]string), direct: maps.Clone(direct)}
 	for name, addrs := range names {
 		name = strings.ToLower(name)
@@ -65,7 +65,7 @@ func (s *Switch) SetNames(names map[string][]netip.Addr, direct map[netip.Addr]n
 		if old, ok := t.ptrs[addrs[0]]; !ok || full < old {
 			t.ptrs[addrs[0]] = full
 			if other, ok := direct[addrs[0]]; ok {
-				t.ptrs[other] = full
+				t.ptrs[other.Addr()] = full
 			}
 		}
 	}
@@ -242,11 +242,11 @@ func (t *nameTable) answer(guest netip.Addr, reply *dns.Msg, subnet netip.Prefix
 		if len(addrs) > 1 {
 			first = int(t.turn.Add(1)) % len(addrs)
 		}
-		_, near := t.direct[guest]
+		own, near := t.direct[guest]
 		for i := range addrs {
 			addr := addrs[(first+i)%len(addrs)]
-			if other, ok := t.direct[addr]; near && ok {
-				addr = other
+			if other, ok := t.direct[addr]; near && ok && other.Masked() == own.Masked() {
+				addr = other.Addr()
 			}
 			reply.Answer = append(reply.Answer, &dns.A{
 				Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET},

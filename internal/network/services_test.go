@@ -234,9 +234,13 @@ func TestNames(t *testing.T) {
 func TestDirectNames(t *testing.T) {
 	s := newSwitch(t, Config{})
 	at := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 130, 3, last}) }
+	in := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 16) }
 	s.SetNames(map[string][]netip.Addr{
 		"db": {testNet.Host(10)}, "web-1": {testNet.Host(11)}, "web-2": {testNet.Host(12)}, "web": {testNet.Host(11), testNet.Host(12)},
-	}, map[netip.Addr]netip.Addr{testNet.Host(10): at(10), testNet.Host(11): at(11)})
+		"other": {testNet.Host(13)},
+	}, map[netip.Addr]netip.Prefix{
+		testNet.Host(10): in(at(10)), testNet.Host(11): in(at(11)), testNet.Host(13): in(netip.MustParseAddr("10.131.3.13")),
+	})
 	db, web2 := plugGuest(t, s, "db", 10), plugGuest(t, s, "web-2", 12)
 	reverse, err := dns.ReverseAddr(at(11).String())
 	if err != nil {
@@ -254,6 +258,7 @@ func TestDirectNames(t *testing.T) {
 		{db, "web-2.", dns.TypeA, "NOERROR " + testNet.Host(12).String()},
 		{db, "web.", dns.TypeA, fmt.Sprintf("NOERROR %v %v", testNet.Host(12), at(11))},
 		{db, reverse, dns.TypePTR, "NOERROR web-1.lab.internal."},
+		{db, "other.", dns.TypeA, "NOERROR " + testNet.Host(13).String()}, // it is in another network
 		{web2, "web-1.", dns.TypeA, "NOERROR " + testNet.Host(11).String()},
 	} {
 		if got := brief(tt.guest.ask(t, "udp", tt.name, tt.qtype)); got != tt.want {

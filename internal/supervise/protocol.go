@@ -41,7 +41,7 @@ type Machine struct {
 	Generation lab.Generation `json:"generation"`
 	Role       string         `json:"role"`
 	Addr       netip.Addr     `json:"addr"`
-	Direct     netip.Addr     `json:"direct,omitzero"` // where it runs, if it has one there
+	Direct     netip.Prefix   `json:"direct,omitzero"` // its address where it runs, if it has one there
 	Agent      bool           `json:"agent"`
 	Forwards   []lab.Forward  `json:"forwards"` // of a standby: not listened on before it is promoted
 

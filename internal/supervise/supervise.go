@@ -247,8 +247,8 @@ func (s *supervisor) names() map[string][]netip.Addr {
 }
 
 // direct are the addresses that machines have where they run, by those at the switch.
-func (s *supervisor) direct() map[netip.Addr]netip.Addr {
-	all := make(map[netip.Addr]netip.Addr)
+func (s *supervisor) direct() map[netip.Addr]netip.Prefix {
+	all := make(map[netip.Addr]netip.Prefix)
 	for _, m := range s.sorted() {
 		if m.phase == PhasePresent && m.spec.Addr.Is4() && m.spec.Direct.IsValid() {
 			all[m.spec.Addr] = m.spec.Direct

@@ -42,14 +42,16 @@ const URIVariable = "LAB_LIBVIRT_URI"
 
 // Provider runs machines with libvirt. It keeps no state besides its connection.
 type Provider struct {
-	cfg    Config
-	log    *slog.Logger
-	addr   address
-	client string // prefix of home; empty if the daemon is of this host
-	bad    error  // what is wrong with the URI; told by every method
-	logs   string // where the daemon writes about its domains
-	link   *link
-	prober *accel.Prober
+	cfg        Config
+	log        *slog.Logger
+	addr       address
+	client     string // prefix of home; empty if the daemon is of this host
+	bad        error  // what is wrong with the URI; told by every method
+	logs       string // where the daemon writes about its domains
+	link       *link
+	prober     *accel.Prober
+	networking sync.Mutex // held while a lab's network is made
+
 	family *family
 }
 

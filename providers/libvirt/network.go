@@ -109,6 +109,8 @@ func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 	if err := p.Networks(); err != nil {
 		return lab.Network{}, golibvirt.Network{}, err
 	}
+	p.networking.Lock() // machines start at once
+	defer p.networking.Unlock()
 	it, subnet, err := p.findNetwork(ctx, id, kind)
 	if err == nil {
 		return subnet, it, p.startNetwork(ctx, it)
@@ -124,6 +126,9 @@ func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 			return lab.Network{}, golibvirt.Network{}, e
 		}
 		it, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) { return l.NetworkDefineXML(text) })
+		if c, ok := code(err); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrNetworkExist) {
+			err = fmt.Errorf("%w (a network of that name that this lab did not make is left alone; rename it, or the lab)", err)
+		}
 		if err != nil {
 			break
 		}

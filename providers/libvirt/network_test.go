@@ -120,7 +120,7 @@ func TestNetworks(t *testing.T) {
 	// A network that only has the name is nobody's to use or to remove.
 	isolated := fmt.Sprintf("lab-%s-isolated", id)
 	foreign(isolated, lab.DirectNetworkOf(id, lab.NetworkIsolated, 7), "other1")
-	if _, err := r.Network(ctx, id, lab.NetworkIsolated); err == nil || !strings.Contains(err.Error(), isolated) {
+	if _, err := r.Network(ctx, id, lab.NetworkIsolated); err == nil || !strings.Contains(err.Error(), isolated) || !strings.Contains(err.Error(), "is left alone; rename it, or the lab") {
 		t.Errorf("a foreign network of that name: %v", err)
 	}
 	for range 2 {
