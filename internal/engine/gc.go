@@ -89,8 +89,8 @@ func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
 	}
 	for _, p := range candidates {
 		all, err := p.List(ctx, l.id)
-		if errors.Is(err, providers.ErrIncapable) && !p.known {
-			continue // a provider that this host does not have
+		if errors.Is(err, providers.ErrIncapable) && (!p.known || l.book.Exists()) {
+			continue // a provider that this host does not have, or another host that is off
 		}
 		if err != nil {
 			return found, errors.Join(append(errs, err)...) // there may be machines
