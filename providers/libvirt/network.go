@@ -203,7 +203,17 @@ func (p *Provider) RemoveNetworks(ctx context.Context, id lab.ID) error {
 		return nil
 	}
 	for _, kind := range []lab.NetworkKind{lab.NetworkNAT, lab.NetworkIsolated} {
-		it := golibvirt.Network{Name: p.networkOf(id, kind, 0).Name, UUID: p.networkOf(id, kind, 0).UUID}
+		it, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) {
+			return l.NetworkLookupByUUID(p.networkOf(id, kind, 0).UUID)
+		})
+		if _, said := code(err); said {
+			// There is none, or the daemon cannot have any.
+			p.log.Debug("looking for a lab's network", "kind", string(kind), "error", err)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("looking for the network of lab %s: %w", id, err)
+		}
 		for _, remove := range []func(*golibvirt.Libvirt, golibvirt.Network) error{(*golibvirt.Libvirt).NetworkDestroy, (*golibvirt.Libvirt).NetworkUndefine} {
 			err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { return remove(l, it) })
 			if err != nil && !isNotFound(err) && !isInvalid(err) {
