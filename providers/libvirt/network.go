@@ -77,11 +77,11 @@ type networkIP struct {
 	DHCP    struct{} `xml:"dhcp"` // nothing but what is leased to machines
 }
 
-// leaseXML is a machine's entry in a network.
+// leaseXML is a machine's entry in a network. Either of the two follows from the other, so
+// that to remove it removes whatever another one would meet.
 type leaseXML struct {
 	XMLName xml.Name `xml:"host"`
 	MAC     string   `xml:"mac,attr"`
-	Name    string   `xml:"name,attr"`
 	IP      string   `xml:"ip,attr"`
 }
 
@@ -259,7 +259,7 @@ func (p *Provider) leave(ctx context.Context, def local.Definition) error {
 }
 
 func (p *Provider) updateNetwork(ctx context.Context, it golibvirt.Network, command golibvirt.NetworkUpdateCommand, def local.Definition) error {
-	text, err := encode(leaseXML{MAC: lab.MACOf(def.Direct), Name: fmt.Sprintf("%s-%d", def.Machine, def.Number), IP: def.Direct.String()})
+	text, err := encode(leaseXML{MAC: lab.MACOf(def.Direct), IP: def.Direct.String()})
 	if err != nil {
 		return err
 	}
