@@ -329,16 +329,9 @@ func (a *app) completeVolumes(ctx context.Context, _ []string) []string {
 	if err != nil {
 		return nil
 	}
-	all, err := l.Volumes(ctx)
+	names, err := l.VolumeNames()
 	if err != nil {
 		return nil
-	}
-	var names []string
-	for _, v := range all {
-		names = append(names, v.Name)
-		for _, s := range v.Snapshots {
-			names = append(names, fmt.Sprintf("%s@%d", v.Name, s.Number))
-		}
 	}
 	return names
 }

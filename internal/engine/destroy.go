@@ -51,7 +51,7 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 			}
 			return err
 		}
-		if len(seen) > 0 || p.Name() == orDefault(s.state.Opened.Provider) {
+		if len(seen) > 0 || p.own {
 			s.provider, all = p.Provider, seen
 			found = found || len(seen) > 0
 		}
@@ -115,7 +115,7 @@ func (e *silentError) Unwrap() error { return e.error }
 
 // Hint is the next step.
 func (e *silentError) Hint() string {
-	return fmt.Sprintf("\"lab doctor --provider %s --uri '%s'\" tells more; if that host is gone for good, \"rm -r '%s'\" has this one forget the lab",
+	return fmt.Sprintf("\"lab doctor --provider %s --uri '%s'\" tells more; if that host is gone for good, \"rm -r '%s'\" has this one forget the lab, its volumes too",
 		e.at.Provider, e.at.URI, e.dir)
 }
 
@@ -177,12 +177,6 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 	if err := s.removeNetworks(ctx); err != nil {
 		return err
 	}
-	// Without a ledger it may be the descriptions that are lost, and not the data.
-	if at := placeOf(s.provider); at != (volume.Place{}) && s.book.Exists() {
-		if err := s.volumes().Tidy(ctx, at); err != nil {
-			return err
-		}
-	}
 	return s.removeFiles(ctx)
 }
 
@@ -201,6 +195,9 @@ func (s *session) removeFiles(ctx context.Context) error {
 			}
 		}
 		kept = nil
+	}
+	if err := s.tidy(ctx); err != nil {
+		return err
 	}
 	paths := []string{d.Machines(s.id), d.Keys(s.id)}
 	if len(kept) == 0 {
@@ -221,6 +218,24 @@ func (s *session) removeFiles(ctx context.Context) error {
 		s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("its volumes are kept, for the next \"lab up\": %s (\"lab destroy --volumes\" removes them)", strings.Join(kept, ", "))})
 	}
 	return nil
+}
+
+// tidy removes what commands that were killed left of volumes elsewhere. Without a ledger
+// it may be the descriptions that are lost, and not the data.
+func (s *session) tidy(ctx context.Context) error {
+	if s.provider == nil || !s.book.Exists() {
+		return nil
+	}
+	at := placeOf(s.provider)
+	if at == (volume.Place{}) {
+		return nil
+	}
+	err := s.volumes().Tidy(ctx, at)
+	if errors.Is(err, providers.ErrIncapable) { // the pool is gone, and nobody is helped by keeping the lab
+		s.emit(Event{Stage: StageNote, Text: "what may be left of volumes was not looked for: " + err.Error()})
+		return nil
+	}
+	return err
 }
 
 // closeIfEmpty ends the supervisor of a lab whose last machine is gone, and

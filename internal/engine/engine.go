@@ -9,9 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -284,49 +282,6 @@ func (h *Host) Provider(o ledger.Opened) (providers.Provider, error) {
 		return nil, fmt.Errorf("provider %q has no uri; leave out %q", name, o.URI)
 	}
 	return a.At(o.URI)
-}
-
-// candidate is a provider that may have machines of a lab.
-type candidate struct {
-	providers.Provider
-	known bool // it is the lab's own, or this host remembers that it had machines
-}
-
-// candidates returns all providers that may have machines of a lab: each at its
-// default address but for the lab's own, and at those that it remembers.
-func (l *Lab) candidates(o ledger.Opened) ([]candidate, error) {
-	h := l.host
-	var all []candidate
-	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
-		p := h.Providers[name]
-		if name == orDefault(o.Provider) {
-			if own, err := h.Provider(o); err == nil {
-				p = own
-			}
-		}
-		first := len(all)
-		all = append(all, candidate{p, name == orDefault(o.Provider)})
-		a, ok := p.(providers.Addressed)
-		if !ok {
-			continue
-		}
-		uris, err := a.Daemons(l.id)
-		if err != nil {
-			return nil, err
-		}
-		for _, uri := range uris {
-			other, err := a.At(uri)
-			switch {
-			case err != nil:
-				return nil, err
-			case other == p:
-				all[first].known = true
-			default:
-				all = append(all, candidate{other, true})
-			}
-		}
-	}
-	return all, nil
 }
 
 func orDefault(provider string) string {

@@ -17,25 +17,6 @@ import (
 	"github.com/labfile/lab/providers"
 )
 
-// VolumeInUseError says that a machine that runs has the volume.
-type VolumeInUseError struct {
-	Volume string
-	By     lab.Generation
-}
-
-// Error implements error.
-func (e *VolumeInUseError) Error() string {
-	return fmt.Sprintf("volume %s is in use by %s", e.Volume, e.By)
-}
-
-// Unwrap returns providers.ErrInUse.
-func (e *VolumeInUseError) Unwrap() error { return providers.ErrInUse }
-
-// Hint is the next step.
-func (e *VolumeInUseError) Hint() string {
-	return fmt.Sprintf("stop that machine first: \"lab stop %s\"", e.By.Machine)
-}
-
 // VolumeStatus is what there is to say of a volume.
 type VolumeStatus struct {
 	Name       string           `json:"name"`
@@ -47,6 +28,7 @@ type VolumeStatus struct {
 	Machine    lab.Name         `json:"machine,omitempty"`    // that wrote to it last
 	Generation int              `json:"generation,omitempty"` // likewise
 	InUse      []string         `json:"inUse,omitempty"`      // generations that run and have it: "web@3"
+	Problem    string           `json:"problem,omitempty"`    // why Taken and InUse could not be told
 	Snapshots  []VolumeSnapshot `json:"snapshots"`            // oldest first
 }
 
@@ -76,15 +58,12 @@ func (l *Lab) Volumes(ctx context.Context) ([]VolumeStatus, error) {
 			Name: v.Name, Size: v.Size, FS: v.FS, Made: v.Made, URI: v.At.URI,
 			Machine: v.Attached.Machine, Generation: v.Attached.Generation, Snapshots: []VolumeSnapshot{},
 		}
-		if st.Taken, err = l.volumes().Taken(ctx, v); err != nil {
-			return nil, err
+		err := s.weigh(ctx, v, &st)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
-		users, err := s.users(ctx, v)
-		if err != nil {
-			return nil, err
-		}
-		for _, u := range users {
-			st.InUse = append(st.InUse, u.generation.String())
+		if err != nil { // a host that is off takes nothing from what is known here
+			st.Problem = err.Error()
 		}
 		for _, snap := range v.Snapshots {
 			st.Snapshots = append(st.Snapshots, VolumeSnapshot{snap.Number, snap.Taken, snap.Why, snap.Automatic, snap.Size})
@@ -94,106 +73,33 @@ func (l *Lab) Volumes(ctx context.Context) ([]VolumeStatus, error) {
 	return out, nil
 }
 
-// volumeUser is a generation that runs and has a volume.
-type volumeUser struct {
-	generation lab.Generation
-	provider   providers.Provider
-	disk       providers.Volume
-}
-
-// has reports whether the machine has the file open, by its path.
-func (u volumeUser) has(path string) bool {
-	return u.disk.Path == path || slices.Contains(u.disk.Layers, path)
-}
-
-// users returns who has the volume at this moment, by what the providers say. One that
-// cannot be asked counts only if it keeps the volume, or is known to have machines of the
-// lab and is there: a machine of another provider keeps its locks on the files all the same.
-func (s *session) users(ctx context.Context, v volume.Volume) ([]volumeUser, error) {
-	var out []volumeUser
-	asked, err := s.candidates(s.state.Opened)
+// VolumeNames returns what the lab's volumes and their snapshots are called: "db", "db@3".
+// It asks nobody.
+func (l *Lab) VolumeNames() ([]string, error) {
+	all, err := l.volumes().List()
 	if err != nil {
 		return nil, err
 	}
-	if v.At != (volume.Place{}) {
-		p, err := s.host.Provider(ledger.Opened{Provider: v.At.Provider, URI: v.At.URI})
-		if err != nil {
-			return nil, err
-		}
-		if !slices.ContainsFunc(asked, func(c candidate) bool { return c.Provider == p }) {
-			asked = append(asked, candidate{p, true})
+	var names []string
+	for _, v := range all {
+		names = append(names, v.Name)
+		for _, snap := range v.Snapshots {
+			names = append(names, fmt.Sprintf("%s@%d", v.Name, snap.Number))
 		}
 	}
-	for _, p := range asked {
-		all, err := p.List(ctx, s.id)
-		keeps := v.At != (volume.Place{}) && placeOf(p.Provider) == v.At
-		if err != nil && ctx.Err() == nil && !keeps && (errors.Is(err, providers.ErrIncapable) || !p.known) {
-			s.host.Log.Debug("asking for users of a volume", "provider", p.Name(), "err", err)
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("listing the machines of %s: %w", s.id, err)
-		}
-		for _, m := range all {
-			if m.State != providers.StateRunning && m.State != providers.StatePaused {
-				continue
-			}
-			for _, disk := range m.Volumes {
-				if disk.Name == serial(v.Name) {
-					out = append(out, volumeUser{m.Generation, p.Provider, disk})
-				}
-			}
-		}
-	}
-	return out, nil
+	return names, nil
 }
 
-// writer returns who writes to a volume; ok is false if nobody does.
-func writer(users []volumeUser) (u volumeUser, ok bool) {
-	i := slices.IndexFunc(users, func(u volumeUser) bool { return !u.disk.ReadOnly })
-	if i < 0 {
-		return u, false
-	}
-	return users[i], true
-}
-
-// unwritten returns a *VolumeInUseError if a machine other than g writes to the volume,
-// or has the file open that is written to.
-func (s *session) unwritten(ctx context.Context, v volume.Volume, users []volumeUser, g lab.Generation) error {
-	paths, err := s.volumes().Paths(ctx, v, v.Layers)
-	if err != nil {
-		return err
-	}
-	top := paths[len(paths)-1]
-	for _, u := range users {
-		if u.generation != g && (!u.disk.ReadOnly || u.has(top)) {
-			return &VolumeInUseError{Volume: v.Name, By: u.generation}
-		}
-	}
-	return nil
-}
-
-// opened says of a path whether any of the users has it open.
-func opened(users []volumeUser) func(path string) bool {
-	return func(path string) bool {
-		return slices.ContainsFunc(users, func(u volumeUser) bool { return u.has(path) })
-	}
-}
-
-// idle returns a *VolumeInUseError if a machine that runs has the volume.
-func (s *session) idle(ctx context.Context, name string) error {
-	v, err := s.volumes().Get(name)
-	if err != nil {
+// weigh finds out what a volume takes and who has it.
+func (s *session) weigh(ctx context.Context, v volume.Volume, st *VolumeStatus) (err error) {
+	if st.Taken, err = s.volumes().Taken(ctx, v); err != nil {
 		return err
 	}
 	users, err := s.users(ctx, v)
-	if err != nil {
-		return err
-	}
 	for _, u := range users {
-		return &VolumeInUseError{Volume: name, By: u.generation}
+		st.InUse = append(st.InUse, u.generation.String())
 	}
-	return nil
+	return err
 }
 
 // withVolumes carries out something on the lab's volumes, and records it. A lab that
@@ -228,98 +134,6 @@ func (l *Lab) SnapshotVolume(ctx context.Context, name, why string, o Options) (
 		number = snap.Number
 		return ledger.VolumeAct{Volume: name, Snapshot: snap.Number, Why: why}, err
 	})
-}
-
-// snapshotVolume takes a snapshot of a volume, under the machine that writes to it if
-// there is one.
-func (s *session) snapshotVolume(ctx context.Context, name, why string) (snap volume.Snapshot, err error) {
-	store := s.volumes()
-	on, err := s.push(ctx, name, nil)
-	switch {
-	case err != nil:
-	case on.pushed:
-		snap, err = store.Keep(ctx, name, why)
-	default:
-		snap, err = store.Snapshot(ctx, name, why)
-	}
-	return snap, snapshotError(name, err)
-}
-
-// cover returns what a volume holds at this moment, in files that nobody writes to. A
-// machine that writes to it goes on.
-func (s *session) cover(ctx context.Context, name string) (now volume.Snapshot, err error) {
-	store := s.volumes()
-	on, err := s.push(ctx, name, store.Covered)
-	switch {
-	case err != nil:
-	case on.pushed:
-		now, err = store.Settle(ctx, name)
-	case on.written: // it may write at any moment, to the file on top
-		now = on.volume.Below()
-	default:
-		now, err = store.Cover(ctx, name)
-	}
-	return now, snapshotError(name, err)
-}
-
-// pushed is what became of an attempt to push a volume.
-type pushed struct {
-	volume  volume.Volume // as it was when that was decided
-	written bool          // a machine writes to it
-	pushed  bool          // and does so in an empty file on top now
-}
-
-// push makes the machine that writes to a volume, if there is one, go on in an empty
-// file on top. What its guest holds it is asked to write first; if enough then says that
-// nothing needs to be done, nothing is.
-func (s *session) push(ctx context.Context, name string, enough func(context.Context, volume.Volume) (bool, error)) (on pushed, err error) {
-	store := s.volumes()
-	v, err := store.Get(name)
-	if err != nil {
-		return on, err
-	}
-	users, err := s.users(ctx, v)
-	if err != nil {
-		return on, err
-	}
-	by, ok := writer(users)
-	if !ok {
-		return on, nil
-	}
-	pusher, ok := by.provider.(providers.VolumePusher)
-	if !ok {
-		return on, &VolumeInUseError{Volume: name, By: by.generation}
-	}
-	m, ok := s.machine(by.generation.Machine).Of(by.generation.Number)
-	booting := m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseStarting
-	if ok && !booting && (m.Create.Agent || m.Phase == ledger.PhaseReady) {
-		s.sync(ctx, m)
-	}
-	on.written = true
-	if on.volume, err = store.Get(name); err != nil {
-		return on, err
-	}
-	if enough != nil {
-		if is, err := enough(ctx, on.volume); is || err != nil {
-			return on, err
-		}
-	}
-	if v, err = store.Push(ctx, name); err != nil {
-		return on, err
-	}
-	on.pushed = true
-	attached, err := s.chain(ctx, providers.Volume{Name: serial(name)}, v, v.Layers)
-	if err != nil {
-		return on, err
-	}
-	return on, pusher.PushVolume(ctx, by.generation, attached)
-}
-
-func snapshotError(name string, err error) error {
-	if err == nil || errors.Is(err, volume.ErrNotFound) || errors.Is(err, providers.ErrInUse) {
-		return err
-	}
-	return fmt.Errorf("taking a snapshot of volume %s: %w", name, err)
 }
 
 // RestoreVolume makes a volume what it was at a snapshot. What it held becomes a

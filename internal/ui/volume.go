@@ -28,6 +28,9 @@ func Volumes(w io.Writer, all []engine.VolumeStatus, now time.Time, color bool) 
 		case v.Machine != "":
 			note = fmt.Sprintf("last used by %s@%d", v.Machine, v.Generation)
 		}
+		if v.Problem != "" {
+			note = strings.TrimPrefix(note+"; ", "; ") + "who has it is not known: " + Clean(v.Problem)
+		}
 		if v.URI != "" {
 			note = strings.TrimPrefix(note+", ", ", ") + "at " + v.URI
 		}

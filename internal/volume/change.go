@@ -48,7 +48,10 @@ func (s *Store) create(ctx context.Context, want lab.Volume, at Place) (Volume, 
 
 // begin is the description of a volume that is to be made.
 func (s *Store) begin(name string, at Place) (Volume, error) {
-	v := Volume{Version: version, Name: name, At: at, Made: time.Now().UTC().Round(0)}
+	v := Volume{Version: versionHere, Name: name, At: at, Made: time.Now().UTC().Round(0)}
+	if at != (Place{}) {
+		v.Version = versionElsewhere
+	}
 	if _, err := s.Get(name); err == nil {
 		return v, ErrExists
 	} else if !errors.Is(err, ErrNotFound) {

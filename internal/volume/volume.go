@@ -35,8 +35,12 @@ var (
 	ErrExists = errors.New("there is such a volume already")
 )
 
-// version is that of the description.
-const version = 1
+// The versions of a description. One has the oldest that tells all of it: an older lab
+// would take a volume that is kept elsewhere for one of this host.
+const (
+	versionHere      = 1
+	versionElsewhere = 2 // with At
+)
 
 // Volume is the description of a volume.
 type Volume struct {
@@ -173,8 +177,8 @@ func (s *Store) Get(name string) (Volume, error) {
 	if err := json.Unmarshal(text, &v); err != nil {
 		return v, fmt.Errorf("reading %s: %w", s.described(name), err)
 	}
-	if v.Version != version {
-		return v, fmt.Errorf("%s has version %d, this lab knows version %d", s.described(name), v.Version, version)
+	if v.Version < versionHere || v.Version > versionElsewhere {
+		return v, fmt.Errorf("%s has version %d, this lab knows version %d", s.described(name), v.Version, versionElsewhere)
 	}
 	if v.Name != name || len(v.Layers) == 0 {
 		return v, fmt.Errorf("%s does not describe a volume %s", s.described(name), name)
@@ -222,9 +226,6 @@ func (s *Store) untouched(ctx context.Context, v Volume) (bool, error) {
 		return false, err
 	}
 	length, _, err := files.Usage(ctx, v.Layers[len(v.Layers)-1])
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
 	return err == nil && length <= qcow2.EmptySize, err
 }
 
@@ -280,7 +281,11 @@ func (s *Store) save(ctx context.Context, v Volume) error {
 	if err := s.sync(); err != nil {
 		return err
 	}
-	return s.sweep(ctx, v.Name, v.At, v.files())
+	// The change holds: what a host that went away has still, the next one sweeps.
+	if err := s.sweep(ctx, v.Name, v.At, v.files()); v.At == (Place{}) {
+		return err
+	}
+	return nil
 }
 
 // sweep removes the files of a volume that are not among those to keep: what an
