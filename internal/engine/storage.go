@@ -61,7 +61,7 @@ func (e *elsewhere) Error() string {
 
 // Hint is the next step.
 func (e *elsewhere) Hint() string {
-	return fmt.Sprintf("\"lab volume export %[1]s FILE\", \"lab volume rm %[1]s\" and \"lab volume import FILE %[1]s\" take it there", e.volume)
+	return fmt.Sprintf("\"lab volume export %[1]s FILE\", \"lab volume rm %[1]s\" and \"lab volume import FILE %[1]s\" take it there, without its snapshots", e.volume)
 }
 
 // storable checks before anything is changed what can be known of volumes.

@@ -218,7 +218,7 @@ func TestOwner(t *testing.T) {
 		`<machine generation="x"/>`: `reading a domain's metadata: `,
 		`<machine`:                  `reading a domain's metadata: `,
 		`<machine lab="a" name="b" generation="1"><definition>{</definition></machine>`:             `reading a domain's metadata: `,
-		`<machine lab="a" name="b" generation="1"><definition>{"version":9}</definition></machine>`: `the metadata of the domain of b@1 has version 9, this lab knows version 2`,
+		`<machine lab="a" name="b" generation="1"><definition>{"version":9}</definition></machine>`: `the metadata of the domain of b@1 has version 9, this lab knows version 3`,
 		`<machine lab="a" name="b" generation="1"><definition>{"version":1}</definition></machine>`: `the metadata of the domain of b@1 is of `,
 	} {
 		o, err := parseOwner(text)

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -223,11 +222,14 @@ func (p *Provider) domains(ctx context.Context, id lab.ID, wake bool) (map[lab.G
 
 // fileDaemon holds the URI of the daemon whose domain belongs to a generation's directory:
 // those of all daemons lie side by side.
-const fileDaemon = "uri"
+const fileDaemon = "uri.json"
 
 // claim notes that a directory is this daemon's.
 func (p *Provider) claim(dir string) error {
-	return os.WriteFile(filepath.Join(dir, fileDaemon), []byte(p.cfg.URI+"\n"), 0o600)
+	if daemonOf(dir) == p.cfg.URI {
+		return nil
+	}
+	return local.WriteJSON(filepath.Join(dir, fileDaemon), p.cfg.URI)
 }
 
 // claims reports whether a directory is this daemon's, or nobody's.
@@ -237,12 +239,9 @@ func (p *Provider) claims(dir string) bool {
 }
 
 // daemonOf returns the URI that a directory names; empty if it names none.
-func daemonOf(dir string) string {
-	text, err := os.ReadFile(filepath.Join(dir, fileDaemon))
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(text))
+func daemonOf(dir string) (uri string) {
+	_, _ = local.ReadJSON(filepath.Join(dir, fileDaemon), &uri)
+	return uri
 }
 
 // Daemons looks at the directories of the lab's generations.

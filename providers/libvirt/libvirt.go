@@ -290,9 +290,6 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		return ok && exists(dir), err
 	}
 	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
-		if err := p.claim(dir); err != nil {
-			return err
-		}
 		if err := p.join(ctx, def); err != nil {
 			return err
 		}
@@ -313,6 +310,9 @@ func (p *Provider) binary() (string, error) {
 // define gives the domain called name the definition that its next start will have.
 func (p *Provider) define(ctx context.Context, name, dir string, def local.Definition) (golibvirt.Domain, error) {
 	var dom golibvirt.Domain
+	if err := p.claim(dir); err != nil { // also of what an older lab made
+		return dom, err
+	}
 	own, err := local.Overlays(dir)
 	if err != nil {
 		return dom, err
@@ -445,7 +445,7 @@ func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (
 	}
 	p.removeLog(d.Name)
 	if def, err := d.definition(); err == nil {
-		return true, p.leave(ctx, def)
+		p.leave(ctx, def)
 	}
 	return true, nil
 }

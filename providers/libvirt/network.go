@@ -7,7 +7,9 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -44,7 +46,7 @@ func (p *Provider) networkOf(id lab.ID, kind lab.NetworkKind, attempt int) Netwo
 func (n Network) XML() (string, error) {
 	doc := networkXML{
 		Name: n.Name, UUID: formatUUID(n.UUID), Bridge: bridge{fmt.Sprintf("lab%x", n.UUID[:4]), "off", 0},
-		IP: networkIP{Address: n.Subnet.Gateway.String(), Prefix: n.Subnet.Subnet.Bits()},
+		DNS: dnsXML{"no"}, IP: []networkIP{{Address: n.Subnet.Gateway.String(), Prefix: n.Subnet.Subnet.Bits(), DHCP: &dhcpXML{}}},
 	}
 	if n.Kind == lab.NetworkNAT {
 		doc.Forward = &forward{string(n.Kind)}
@@ -53,12 +55,13 @@ func (n Network) XML() (string, error) {
 }
 
 type networkXML struct {
-	XMLName xml.Name  `xml:"network"`
-	Name    string    `xml:"name"`
-	UUID    string    `xml:"uuid"`
-	Forward *forward  `xml:"forward"`
-	Bridge  bridge    `xml:"bridge"`
-	IP      networkIP `xml:"ip"`
+	XMLName xml.Name    `xml:"network"`
+	Name    string      `xml:"name"`
+	UUID    string      `xml:"uuid"`
+	Forward *forward    `xml:"forward"`
+	Bridge  bridge      `xml:"bridge"`
+	DNS     dnsXML      `xml:"dns"` // the lab's switch knows the names
+	IP      []networkIP `xml:"ip"`
 }
 
 type forward struct {
@@ -71,10 +74,34 @@ type bridge struct {
 	Delay int    `xml:"delay,attr"`
 }
 
+type dnsXML struct {
+	Enable string `xml:"enable,attr"`
+}
+
 type networkIP struct {
 	Address string   `xml:"address,attr"`
 	Prefix  int      `xml:"prefix,attr"`
-	DHCP    struct{} `xml:"dhcp"` // nothing but what is leased to machines
+	Netmask string   `xml:"netmask,attr,omitempty"` // others' networks may have this instead
+	DHCP    *dhcpXML `xml:"dhcp"`
+}
+
+// dhcpXML leases nothing but what machines are given.
+type dhcpXML struct {
+	Hosts []leaseXML `xml:"host"`
+}
+
+// subnet is what the element is about; ok is false if that is no IPv4.
+func (i networkIP) subnet() (gateway netip.Addr, subnet netip.Prefix, ok bool) {
+	gateway, err := netip.ParseAddr(i.Address)
+	if err != nil || !gateway.Is4() {
+		return gateway, subnet, false
+	}
+	bits := i.Prefix
+	if mask, err := netip.ParseAddr(i.Netmask); err == nil && mask.Is4() {
+		bits, _ = net.IPMask(mask.AsSlice()).Size()
+	}
+	subnet, err = gateway.Prefix(bits)
+	return gateway, subnet, err == nil && bits > 0
 }
 
 // leaseXML is a machine's entry in a network. Either of the two follows from the other, so
@@ -105,54 +132,134 @@ func (p *Provider) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 	return n, nil
 }
 
-func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, golibvirt.Network, error) {
+func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (n lab.Network, it golibvirt.Network, err error) {
 	if err := p.Networks(); err != nil {
-		return lab.Network{}, golibvirt.Network{}, err
+		return n, it, err
 	}
 	p.networking.Lock() // machines start at once
 	defer p.networking.Unlock()
-	it, subnet, err := p.findNetwork(ctx, id, kind)
-	if err == nil {
-		return subnet, it, p.startNetwork(ctx, it)
+	found, err := p.findNetwork(ctx, id, kind)
+	if isNotFound(err) {
+		return p.makeNetwork(ctx, id, kind)
 	}
-	if !isNotFound(err) {
-		return lab.Network{}, golibvirt.Network{}, err
+	if err != nil {
+		return n, it, err
 	}
-	// Whether a subnet is free on that host is only found out by starting.
-	for attempt := range maxAttempts {
+	err = p.startNetwork(ctx, found.it)
+	switch {
+	case !isSubnetTaken(err):
+		return found.subnet, found.it, err
+	case found.leases:
+		return n, it, fmt.Errorf("%w (since the network %s was active last; destroy the lab to have it another subnet)", err, found.it.Name)
+	}
+	if err := p.undefineNetwork(ctx, found.it); err != nil { // nobody was ever in it
+		return n, it, err
+	}
+	return p.makeNetwork(ctx, id, kind)
+}
+
+// makeNetwork makes a network in the first subnet that no other network of the daemon's has,
+// active or not. What else the host has a route to of just that size is found out by starting.
+func (p *Provider) makeNetwork(ctx context.Context, id lab.ID, kind lab.NetworkKind) (none lab.Network, it golibvirt.Network, err error) {
+	taken, err := p.subnets(ctx)
+	if err != nil {
+		return none, it, err
+	}
+	tries := 0
+	for attempt := 0; attempt < lab.DirectNetworks && tries < maxTries; attempt++ {
 		n := p.networkOf(id, kind, attempt)
+		if slices.ContainsFunc(taken, n.Subnet.Subnet.Overlaps) {
+			continue
+		}
+		tries++
 		text, e := n.XML()
 		if e != nil {
-			return lab.Network{}, golibvirt.Network{}, e
+			return none, it, e
 		}
 		it, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) { return l.NetworkDefineXML(text) })
 		if c, ok := code(err); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrNetworkExist) {
 			err = fmt.Errorf("%w (a network of that name that this lab did not make is left alone; rename it, or the lab)", err)
 		}
 		if err != nil {
-			break
+			return none, it, err
 		}
 		if err = p.startNetwork(ctx, it); err == nil {
 			return n.Subnet, it, nil
 		}
-		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		e = p.link.do(cleanup, func(l *golibvirt.Libvirt) error { return l.NetworkUndefine(it) })
-		cancel()
-		if e != nil && !isNotFound(e) {
-			return lab.Network{}, golibvirt.Network{}, errors.Join(err, e)
+		if e := p.undefineNetwork(ctx, it); e != nil {
+			return none, it, errors.Join(err, e)
 		}
 		if !isSubnetTaken(err) {
-			break
+			return none, it, err
 		}
 	}
-	return lab.Network{}, golibvirt.Network{}, err
+	if tries == 0 {
+		err = fmt.Errorf("%w: other networks there have all of the %d subnets of 10.128.0.0/9 that a lab's can have", providers.ErrIncapable, lab.DirectNetworks)
+	}
+	return none, it, err
 }
 
-// maxAttempts is how many subnets are tried.
-const maxAttempts = 16
+// maxTries is how many subnets are tried.
+const maxTries = 16
+
+// undefineNetwork takes back a network that was defined, whatever became of ctx.
+func (p *Provider) undefineNetwork(ctx context.Context, it golibvirt.Network) error {
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	err := p.link.do(cleanup, func(l *golibvirt.Libvirt) error { return l.NetworkUndefine(it) })
+	if isNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// subnets are those of all networks of the daemon's.
+func (p *Provider) subnets(ctx context.Context) ([]netip.Prefix, error) {
+	documents, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) ([]string, error) {
+		all, _, err := l.ConnectListAllNetworks(1, 0)
+		if err != nil {
+			return nil, err
+		}
+		var texts []string
+		for _, it := range all {
+			text, err := l.NetworkGetXMLDesc(it, 0)
+			if isNotFound(err) {
+				continue // gone
+			}
+			if err != nil {
+				return nil, err
+			}
+			texts = append(texts, text)
+		}
+		return texts, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, text := range documents {
+		var doc networkXML
+		if err := xml.Unmarshal([]byte(text), &doc); err != nil {
+			return nil, fmt.Errorf("reading the document of a network: %w", err)
+		}
+		for _, ip := range doc.IP {
+			if _, subnet, ok := ip.subnet(); ok {
+				all = append(all, subnet)
+			}
+		}
+	}
+	return all, nil
+}
+
+// foundNetwork is a network of a lab's.
+type foundNetwork struct {
+	it     golibvirt.Network
+	subnet lab.Network
+	leases bool // machines have addresses in it
+}
 
 // findNetwork looks for a lab's network, by its UUID: a name is anybody's.
-func (p *Provider) findNetwork(ctx context.Context, id lab.ID, kind lab.NetworkKind) (golibvirt.Network, lab.Network, error) {
+func (p *Provider) findNetwork(ctx context.Context, id lab.ID, kind lab.NetworkKind) (foundNetwork, error) {
 	type found struct {
 		it       golibvirt.Network
 		document string
@@ -164,17 +271,18 @@ func (p *Provider) findNetwork(ctx context.Context, id lab.ID, kind lab.NetworkK
 		return f, err
 	})
 	if err != nil {
-		return is.it, lab.Network{}, err
+		return foundNetwork{}, err
 	}
 	var doc networkXML
 	if err := xml.Unmarshal([]byte(is.document), &doc); err != nil {
-		return is.it, lab.Network{}, fmt.Errorf("reading the document of the network %s: %w", is.it.Name, err)
+		return foundNetwork{}, fmt.Errorf("reading the document of the network %s: %w", is.it.Name, err)
 	}
-	gateway, err := netip.ParseAddr(doc.IP.Address)
-	if err != nil || !gateway.Is4() || doc.IP.Prefix < 1 || doc.IP.Prefix > 30 {
-		return is.it, lab.Network{}, fmt.Errorf("the network %s has the address %q/%d, which lab did not give it", is.it.Name, doc.IP.Address, doc.IP.Prefix)
+	for _, ip := range doc.IP {
+		if gateway, subnet, ok := ip.subnet(); ok {
+			return foundNetwork{is.it, lab.Network{Subnet: subnet, Gateway: gateway}, ip.DHCP != nil && len(ip.DHCP.Hosts) > 0}, nil
+		}
 	}
-	return is.it, lab.Network{Subnet: netip.PrefixFrom(gateway, doc.IP.Prefix).Masked(), Gateway: gateway}, nil
+	return foundNetwork{}, fmt.Errorf("the network %s has no IPv4 address any more, which lab gave it", is.it.Name)
 }
 
 // startNetwork starts a network unless it is active.
@@ -237,41 +345,47 @@ func (p *Provider) join(ctx context.Context, def local.Definition) error {
 	if !n.Subnet.Contains(def.Direct) {
 		return fmt.Errorf("the network %s has the subnet %s now, which does not have the machine's address %s: replace the machine", it.Name, n.Subnet, def.Direct)
 	}
-	if err := p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandDelete, def); err != nil && !isInvalid(err) { // there is none, as it should be
+	if err := p.dropLease(ctx, it, def); err != nil {
 		return err
 	}
-	return p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandAddLast, def)
+	affects := golibvirt.NetworkUpdateAffectConfig | golibvirt.NetworkUpdateAffectLive // it is active
+	return p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandAddLast, affects, def)
 }
 
-// leave gives up the lease of a machine.
-func (p *Provider) leave(ctx context.Context, def local.Definition) error {
+// leave gives up the lease of a machine. One that stays is in nobody's way: whoever is given
+// that address next drops it, and it goes with the network.
+func (p *Provider) leave(ctx context.Context, def local.Definition) {
 	if def.Network == lab.NetworkSwitch {
-		return nil
+		return
 	}
-	it, _, err := p.findNetwork(ctx, def.Lab, def.Network)
+	found, err := p.findNetwork(ctx, def.Lab, def.Network)
 	if err == nil {
-		err = p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandDelete, def)
+		err = p.dropLease(ctx, found.it, def)
 	}
-	if err != nil && !isNotFound(err) && !isInvalid(err) {
-		return fmt.Errorf("giving up the address %s: %w", def.Direct, err)
+	if err != nil && !isNotFound(err) {
+		p.log.Debug("giving up an address", "machine", def.Generation().String(), "error", err)
+	}
+}
+
+// dropLease removes a machine's lease from the network as it is and as it will be, which may
+// differ. It may be in neither.
+func (p *Provider) dropLease(ctx context.Context, it golibvirt.Network, def local.Definition) error {
+	for _, affects := range []golibvirt.NetworkUpdateFlags{golibvirt.NetworkUpdateAffectLive, golibvirt.NetworkUpdateAffectConfig} {
+		if err := p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandDelete, affects, def); err != nil && !isInvalid(err) {
+			return err
+		}
 	}
 	return nil
 }
 
-func (p *Provider) updateNetwork(ctx context.Context, it golibvirt.Network, command golibvirt.NetworkUpdateCommand, def local.Definition) error {
+func (p *Provider) updateNetwork(
+	ctx context.Context, it golibvirt.Network, command golibvirt.NetworkUpdateCommand, affects golibvirt.NetworkUpdateFlags, def local.Definition,
+) error {
 	text, err := encode(leaseXML{MAC: lab.MACOf(def.Direct), IP: def.Direct.String()})
 	if err != nil {
 		return err
 	}
 	return p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		active, err := l.NetworkIsActive(it)
-		if err != nil {
-			return err
-		}
-		affects := golibvirt.NetworkUpdateAffectConfig
-		if active == 1 {
-			affects |= golibvirt.NetworkUpdateAffectLive
-		}
 		return l.NetworkUpdate(it, uint32(command), uint32(golibvirt.NetworkSectionIPDhcpHost), -1, text, affects)
 	})
 }

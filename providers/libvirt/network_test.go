@@ -5,6 +5,7 @@ package libvirt
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,17 +75,22 @@ func TestNetworks(t *testing.T) {
 	}
 	nat := fmt.Sprintf("lab-%s-nat", id)
 
-	// A subnet that the host uses for something else is left to that.
-	foreign("other", lab.DirectNetworkOf(id, lab.NetworkNAT, 0), "other0")
+	// Subnets that the host uses for something else are left to that: a part of one, and one
+	// that is not active.
+	part := lab.DirectNetworkOf(id, lab.NetworkNAT, 0)
+	part.Subnet = netip.PrefixFrom(part.Subnet.Addr(), 24)
+	foreign("other", part, "other0")
+	foreign("idle", lab.DirectNetworkOf(id, lab.NetworkNAT, 1), "other2")
+	d.Virsh("net-destroy", "idle")
 	n, err := r.Network(ctx, id, lab.NetworkNAT)
 	must(err)
-	if want := lab.DirectNetworkOf(id, lab.NetworkNAT, 1); n != want {
+	if want := lab.DirectNetworkOf(id, lab.NetworkNAT, 2); n != want {
 		t.Errorf("the network is %v, want %v", n, want)
 	}
 	if again, err := r.Network(ctx, id, lab.NetworkNAT); err != nil || again != n {
 		t.Errorf("the network is %v, then %v, %v", n, again, err)
 	}
-	if got := networks(); !slices.Equal(got, []string{nat, "other"}) {
+	if got := networks(); !slices.Equal(got, []string{"idle", nat, "other"}) {
 		t.Errorf("the networks are %q", got)
 	}
 
@@ -117,6 +123,28 @@ func TestNetworks(t *testing.T) {
 		t.Errorf("the lease is left:\n%s", got)
 	}
 
+	// Somebody took its subnet while it was not active: nobody has an address in it.
+	d.Virsh("net-destroy", nat)
+	foreign("taker", n, "other3")
+	moved, err := r.Network(ctx, id, lab.NetworkNAT)
+	must(err)
+	if want := lab.DirectNetworkOf(id, lab.NetworkNAT, 3); moved != want {
+		t.Errorf("the network is %v, want %v", moved, want)
+	}
+	// With a machine in it it stays.
+	spec.Direct = moved.Direct(lab.NetworkOf(id).Host(10), 1)
+	must(r.Create(ctx, spec))
+	d.Virsh("net-destroy", nat)
+	foreign("second", moved, "other4")
+	if _, err := r.Network(ctx, id, lab.NetworkNAT); err == nil || !strings.Contains(err.Error(), "destroy the lab to have it another subnet") {
+		t.Errorf("its subnet was taken: %v", err)
+	}
+	must(r.Destroy(ctx, webOne))
+	for _, name := range []string{"taker", "second"} {
+		d.Virsh("net-destroy", name)
+		d.Virsh("net-undefine", name)
+	}
+
 	// A network that only has the name is nobody's to use or to remove.
 	isolated := fmt.Sprintf("lab-%s-isolated", id)
 	foreign(isolated, lab.DirectNetworkOf(id, lab.NetworkIsolated, 7), "other1")
@@ -126,13 +154,56 @@ func TestNetworks(t *testing.T) {
 	for range 2 {
 		must(r.RemoveNetworks(ctx, id))
 	}
-	if got := networks(); !slices.Equal(got, []string{isolated, "other"}) {
+	if got := networks(); !slices.Equal(got, []string{"idle", isolated, "other"}) {
 		t.Errorf("the networks are %q", got)
 	}
 	// Without its network there is nothing for a machine to give up.
-	_, err = r.Network(ctx, id, lab.NetworkNAT)
+	n, err = r.Network(ctx, id, lab.NetworkNAT)
 	must(err)
+	spec.Direct = n.Direct(lab.NetworkOf(id).Host(10), 1)
 	must(r.Create(ctx, spec))
 	must(r.RemoveNetworks(ctx, id))
 	must(r.Destroy(ctx, webOne))
+}
+
+// TestNoNetworkDriver is about a daemon that can make no networks, which some distributions
+// have by default: it has none to remove, and says what it lacks.
+func TestNoNetworkDriver(t *testing.T) {
+	dirs, err := filepath.Glob("/usr/lib*/libvirt/connection-driver")
+	if more, e := filepath.Glob("/usr/lib/*/libvirt/connection-driver"); e == nil {
+		dirs = append(dirs, more...)
+	}
+	if err != nil || len(dirs) == 0 {
+		t.Fatal("libvirt's drivers are not where they are looked for", err)
+	}
+	drivers := t.TempDir()
+	if err := os.Chmod(drivers, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	all, err := filepath.Glob(filepath.Join(dirs[0], "*.so"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		if name := filepath.Base(path); name != "libvirt_driver_network.so" {
+			if err := os.Symlink(path, filepath.Join(drivers, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("LIBVIRT_DRIVER_DIR", drivers)
+	b := benchOf(t, daemontest.StartSystem(t))
+	if err := b.p.RemoveNetworks(b.ctx(), webOne.Lab); err != nil {
+		t.Errorf("RemoveNetworks: %v", err)
+	}
+	if n, err := b.p.Network(b.ctx(), webOne.Lab, lab.NetworkNAT); err == nil {
+		t.Errorf("it made %v", n)
+	}
+	found, err := b.p.Check(b.ctx())
+	b.must(err)
+	if text := fmt.Sprint(found); !strings.Contains(text, "{network warning libvirt can make no networks") {
+		t.Errorf("the findings: %s", text)
+	}
+	b.up()
+	b.destroyed()
 }

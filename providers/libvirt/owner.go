@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
-	"slices"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/local"
@@ -70,9 +69,6 @@ func (d seenDisk) files() []string {
 	}
 	return files
 }
-
-// has reports whether the disk lies on the file.
-func (d seenDisk) has(file string) bool { return slices.Contains(d.files(), file) }
 
 // diskOf finds the machine's own disk in its document.
 func diskOf(document string) (seenDisk, error) {

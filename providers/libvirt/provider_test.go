@@ -490,6 +490,13 @@ func TestDaemonsSideBySide(t *testing.T) {
 	if m, err := far.Inspect(b.ctx(), webOne); err != nil || m.State != providers.StateStopped {
 		t.Errorf("Inspect: %+v, %v", m, err)
 	}
+	// What an older lab made names no daemon, until it is started.
+	b.must(os.Remove(filepath.Join(b.p.dir(webOne), fileDaemon)))
+	b.must(far.Start(b.ctx(), webOne))
+	if uris, err := b.p.Daemons(webOne.Lab); err != nil || !slices.Equal(uris, []string{far.URI()}) {
+		t.Errorf("the daemons are %q, %v", uris, err)
+	}
+	b.must(far.Stop(b.ctx(), webOne, 0))
 	// One that has lost its domain is its daemon's to destroy.
 	d.Virsh("undefine", domainName(webOne))
 	if m, err := far.Inspect(b.ctx(), webOne); err != nil || m.State != providers.StateBroken {

@@ -191,9 +191,6 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 	if err := r.p.claim(dir); err != nil {
 		return err
 	}
-	if err := r.p.join(ctx, def); err != nil {
-		return err
-	}
 	g := def.Generation()
 	// Until the domain names them, nothing else keeps images from being pruned.
 	held, err := r.lockImages(ctx)
@@ -228,6 +225,9 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 			return err
 		}
 	}
+	if err := r.p.join(ctx, def); err != nil {
+		return err
+	}
 	_, err = r.define(ctx, files, domainName(g), def, from)
 	return err
 }
@@ -235,6 +235,9 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 // define gives the domain called name the definition that its next start will have.
 func (r *Remote) define(ctx context.Context, files *pool, name string, def local.Definition, from stored) (golibvirt.Domain, error) {
 	g := def.Generation()
+	if err := r.p.claim(r.p.dir(g)); err != nil { // also of what an older lab made
+		return golibvirt.Domain{}, err
+	}
 	var run local.Run
 	if _, err := local.ReadJSON(filepath.Join(r.p.dir(g), local.FileRun), &run); err != nil {
 		return golibvirt.Domain{}, err

@@ -154,7 +154,7 @@ func (r *Remote) probe(ctx context.Context, files *pool, kind, kernel string) (u
 		return false, "", err
 	}
 	err = r.p.link.apart(ctx, func(l *golibvirt.Libvirt) error {
-		err := toldWhy(func() error {
+		err := toldWhy(ctx, func() error {
 			_, err := l.DomainCreateXML(text, golibvirt.DomainStartAutodestroy)
 			return err
 		})
@@ -172,7 +172,7 @@ func (r *Remote) probe(ctx context.Context, files *pool, kind, kernel string) (u
 
 // helper names a domain that is nobody's machine.
 func (r *Remote) helper(what string) string {
-	return "lab-" + what + "-" + r.suffix() + "-" + rand.Text()[:8]
+	return "lab-" + what + "-" + r.suffix() + "-" + strings.ToLower(rand.Text()[:8])
 }
 
 // helperXML is a domain with what no domain can do without.

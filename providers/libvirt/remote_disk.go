@@ -74,12 +74,7 @@ func (r *Remote) openDirectory(ctx context.Context, g lab.Generation) (*director
 		if err != nil {
 			return err
 		}
-		from, err := dom.stored()
-		if err != nil {
-			return err
-		}
-		_, err = r.define(ctx, files, dom.Name, def, from)
-		return err
+		return r.saved(ctx, dom, def)
 	}
 	return &directory{d, dom, r.overlays(g, files), redefine}, nil
 }

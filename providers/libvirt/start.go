@@ -100,7 +100,7 @@ func (p *Provider) launch(ctx context.Context, define func() (golibvirt.Domain, 
 		return err
 	}
 	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		return toldWhy(func() error {
+		return toldWhy(ctx, func() error {
 			_, err := l.DomainCreateWithFlags(dom, 0)
 			return err
 		})
@@ -133,11 +133,11 @@ const attempts = 3
 
 // toldWhy starts a domain. libvirt tells what a QEMU said that could not start only if
 // it came to talk to it first: one that was quicker to end is started again for its
-// reason, for its guest never ran.
-func toldWhy(start func() error) error {
+// reason, for its guest never ran. One that was ended because ctx did is not.
+func toldWhy(ctx context.Context, start func() error) error {
 	for n := 1; ; n++ {
 		err := start()
-		if n == attempts || !silentEnd(err) {
+		if n == attempts || !silentEnd(err) || ctx.Err() != nil {
 			return err
 		}
 	}

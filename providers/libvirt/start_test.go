@@ -36,7 +36,7 @@ func TestToldWhy(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			asked := 0
-			err := toldWhy(func() error { asked++; return c.say[asked-1] })
+			err := toldWhy(t.Context(), func() error { asked++; return c.say[asked-1] })
 			if !errors.Is(err, c.want) || asked != c.asked {
 				t.Errorf("got %v after %d attempts, want %v after %d", err, asked, c.want, c.asked)
 			}

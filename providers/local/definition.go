@@ -19,6 +19,7 @@ import (
 const (
 	definitionPlain  = 1
 	definitionStored = 2 // with layers, volumes or mounts
+	definitionJoined = 3 // in a network
 )
 
 // Definition is what machine.json holds.
@@ -95,8 +96,11 @@ func Define(s providers.Spec) Definition {
 	for _, m := range s.Mounts {
 		d.Mounts = append(d.Mounts, Mount(m))
 	}
-	if len(i.Layers) > 0 || len(d.Mounts) > 0 || d.Append != "" || d.Network != lab.NetworkSwitch {
-		d.Version = definitionStored
+	if len(i.Layers) > 0 || len(d.Mounts) > 0 || d.Append != "" {
+		d.Version = max(d.Version, definitionStored)
+	}
+	if d.Network != lab.NetworkSwitch {
+		d.Version = definitionJoined
 	}
 	return d
 }
@@ -117,8 +121,8 @@ func ReadDefinition(dir string, g lab.Generation) (d Definition, ok bool, err er
 // Check refuses a definition that this program does not know or that is not of g.
 // The error's text is about a subject that the caller names.
 func (d *Definition) Check(g lab.Generation) error {
-	if d.Version < definitionPlain || d.Version > definitionStored {
-		return fmt.Errorf("has version %d, this lab knows version %d", d.Version, definitionStored)
+	if d.Version < definitionPlain || d.Version > definitionJoined {
+		return fmt.Errorf("has version %d, this lab knows version %d", d.Version, definitionJoined)
 	}
 	if d.Generation() != g {
 		return fmt.Errorf("is of %s of lab %s", d.Generation(), d.Lab)
@@ -133,7 +137,7 @@ func (d *Definition) SetVolumes(volumes []providers.Volume) {
 		d.Volumes = append(d.Volumes, Volume(v))
 	}
 	if len(d.Volumes) > 0 {
-		d.Version = definitionStored
+		d.Version = max(d.Version, definitionStored)
 	}
 }
 

@@ -157,6 +157,42 @@ func testVolumeFiles(b *bench) {
 		}
 	}
 
+	// What was discarded takes no space by being joined, and a file may be larger than the one
+	// that it lies on.
+	const size = 64 * lab.MiB
+	for name, c := range map[string]struct {
+		size lab.Bytes
+		do   string
+	}{
+		"big@1.qcow2": {size / 2, "write -P 1 0 1M"}, "big@2.qcow2": {size, "write -z 1M 32M"},
+	} {
+		from := filepath.Join(dir, "from.qcow2")
+		b.ok("making a file", qcow2.Create(from, c.size))
+		if out, err := exec.Command("qemu-io", "-c", c.do, from).CombinedOutput(); err != nil {
+			b.Fatalf("qemu-io: %v: %s", err, out)
+		}
+		b.Cleanup(func() { b.ok("Remove", files.Remove(b.ctx(), name)) })
+		b.ok("Put", files.Put(b.ctx(), name, from))
+		os.Remove(from)
+	}
+	b.Cleanup(func() { b.ok("Remove", files.Remove(b.ctx(), "large@1.qcow2")) })
+	b.ok("Flatten", files.Flatten(b.ctx(), []string{"big@1.qcow2", "big@2.qcow2"}, size, "large@1.qcow2"))
+	b.ok("Commit", files.Commit(b.ctx(), []string{"big@1.qcow2", "big@2.qcow2"}))
+	for _, name := range []string{"big@1.qcow2", "large@1.qcow2"} {
+		if _, takes, err := files.Usage(b.ctx(), name); err != nil || takes > 8*lab.MiB {
+			b.Errorf("%s takes %s, %v", name, takes, err)
+		}
+		paths, err := files.Open(b.ctx(), []string{name}, b.TempDir())
+		b.ok("Open", err)
+		disk := ReadDisk(b.T, []providers.Layer{{Path: paths[0], Format: "qcow2"}})
+		if lab.Bytes(len(disk)) != size || disk[1<<20-1] != 1 || slices.ContainsFunc(disk[1<<20:], func(c byte) bool { return c != 0 }) {
+			b.Errorf("%s has %d bytes, or others than it should", name, len(disk))
+		}
+	}
+	for _, name := range []string{"big@1.qcow2", "big@2.qcow2", "large@1.qcow2"} {
+		b.ok("Remove", files.Remove(b.ctx(), name))
+	}
+
 	b.ok("Remove", files.Remove(b.ctx(), "db@1.qcow2"))
 	b.ok("Remove what is gone", files.Remove(b.ctx(), "db@1.qcow2"))
 	_, _, err = files.Usage(b.ctx(), "db@1.qcow2")

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"io"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
 	"github.com/labfile/lab/providers/providertest"
@@ -410,18 +412,24 @@ func TestDefinitionVersions(t *testing.T) {
 	plain := testSpec(t)
 	stored := plain
 	stored.Mounts = []providers.Mount{{Tag: "m", Path: "/src"}}
+	joined := plain
+	joined.Network, joined.Direct = lab.NetworkNAT, netip.MustParseAddr("10.130.1.10")
 	for _, c := range []struct {
 		spec providers.Spec
 		want int
-	}{{plain, 1}, {stored, 2}} {
-		if got := local.Define(c.spec).Version; got != c.want {
-			t.Errorf("version %d, want %d", got, c.want)
+	}{{plain, 1}, {stored, 2}, {joined, 3}} {
+		d := local.Define(c.spec)
+		if d.Version != c.want {
+			t.Errorf("version %d, want %d", d.Version, c.want)
+		}
+		if d.SetVolumes([]providers.Volume{{Name: "v", Path: "/v"}}); d.Version != max(c.want, 2) {
+			t.Errorf("with a volume version %d, was %d", d.Version, c.want)
 		}
 	}
 	dir := t.TempDir()
 	for version, want := range map[int]string{
-		1: "", 2: "", 3: filepath.Join(dir, local.FileDefinition) + " has version 3, this lab knows version 2",
-		0: filepath.Join(dir, local.FileDefinition) + " has version 0, this lab knows version 2",
+		1: "", 2: "", 3: "", 4: filepath.Join(dir, local.FileDefinition) + " has version 4, this lab knows version 3",
+		0: filepath.Join(dir, local.FileDefinition) + " has version 0, this lab knows version 3",
 	} {
 		d := local.Define(plain)
 		d.Version = version
