@@ -8,6 +8,7 @@ package providers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -25,6 +26,9 @@ var (
 	// ErrIncapable says that this host cannot do what was asked; the error's
 	// text says what is missing.
 	ErrIncapable = errors.New("host not capable")
+	// ErrNoNetworks is ErrIncapable, and says that only the lab's own switch can connect
+	// machines.
+	ErrNoNetworks = fmt.Errorf("%w", ErrIncapable)
 	// ErrInUse says that a volume is attached to another machine that runs.
 	ErrInUse = errors.New("volume in use")
 )
@@ -141,9 +145,9 @@ type LogTrimmer interface {
 // Networker is implemented by providers that can connect machines with one another where
 // they run, beside the lab's own switch.
 type Networker interface {
-	// Networks returns ErrIncapable if the daemon at hand makes no networks. It touches
+	// Networks returns ErrNoNetworks if the daemon at hand makes none. It changes
 	// nothing.
-	Networks() error
+	Networks(ctx context.Context) error
 	// Network makes sure that a lab has a network of the kind, which is not
 	// lab.NetworkSwitch, and returns it.
 	Network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, error)

@@ -98,12 +98,22 @@ func (s *site) pings(from, name, address string) {
 	}
 }
 
+// reached is the address by which the others reach a machine.
+func (s *site) reached(name string) string {
+	s.Helper()
+	m := s.machine(name)
+	if m.Direct != "" {
+		return m.Direct
+	}
+	return m.Address
+}
+
 func names(s *site) {
-	db := s.machine("db").Address
+	db := s.reached("db")
 	for _, name := range []string{"db", "db.lab.internal", "DB", "Db.Lab.Internal"} {
 		s.pings("web-1", name, db)
 	}
-	s.pings("db", "web-2", s.machine("web-2").Address)
+	s.pings("db", "web-2", s.reached("web-2"))
 	s.fails(1, nil, "exec", "db", "--", "ping -c 1 -w 5 nobody.lab.internal")
 }
 

@@ -179,7 +179,7 @@ func rebuild(s *site) {
 	}
 	s.equal("disk", s.ok("exec", "web-1", "--", "ls /root/file 2>&1 || true"), "ls: /root/file: No such file or directory\n")
 	s.equal("name", s.ok("exec", "web-1", "--", "hostname"), "web-1\n")
-	s.pings("web-2", "web-1", m.Address)
+	s.pings("web-2", "web-1", s.reached("web-1"))
 	old := filepath.Join(s.machines(), "web-1", "1")
 	if !s.far {
 		old = filepath.Join(old, "disk.qcow2")
@@ -228,7 +228,7 @@ func supervisorKilled(s *site) {
 		}
 	}
 	s.equal("exec", s.ok("exec", "web-1", "--", "hostname"), "web-1\n")
-	s.pings("web-1", "db", s.machine("db").Address)
+	s.pings("web-1", "db", s.reached("db"))
 
 	// The same, met by a command that needs the guest at once.
 	s.kill(s.supervisor())
@@ -249,7 +249,7 @@ func hypervisorKilled(s *site) {
 	m = s.machine("web-2")
 	s.equal("state", m.State, "ready")
 	s.equal("address", m.Address, before.Address)
-	s.pings("db", "web-2", m.Address)
+	s.pings("db", "web-2", s.reached("web-2"))
 }
 
 func guestPowersOff(s *site) {

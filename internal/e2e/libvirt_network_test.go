@@ -9,8 +9,11 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/labfile/lab/providers/libvirt/daemontest"
 )
 
 // TestLibvirtNetwork has the machines of another host reach one another, and what that host
@@ -53,27 +56,19 @@ func TestLibvirtNetwork(t *testing.T) {
 	}
 	resp.Body.Close()
 
-	// Each generation has an address of its own; its name leads to the present one.
-	before := s.machine("web-1")
-	s.ok("replace", "web-1", "--yes")
-	after := s.machine("web-1")
-	s.equal("the address at the switch", after.Address, before.Address)
-	if after.Direct == before.Direct {
-		t.Errorf("two generations have %s", after.Direct)
-	}
-	s.pings("db", "web-1", after.Direct)
 	boot := func() string { return s.lab("exec", "db", "--", "cat /proc/sys/kernel/random/boot_id").stdout }
 	old := boot()
 	s.lab("exec", "db", "--", "reboot")
 	s.wait("the guest is back", func() bool { b := boot(); return b != "" && b != old })
 	s.equal("the way out after a reboot", route("db"), want)
-	s.pings("db", "web-1", after.Direct)
+	s.pings("db", "web-1", s.machine("web-1").Direct)
 	s.ok("stop")
 	far.Virsh("net-destroy", nat)
 	s.ok("start")
-	s.pings("db", "web-1", after.Direct)
+	s.pings("db", "web-1", s.machine("web-1").Direct)
 
-	labfile("isolated")
+	// Where the Labfile says nothing, the world is reached as ever.
+	s.write("Labfile", at(uri, shop))
 	if plan := s.fails(2, nil, "plan"); !strings.Contains(plan.stdout+plan.stderr, "network changed: nat -> isolated") {
 		t.Errorf("the plan: %s%s", plan.stdout, plan.stderr)
 	}
@@ -85,7 +80,9 @@ func TestLibvirtNetwork(t *testing.T) {
 	if got := route("db"); !strings.HasSuffix(got, "dev eth0") {
 		t.Errorf("the way out: %s", got)
 	}
+	labfile("isolated")
 	s.ok("plan")
+	networkTakeovers(s, far, isolated)
 
 	labfile("switch")
 	s.ok("up", "--yes", "db")
@@ -95,4 +92,41 @@ func TestLibvirtNetwork(t *testing.T) {
 	s.gone = true
 	s.equal("the networks", networks(), "")
 	nothingFar(s, far)
+}
+
+// networkTakeovers replaces a machine that others reach where it runs. In its place the next
+// one has its address; beside it, one of its own, and what is connected has its time.
+func networkTakeovers(s *site, far *daemontest.Far, network string) {
+	before := s.machine("web-1")
+	s.ok("replace", "web-1", "--yes")
+	after := s.machine("web-1")
+	s.equal("the address at the switch", after.Address, before.Address)
+	s.equal("the address where it runs", after.Direct, before.Direct)
+	s.pings("db", "web-1", before.Direct)
+	leases := func() int { return strings.Count(far.Virsh("net-dumpxml", network), "ip='"+before.Direct+"'") }
+	if n := leases(); n != 1 {
+		s.Errorf("%s is leased %d times", before.Direct, n)
+	}
+
+	labfile := string(read(s, filepath.Join(s.dir, "Labfile")))
+	s.write("Labfile", strings.Replace(labfile, `    ports: ["0:80"]`, "    ports: [\"0:80\"]\n    replace: {strategy: blue-green, drain: 5m}", 1))
+	s.ok("up", "--yes")
+	s.ok("exec", "web-1", "--", "mkdir -p /srv/www/cgi-bin; printf '#!/bin/sh\\necho; sleep 30; hostname\\n' > /srv/www/cgi-bin/slow; chmod +x /srv/www/cgi-bin/slow")
+	s.ok("exec", "db", "--", `
+		(timeout 300 wget -q -O /tmp/slow http://web-1/cgi-bin/slow || echo lost > /tmp/slow) < /dev/null > /dev/null 2>&1 &
+		(while [ ! -e /tmp/stop ]; do timeout 20 wget -q -O /dev/null http://web-1/ && echo ok || echo lost; done) < /dev/null > /tmp/requests 2>&1 &`)
+	s.ok("replace", "web-1", "--yes")
+	s.ok("exec", "db", "--", "touch /tmp/stop")
+	s.equal("what was asked for long before", s.ok("exec", "db", "--", "cat /tmp/slow"), "web-1\n")
+	requests := s.ok("exec", "db", "--", "cat /tmp/requests")
+	if strings.Count(requests, "ok") < 10 || strings.Contains(requests, "lost") {
+		s.Errorf("what was asked for meanwhile:\n%s", requests)
+	}
+	beside := s.machine("web-1")
+	if beside.Direct == before.Direct {
+		s.Errorf("two generations had %s at once", beside.Direct)
+	}
+	s.pings("db", "web-1", beside.Direct)
+	s.write("Labfile", labfile)
+	s.ok("up", "--yes")
 }

@@ -167,7 +167,7 @@ func remoteSupervisorKilled(s *site) {
 		}
 	}
 	s.equal("exec", s.ok("exec", "web-1", "--", "hostname"), "web-1\n")
-	s.pings("web-1", "db", s.machine("db").Address)
+	s.pings("web-1", "db", s.reached("db"))
 }
 
 // remoteEnded ends a machine behind lab's back. It is seen, and mended.
@@ -180,7 +180,7 @@ func remoteEnded(s *site, far *daemontest.Far) {
 	after := s.machine("web-2")
 	s.equal("state", after.State, "ready")
 	s.equal("address", after.Address, before.Address)
-	s.pings("db", "web-2", after.Address)
+	s.pings("db", "web-2", s.reached("web-2"))
 }
 
 // remoteKilled ends libvirtd under running machines, and then makes it hang: they go on,
@@ -200,7 +200,7 @@ func remoteKilled(s *site, far *daemontest.Far) {
 			s.Errorf("%s has generation %d, had %d", m.Name, m.Generation, before.Machines[i].Generation)
 		}
 	}
-	s.pings("web-1", "db", s.machine("db").Address)
+	s.pings("web-1", "db", s.reached("db"))
 	far.Signal(syscall.SIGSTOP)
 	r = s.lab("stop", "db")
 	far.Signal(syscall.SIGCONT)
@@ -256,6 +256,9 @@ func remoteRefuses(s *site, uri string) {
 func nothingFar(s *site, far *daemontest.Far) {
 	if left := far.Virsh("list", "--all", "--name"); left != "" {
 		s.Errorf("libvirt still has %q", left)
+	}
+	if left := far.Virsh("net-list", "--all", "--name"); left != "" {
+		s.Errorf("libvirt still has the networks %q", left)
 	}
 	for _, name := range far.Volumes() {
 		if !strings.HasPrefix(name, "lab-image-") {

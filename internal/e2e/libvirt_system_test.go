@@ -38,6 +38,9 @@ func TestLibvirtSystem(t *testing.T) {
 		if left := d.Virsh("list", "--all", "--name"); left != "" {
 			t.Errorf("libvirt still has %q", left)
 		}
+		if left := d.Virsh("net-list", "--all", "--name"); left != "" {
+			t.Errorf("libvirt still has the networks %q", left)
+		}
 	})
 }
 

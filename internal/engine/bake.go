@@ -44,15 +44,14 @@ func (e *BakeError) Unwrap() error { return e.Err }
 
 // oven bakes what one command needs.
 type oven struct {
-	s       *session
-	store   *bake.Store
-	dir     string    // that the steps' files are relative to
-	spare   chan byte // last bytes of the addresses that throw-away machines can have
-	jobs    []*job
-	images  map[lab.Name]Image
-	network lab.NetworkKind // that throw-away machines are in besides the switch
-	all     bool            // bake every layer, whether it is stored or not
-	wg      sync.WaitGroup
+	s      *session
+	store  *bake.Store
+	dir    string    // that the steps' files are relative to
+	spare  chan byte // last bytes of the addresses that throw-away machines can have
+	jobs   []*job
+	images map[lab.Name]Image
+	all    bool // bake every layer, whether it is stored or not
+	wg     sync.WaitGroup
 
 	mu    sync.Mutex
 	fresh map[string]bool // keys of the layers that this command baked
@@ -66,6 +65,7 @@ type job struct {
 	cpus     int
 	memory   lab.Bytes
 	login    string
+	network  lab.NetworkKind // that throw-away machines are in besides the switch
 	done     chan struct{}
 	err      error
 }
@@ -79,7 +79,7 @@ const (
 // newOven returns an oven for the images of a lab whose Labfile is in dir.
 func (s *session) newOven(want *lab.Lab, images map[lab.Name]Image) *oven {
 	o := &oven{
-		s: s, store: s.host.layers(), dir: filepath.Dir(want.File), images: images, network: want.Network,
+		s: s, store: s.host.layers(), dir: filepath.Dir(want.File), images: images,
 		spare: make(chan byte, lastSpare-firstSpare+1), fresh: map[string]bool{},
 	}
 	for b := firstSpare; b <= lastSpare; b++ {
@@ -99,7 +99,7 @@ func (o *oven) start(ctx context.Context, machines []lab.Machine) {
 		i := slices.IndexFunc(o.jobs, func(j *job) bool { return j.img.Digest == img.Digest })
 		if i < 0 {
 			i = len(o.jobs)
-			o.jobs = append(o.jobs, &job{img: img, steps: m.Provision, login: m.User, done: make(chan struct{})})
+			o.jobs = append(o.jobs, &job{img: img, steps: m.Provision, login: m.User, network: m.Network, done: make(chan struct{})})
 		}
 		j := o.jobs[i]
 		j.machines = append(j.machines, m.Name)
@@ -270,7 +270,7 @@ func (l *Lab) Bake(ctx context.Context, want *lab.Lab, opt BakeOptions) ([]Baked
 	if err != nil {
 		return nil, err
 	}
-	_, images, err := s.plan(ctx, want, opt.UpOptions, nil)
+	want, _, images, err := s.plan(ctx, want, opt.UpOptions, nil)
 	if err != nil {
 		return nil, err
 	}

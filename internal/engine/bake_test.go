@@ -33,7 +33,7 @@ func (b *bench) stock(l *Lab, w *lab.Lab, name lab.Name, n int) {
 	if err := s.look(b.ctx, w); err != nil {
 		b.t.Fatal(err)
 	}
-	_, images, err := s.plan(b.ctx, w, UpOptions{}, nil)
+	_, _, images, err := s.plan(b.ctx, w, UpOptions{}, nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ func (s *session) assignAddresses(p plan.Plan, want *lab.Lab) error {
 func (s *session) birth(ctx context.Context, l launch, img Image, why []string, born func()) error {
 	g, m := l.Generation, l.m
 	l.began = time.Now()
-	direct, err := s.direct(ctx, g, m.Network, s.addresses[g.Machine])
+	direct, err := s.direct(ctx, m.Network, s.addresses[g.Machine], slot(s.machine(g.Machine), l.beside))
 	if err != nil {
 		return err
 	}
@@ -340,7 +340,7 @@ func (*oldAgentError) Error() string {
 
 // Hint is the next step.
 func (*oldAgentError) Hint() string {
-	return "\"lab lock --update\" pins the box as this lab builds it"
+	return "\"lab lock --update\" pins the box as this lab builds it; \"network: switch\" in the Labfile does without"
 }
 
 // fail records why the generation did not become ready. If it was an

@@ -134,7 +134,11 @@ func (l *Lab) Images(ctx context.Context, want *lab.Lab, o UpOptions) ([]string,
 	if err := s.look(ctx, want); err != nil {
 		return nil, err
 	}
-	_, images, err := s.plan(ctx, want, o, nil)
+	boxes, err := s.images(ctx, want, o)
+	if err != nil {
+		return nil, err
+	}
+	images, err := s.layered(want, boxes)
 	if err != nil {
 		return nil, err
 	}

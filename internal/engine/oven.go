@@ -138,8 +138,8 @@ func (o *oven) step(ctx context.Context, j *job, i int, g lab.Generation, m *bak
 func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain, last byte) (*bake.Machine, func(), error) {
 	s, img := o.s, j.img.on(c)
 	addr := lab.NetworkOf(s.id).Host(last)
-	role := lab.Machine{Name: g.Machine, CPUs: j.cpus, Memory: j.memory, User: j.login, Network: o.network}
-	direct, err := s.direct(ctx, g, role.Network, addr)
+	role := lab.Machine{Name: g.Machine, CPUs: j.cpus, Memory: j.memory, User: j.login, Network: j.network}
+	direct, err := s.direct(ctx, role.Network, addr, 1)
 	if err != nil {
 		return nil, nil, err
 	}

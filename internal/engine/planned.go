@@ -51,7 +51,7 @@ func (l *Lab) PlanFor(ctx context.Context, want *lab.Lab, o UpOptions) (Planned,
 	if err := s.look(ctx, want); err != nil {
 		return Planned{}, err
 	}
-	p, images, err := s.plan(ctx, want, o, nil)
+	want, p, images, err := s.plan(ctx, want, o, nil)
 	if err != nil {
 		return Planned{}, err
 	}

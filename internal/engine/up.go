@@ -23,7 +23,7 @@ func (l *Lab) Plan(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, 
 	if err := s.look(ctx, want); err != nil {
 		return plan.Plan{}, err
 	}
-	p, _, err := s.plan(ctx, want, o, nil)
+	_, p, _, err := s.plan(ctx, want, o, nil)
 	return p, err
 }
 
@@ -56,7 +56,7 @@ func (l *Lab) up(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.
 		return plan.Plan{}, err
 	}
 	defer s.end()
-	p, images, err := s.plan(ctx, want, o, rebuild)
+	want, p, images, err := s.plan(ctx, want, o, rebuild)
 	if err != nil {
 		return p, err
 	}
@@ -74,31 +74,32 @@ func (l *Lab) up(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.
 	return p, s.apply(ctx, want, p, images)
 }
 
-// plan resolves the boxes and compares.
-func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (plan.Plan, map[lab.Name]Image, error) {
+// plan resolves the boxes and what else the Labfile leaves open, and compares. It
+// returns what is wanted then, the plan, and what the machines are to be born from.
+func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild []lab.Name) (*lab.Lab, plan.Plan, map[lab.Name]Image, error) {
 	only, err := expand(o.Machines, want.Machines)
 	if err != nil {
-		return plan.Plan{}, nil, err
+		return nil, plan.Plan{}, nil, err
 	}
 	if rebuild, err = expand(rebuild, want.Machines); err != nil {
-		return plan.Plan{}, nil, err
+		return nil, plan.Plan{}, nil, err
 	}
 	boxes, err := s.images(ctx, want, o)
 	if err != nil {
-		return plan.Plan{}, nil, err
+		return nil, plan.Plan{}, nil, err
 	}
 	images, err := s.layered(want, boxes)
 	if err != nil {
-		return plan.Plan{}, nil, err
+		return nil, plan.Plan{}, nil, err
 	}
 	if err := fits(want, images); err != nil {
-		return plan.Plan{}, nil, err
+		return nil, plan.Plan{}, nil, err
 	}
 	if err := s.storable(want); err != nil {
-		return plan.Plan{}, nil, err
+		return nil, plan.Plan{}, nil, err
 	}
-	if err := s.networked(want, images); err != nil {
-		return plan.Plan{}, nil, err
+	if want, err = s.networked(ctx, want, images); err != nil {
+		return nil, plan.Plan{}, nil, err
 	}
 	in := s.input(want, images)
 	in.Only, in.Rebuild = only, rebuild
@@ -108,7 +109,7 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 			p.Steps[i].Undone = why
 		}
 	}
-	return p, images, nil
+	return want, p, images, nil
 }
 
 // outcome is how a step ended, for those that wait for it.
@@ -128,6 +129,11 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	}
 	if err := s.assignAddresses(p, want); err != nil {
 		return err
+	}
+	if err := s.connect(ctx, want, p); err != nil {
+		sure, cancel := cleanup(ctx)
+		defer cancel()
+		return errors.Join(err, s.closeIfEmpty(sure))
 	}
 	var (
 		wg      sync.WaitGroup

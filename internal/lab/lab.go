@@ -79,7 +79,6 @@ type Lab struct {
 	Boxes    []Box     // every box the machines use, sorted by name
 	Machines []Machine // in the order of the Labfile, replicas ascending
 
-	Network NetworkKind   // what connects the machines besides the lab's switch
 	Expires time.Duration // the lab is destroyed so long after it was opened; 0 means never
 }
 
@@ -111,9 +110,9 @@ type Machine struct {
 	DependsOn []Name // machines that must be ready first
 	Ports     []Forward
 	Ready     []Check
-	User      string // login name; empty means the box's own
-	UserData  string // cloud-init user data, merged with what lab needs; empty if none
-	Network   NetworkKind
+	User      string      // login name; empty means the box's own
+	UserData  string      // cloud-init user data, merged with what lab needs; empty if none
+	Network   NetworkKind // what connects it with others besides the lab's switch
 
 	Provision []Provision // baked into its image
 	Volumes   []Volume
@@ -198,6 +197,7 @@ type NetworkKind string
 // The kinds of networks.
 const (
 	NetworkSwitch   NetworkKind = ""         // nothing
+	NetworkAuto     NetworkKind = "auto"     // NetworkIsolated where there can be one for the machine, else nothing; only ever wanted
 	NetworkNAT      NetworkKind = "nat"      // a network where the machines run, by which they reach what that host reaches
 	NetworkIsolated NetworkKind = "isolated" // such a network, by which they reach one another only
 )
@@ -215,13 +215,20 @@ func DirectNetworkOf(id ID, kind NetworkKind, attempt int) Network {
 	return Network{Subnet: subnet, Gateway: netip.AddrFrom4(b)}
 }
 
-// Direct returns the address that a generation has in a network of that kind, given that
-// of its machine at the switch. Every generation has one of its own.
-func (n Network) Direct(machine netip.Addr, generation int) netip.Addr {
+// Direct returns one of the addresses that a machine can have in a network of that kind,
+// given the one that it has at the switch. Generations that run at once have different
+// slots, which count from 1 to DirectSlots.
+func (n Network) Direct(machine netip.Addr, slot int) netip.Addr {
 	b := n.Subnet.Addr().As4()
-	b[2], b[3] = 1+byte((generation-1)%250), machine.As4()[3]
+	b[2], b[3] = byte(slot), machine.As4()[3]
 	return netip.AddrFrom4(b)
 }
+
+// DirectSlots is how many generations of a machine can be in a network at once.
+const DirectSlots = 250
+
+// DirectSlot returns the slot of an address that Direct returned.
+func DirectSlot(address netip.Addr) int { return int(address.As4()[2]) }
 
 // Domain is the DNS domain of every lab's machines: "db.lab.internal".
 const Domain = "lab.internal"

@@ -23,10 +23,10 @@ func TestDirectNetworks(t *testing.T) {
 	n := DirectNetworkOf("shop-1f3a9c2b", NetworkNAT, 0)
 	addrs, machines := map[netip.Addr]bool{n.Gateway: true}, NetworkOf("shop-1f3a9c2b")
 	for host := byte(FirstHost); host <= 254; host++ {
-		for generation := 1; generation <= 250; generation++ {
-			a := n.Direct(machines.Host(host), generation)
-			if addrs[a] || !n.Subnet.Contains(a) {
-				t.Fatalf("host %d, generation %d: %s, seen %v", host, generation, a, addrs[a])
+		for slot := 1; slot <= DirectSlots; slot++ {
+			a := n.Direct(machines.Host(host), slot)
+			if addrs[a] || !n.Subnet.Contains(a) || DirectSlot(a) != slot {
+				t.Fatalf("host %d, slot %d: %s in slot %d, seen %v", host, slot, a, DirectSlot(a), addrs[a])
 			}
 			addrs[a] = true
 			if MACOf(a) == MACOf(machines.Host(host)) {

@@ -46,8 +46,13 @@ func convert(r *report, doc *document) *lab.Lab {
 	tests := c.tests()
 
 	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value}
-	if doc.Network.value != "switch" {
-		l.Network = lab.NetworkKind(doc.Network.value)
+	network := lab.NetworkAuto
+	switch doc.Network.value {
+	case "":
+	case "switch":
+		network = lab.NetworkSwitch
+	default:
+		network = lab.NetworkKind(doc.Network.value)
 	}
 	used := map[string]lab.Box{}
 	for _, role := range c.roles {
@@ -58,7 +63,7 @@ func convert(r *report, doc *document) *lab.Lab {
 		for _, name := range role.names {
 			m := m
 			m.Name = name
-			m.Network = l.Network
+			m.Network = network
 			m.DependsOn = slices.Clone(m.DependsOn)
 			m.Ports = slices.Clone(m.Ports)
 			m.Ready = slices.Clone(m.Ready)

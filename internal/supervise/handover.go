@@ -13,10 +13,6 @@ import (
 	"github.com/labfile/lab/internal/lab"
 )
 
-// drainPoll is how often a draining generation is looked at: the connections that
-// other machines have with it end without telling.
-const drainPoll = 20 * time.Millisecond
-
 // errMoved says that a machine gave way while it was connected to.
 var errMoved = errors.New("another generation took over")
 
@@ -109,7 +105,8 @@ func (s *supervisor) swap(old, next *machine, gt *gate, forwards []forward, drai
 	}
 	delete(s.beside, name)
 	if old != nil {
-		old.phase, old.drainedBy = PhaseDraining, time.Now().Add(drain)
+		old.phase, old.gaveWay = PhaseDraining, time.Now()
+		old.drainedBy = old.gaveWay.Add(drain)
 		old.mu.Lock()
 		old.gate = nil
 		old.mu.Unlock()
@@ -123,35 +120,6 @@ func (s *supervisor) swap(old, next *machine, gt *gate, forwards []forward, drai
 	gt.adopt(next, forwards)
 	s.update()
 	return nil
-}
-
-// drained waits until a generation that gave way has nothing left to do.
-func (s *supervisor) drained(ctx context.Context, g lab.Generation) error {
-	tick := time.NewTicker(drainPoll)
-	defer tick.Stop()
-	for {
-		s.mu.Lock()
-		m := s.generation(g)
-		if m == nil {
-			s.mu.Unlock()
-			return nil
-		}
-		phase, over, st := m.phase, time.Now().After(m.drainedBy), m.status()
-		s.mu.Unlock()
-		switch {
-		case phase != PhaseDraining:
-			return fmt.Errorf("waiting for the connections of %s to end: it is not draining but %s", g, phase)
-		case over || st.Open == 0:
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-m.ctx.Done():
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 }
 
 // withdraw takes a machine out of its role's name.

@@ -31,6 +31,7 @@ type machine struct {
 
 	phase     Phase     // guarded by s.mu
 	withdrawn bool      // not to be found by its role's name; guarded by s.mu
+	gaveWay   time.Time // when another generation took over; guarded by s.mu
 	drainedBy time.Time // when the time to drain is over; guarded by s.mu
 
 	open   atomic.Int64 // connections, and those that are being made

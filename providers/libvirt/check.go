@@ -103,22 +103,7 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 		daemon.Level, daemon.Detail = providers.LevelError, err.Error()
 		daemon.Cure = "install QEMU there from a newer release of its distribution or its backports"
 	}
-	found := []providers.Finding{daemon, p.checkKVM(ctx), {
-		Topic: "network", Level: providers.LevelOK,
-		Detail: "machines are plugged into the lab's own switch; no network of libvirt's is needed",
-	}}
-	if p.Networks() == nil {
-		network := &found[len(found)-1]
-		network.Detail += `, and a Labfile can ask for one ("network: nat")`
-		err := p.link.ask(ctx, func(l *golibvirt.Libvirt) error {
-			_, _, err := l.ConnectListAllNetworks(0, 0)
-			return err
-		})
-		if err != nil {
-			network.Level, network.Detail = providers.LevelWarning, "libvirt can make no networks, so that \"network: nat\" and isolated are refused: "+err.Error()
-			network.Cure = "install libvirt's network driver there (libvirt-daemon-driver-network, and dnsmasq)"
-		}
-	}
+	found := []providers.Finding{daemon, p.checkKVM(ctx), p.checkNetworks(ctx)}
 	if p.client != "" {
 		return found // files and confinement there are libvirt's business
 	}
@@ -144,6 +129,21 @@ func (p *Provider) checkDaemon(ctx context.Context) []providers.Finding {
 // version renders a version as libvirt counts them.
 func version(v uint64) string {
 	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1000%1000, v%1000)
+}
+
+// checkNetworks says what connects machines.
+func (p *Provider) checkNetworks(ctx context.Context) providers.Finding {
+	found := providers.Finding{Topic: "network", Level: providers.LevelOK}
+	switch err := p.Networks(ctx); {
+	case p.addr.session:
+		found.Detail = "machines are plugged into the lab's own switch; no network of libvirt's is needed"
+	case err != nil:
+		found.Level, found.Detail = providers.LevelWarning, "libvirt can make no networks, so that machines have the lab's own switch only: "+err.Error()
+		found.Cure = "install libvirt's network driver there (libvirt-daemon-driver-network, and dnsmasq)"
+	default:
+		found.Detail = "machines are in a network of libvirt's that each lab gets, and plugged into the lab's own switch"
+	}
+	return found
 }
 
 // offers returns nil if the daemon would run a domain of that type, or what it says.

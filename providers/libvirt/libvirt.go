@@ -270,7 +270,7 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		return err
 	}
 	if spec.Network != lab.NetworkSwitch {
-		if err := p.Networks(); err != nil {
+		if err := p.Networks(ctx); err != nil {
 			return err
 		}
 	}

@@ -31,15 +31,23 @@ func (p *Provider) networkOf(id lab.ID, kind lab.NetworkKind, attempt int) Netwo
 	}
 }
 
-// Networks returns an error for a session's daemon: only root can make bridges.
-func (p *Provider) Networks() error {
+// Networks returns providers.ErrNoNetworks for a session's daemon, since only root can make
+// bridges, and for one without libvirt's network driver.
+func (p *Provider) Networks(ctx context.Context) error {
 	if p.bad != nil {
 		return p.bad
 	}
 	if p.addr.session {
-		return fmt.Errorf("%w: the libvirt of a session, %s, makes no networks; a system's does, such as qemu:///system", providers.ErrIncapable, p.cfg.URI)
+		return fmt.Errorf("%w: the libvirt of a session, %s, makes no networks; a system's does, such as qemu:///system", providers.ErrNoNetworks, p.cfg.URI)
 	}
-	return nil
+	err := p.link.do(ctx, func(l *golibvirt.Libvirt) error {
+		_, _, err := l.ConnectListAllNetworks(0, 0)
+		return err
+	})
+	if c, ok := code(err); ok && c == golibvirt.ErrNoSupport {
+		return fmt.Errorf("%w: the libvirt of %s makes no networks: %w", providers.ErrNoNetworks, p.cfg.URI, err)
+	}
+	return err
 }
 
 // Network makes the network unless it is there, and starts it.
@@ -52,7 +60,7 @@ func (p *Provider) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 }
 
 func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (n lab.Network, it golibvirt.Network, err error) {
-	if err := p.Networks(); err != nil {
+	if err := p.Networks(ctx); err != nil {
 		return n, it, err
 	}
 	p.networking.Lock() // machines start at once
@@ -226,7 +234,7 @@ func isSubnetTaken(err error) bool {
 
 // RemoveNetworks ends and removes the networks. A daemon of a session has none.
 func (p *Provider) RemoveNetworks(ctx context.Context, id lab.ID) error {
-	if p.Networks() != nil {
+	if p.bad != nil || p.addr.session {
 		return nil
 	}
 	for _, kind := range []lab.NetworkKind{lab.NetworkNAT, lab.NetworkIsolated} {
@@ -271,10 +279,11 @@ func (p *Provider) join(ctx context.Context, def local.Definition) error {
 	return p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandAddLast, affects, def)
 }
 
-// leave gives up the lease of a machine. One that stays is in nobody's way: whoever is given
-// that address next drops it, and it goes with the network.
+// leave gives up the lease of a machine, unless another generation of it has the same. One
+// that stays is in nobody's way: whoever is given that address next drops it, and it goes
+// with the network.
 func (p *Provider) leave(ctx context.Context, def local.Definition) {
-	if def.Network == lab.NetworkSwitch {
+	if def.Network == lab.NetworkSwitch || p.shares(ctx, def) {
 		return
 	}
 	found, err := p.findNetwork(ctx, def.Lab, def.Network)
@@ -284,6 +293,21 @@ func (p *Provider) leave(ctx context.Context, def local.Definition) {
 	if err != nil && !isNotFound(err) {
 		p.log.Debug("giving up an address", "machine", def.Generation().String(), "error", err)
 	}
+}
+
+// shares reports whether another generation has the same address.
+func (p *Provider) shares(ctx context.Context, def local.Definition) bool {
+	all, err := p.domains(ctx, def.Lab, true)
+	if err != nil {
+		p.log.Debug("looking for who has an address", "machine", def.Generation().String(), "error", err)
+		return true
+	}
+	for g, d := range all {
+		if other, err := d.definition(); g != def.Generation() && err == nil && other.Network == def.Network && other.Direct == def.Direct {
+			return true
+		}
+	}
+	return false
 }
 
 // dropLease removes a machine's lease from the network as it is and as it will be, which may
@@ -310,7 +334,7 @@ func (p *Provider) updateNetwork(
 }
 
 // Networks does as the Provider's.
-func (r *Remote) Networks() error { return r.p.Networks() }
+func (r *Remote) Networks(ctx context.Context) error { return r.p.Networks(ctx) }
 
 // Network does as the Provider's.
 func (r *Remote) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, error) {

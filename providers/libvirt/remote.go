@@ -167,7 +167,7 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 		return err
 	}
 	if spec.Network != lab.NetworkSwitch {
-		if err := r.p.Networks(); err != nil {
+		if err := r.p.Networks(ctx); err != nil {
 			return err
 		}
 	}

@@ -190,7 +190,7 @@ func systemLog(t *testing.T, d *daemontest.Daemon) {
 // systemNetwork has a machine of the caller's in a network that only root can make.
 func systemNetwork(t *testing.T, d *daemontest.Daemon) {
 	b := benchOf(t, d)
-	b.must(b.p.Networks())
+	b.must(b.p.Networks(b.ctx()))
 	n, err := b.p.Network(b.ctx(), webOne.Lab, lab.NetworkIsolated)
 	b.must(err)
 	spec := b.spec(webOne)

@@ -146,7 +146,11 @@ func (a *Agent) handle(req agentapi.Request) agentapi.Response {
 	if err := a.do(req); err != nil {
 		return agentapi.Response{Error: err.Error()}
 	}
-	return agentapi.Response{Hello: a.hello()}
+	hello := a.hello()
+	if req.Op == agentapi.OpHello {
+		hello.Connections = incoming(a.Root)
+	}
+	return agentapi.Response{Hello: hello}
 }
 
 func (a *Agent) do(req agentapi.Request) error {

@@ -81,6 +81,10 @@ type Hello struct {
 	Hostname string        `json:"hostname"`
 	Identity string        `json:"identity,omitempty"` // Identity.Fingerprint of the applied one; empty if none
 	Warnings []string      `json:"warnings,omitempty"` // what could not be applied although the rest could
+
+	// Connections are how many TCP connections others have with the guest, by its address
+	// that they are with; only in the answer to OpHello.
+	Connections map[netip.Addr]int `json:"connections,omitempty"`
 }
 
 // Identity is what makes a machine this machine. Applying the same one twice
