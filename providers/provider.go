@@ -154,6 +154,16 @@ type Networker interface {
 	// RemoveNetworks removes the lab's networks, which no machine of it is in any more.
 	// Removing what is absent succeeds.
 	RemoveNetworks(ctx context.Context, id lab.ID) error
+	// Networked returns the labs for which there are networks that this data home made, at
+	// this daemon and at every other that the provider knows of. What it found comes with
+	// an error, too.
+	Networked(ctx context.Context) ([]Networked, error)
+}
+
+// Networked is a lab that has networks.
+type Networked struct {
+	Lab lab.ID
+	URI string // of the daemon that made them
 }
 
 // PortDialer is implemented by providers that network their machines themselves.

@@ -23,8 +23,8 @@ import (
 
 // Garbage is something that no lab needs any more.
 type Garbage struct {
-	Kind  string    `json:"kind"` // "machine", "lab", "runtime", "download", "image"
-	Name  string    `json:"name"` // a generation ("shop-1f3a9c2b web@3") or a path
+	Kind  string    `json:"kind"` // "machine", "lab", "network", "runtime", "download", "image"
+	Name  string    `json:"name"` // a generation ("shop-1f3a9c2b web@3"), a lab and where it has networks, or a path
 	Bytes lab.Bytes `json:"bytes"`
 	Why   string    `json:"why"`
 }
@@ -53,6 +53,8 @@ func (h *Host) GC(ctx context.Context, dryRun bool) ([]Garbage, error) {
 			errs = append(errs, fmt.Errorf("lab %s: %w", id, err))
 		}
 	}
+	networks, err := h.gcNetworks(ctx, dryRun)
+	found, errs = append(found, networks...), append(errs, err)
 	runtime, err := h.gcRuntime(dryRun)
 	found, errs = append(found, runtime...), append(errs, err)
 	partial, err := h.gcDownloads(dryRun)
@@ -159,6 +161,67 @@ func outgoing(rec ledger.Machine, number int) bool {
 func kept(rec ledger.Machine, number int) bool {
 	p, _ := rec.Of(number)
 	return p.Retired
+}
+
+// gcNetworks looks for networks of labs that are no more, in which there are no machines.
+func (h *Host) gcNetworks(ctx context.Context, dryRun bool) ([]Garbage, error) {
+	var (
+		found []Garbage
+		errs  []error
+	)
+	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
+		n, ok := h.Providers[name].(providers.Networker)
+		if !ok {
+			continue
+		}
+		all, err := n.Networked(ctx)
+		errs = append(errs, err)
+		for _, at := range all {
+			unused, err := h.removeUnused(ctx, name, at, dryRun)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("networks of lab %s: %w", at.Lab, err))
+			} else if unused {
+				found = append(found, Garbage{Kind: "network", Name: fmt.Sprintf("%s at %s", at.Lab, at.URI), Why: "its lab is gone"})
+			}
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// removeUnused removes the networks that a lab has at a daemon if it has nothing else, and
+// reports whether that is so. A lab has a folder before it has networks.
+func (h *Host) removeUnused(ctx context.Context, provider string, at providers.Networked, dryRun bool) (bool, error) {
+	l, dir := h.Lab(at.Lab), h.Dirs.Lab(at.Lab)
+	if _, err := os.Stat(dir); err == nil || l.locked() {
+		return false, nil
+	}
+	if !dryRun {
+		lk, err := l.acquire("lab gc")
+		var busy *LockedError
+		if errors.As(err, &busy) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		defer lk.release()
+		if _, err := os.Stat(dir); err == nil { // by whoever had the lock until now
+			return false, nil
+		}
+	}
+	p, err := h.Provider(ledger.Opened{Provider: provider, URI: at.URI})
+	if err != nil {
+		return false, err
+	}
+	machines, err := p.List(ctx, at.Lab)
+	if err != nil || len(machines) > 0 { // "lab destroy" knows what to do
+		return false, err
+	}
+	n, ok := p.(providers.Networker)
+	if !ok || dryRun {
+		return ok, nil
+	}
+	return true, n.RemoveNetworks(ctx, at.Lab)
 }
 
 // gcRuntime looks for runtime directories of labs that are no more. A lab of

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +24,10 @@ type networker struct {
 	*memory.Provider
 	not  error
 	told []string
+	has  []providers.Networked
 }
+
+func (n *networker) Networked(context.Context) ([]providers.Networked, error) { return n.has, n.not }
 
 func (n *networker) Networks(context.Context) error { return n.not }
 
@@ -36,6 +40,12 @@ func (n *networker) RemoveNetworks(context.Context, lab.ID) error {
 	n.told = append(n.told, "remove")
 	return nil
 }
+
+// Addressed: it is its own daemon.
+func (n *networker) URI() string                           { return "here" }
+func (n *networker) At(string) (providers.Provider, error) { return n, nil }
+func (n *networker) Reach(context.Context) error           { return nil }
+func (n *networker) Daemons(lab.ID) ([]string, error)      { return nil, nil }
 
 // TestNetworkRefused has a plan say what a network lacks.
 func TestNetworkRefused(t *testing.T) {
@@ -186,5 +196,51 @@ func TestNetworkGoesWithTheLab(t *testing.T) {
 	}
 	if want := []string{"make isolated", "make isolated", "remove"}; !slices.Equal(n.told, want) {
 		t.Errorf("it was asked to %q, want %q", n.told, want)
+	}
+}
+
+// TestGCNetworks removes the networks of labs that are no more.
+func TestGCNetworks(t *testing.T) {
+	b := newBench(t)
+	n := &networker{Provider: b.provider}
+	b.Providers["memory"] = n
+	l := b.open()
+	b.up(l, b.want(machine("db")))
+	lost := lab.NewID("lost", "/lost/Labfile")
+	busy := lab.NewID("busy", "/busy/Labfile")
+	held, err := b.Lab(busy).acquire("lab up")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []lab.ID{l.ID(), lost, busy} {
+		n.has = append(n.has, providers.Networked{Lab: id, URI: "here"})
+	}
+	want := []Garbage{{Kind: "network", Name: string(lost) + " at here", Why: "its lab is gone"}}
+	for _, dry := range []bool{true, false} {
+		got, err := b.GC(b.ctx, dry)
+		got = slices.DeleteFunc(got, func(g Garbage) bool { return g.Kind != "network" })
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("dry run %t: %+v, %v", dry, got, err)
+		}
+	}
+	if !slices.Equal(n.told, []string{"remove"}) {
+		t.Errorf("it was asked to %q", n.told)
+	}
+	held.release()
+
+	// Machines of a lab whose folder is gone are for "lab destroy".
+	n.told, n.has = nil, n.has[:1]
+	if err := os.Rename(b.Dirs.Lab(l.ID()), b.Dirs.Lab(l.ID())+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := b.GC(b.ctx, true); err != nil || slices.ContainsFunc(got, func(g Garbage) bool { return g.Kind == "network" }) {
+		t.Errorf("beside machines: %+v, %v", got, err)
+	}
+	if err := os.Rename(b.Dirs.Lab(l.ID())+"-away", b.Dirs.Lab(l.ID())); err != nil {
+		t.Fatal(err)
+	}
+	n.not = errors.New("it is off")
+	if _, err := b.GC(b.ctx, true); !errors.Is(err, n.not) {
+		t.Errorf("got %v", err)
 	}
 }

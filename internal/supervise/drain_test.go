@@ -93,7 +93,6 @@ func TestDirectDrain(t *testing.T) {
 	if err := c.Unplug(ctx, old); err != nil {
 		t.Fatal(err)
 	}
-	old = last.g
 	if err := <-give(4, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -153,14 +153,25 @@ func (r *Remote) suffix() string { return strings.TrimSuffix(r.p.client, ":") }
 
 // Prune removes images that this data home sent to daemons of other hosts.
 func (p *Provider) Prune(ctx context.Context, dryRun bool) ([]providers.Copy, error) {
+	var found []providers.Copy
+	err := p.eachRemote(func(r *Remote) error {
+		copies, err := r.prune(ctx, dryRun)
+		found = append(found, copies...)
+		if err != nil {
+			return fmt.Errorf("looking for images at %s: %w (remove %s if that host is gone for good)", r.URI(), err, r.remembered())
+		}
+		return nil
+	})
+	return found, err
+}
+
+// eachRemote does something with each daemon that is remembered, and joins the errors.
+func (p *Provider) eachRemote(do func(*Remote) error) error {
 	entries, err := os.ReadDir(p.cfg.Dirs.Remotes())
 	if err != nil {
-		return nil, local.IgnoreGone(err)
+		return local.IgnoreGone(err)
 	}
-	var (
-		found []providers.Copy
-		errs  []error
-	)
+	var errs []error
 	for _, e := range entries {
 		var uri string
 		if ok, err := local.ReadJSON(filepath.Join(p.cfg.Dirs.Remotes(), e.Name()), &uri); err != nil || !ok {
@@ -173,13 +184,9 @@ func (p *Provider) Prune(ctx context.Context, dryRun bool) ([]providers.Copy, er
 			errs = append(errs, err)
 			continue
 		}
-		copies, err := r.prune(ctx, dryRun)
-		found = append(found, copies...)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("looking for images at %s: %w (remove %s if that host is gone for good)", uri, err, r.remembered()))
-		}
+		errs = append(errs, do(r))
 	}
-	return found, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // Prune does as the Provider's.

@@ -259,6 +259,51 @@ func (p *Provider) RemoveNetworks(ctx context.Context, id lab.ID) error {
 	return nil
 }
 
+// Networked looks at this daemon, unless it is off, and at those of other hosts.
+func (p *Provider) Networked(ctx context.Context) ([]providers.Networked, error) {
+	found, err := p.networked(ctx)
+	if err != nil {
+		p.log.Debug("looking for networks", "uri", p.cfg.URI, "error", err)
+	}
+	err = p.eachRemote(func(r *Remote) error {
+		if r.URI() == p.cfg.URI {
+			return nil
+		}
+		there, err := r.p.networked(ctx)
+		found = append(found, there...)
+		if err != nil {
+			return fmt.Errorf("looking for networks at %s: %w", r.URI(), err)
+		}
+		return nil
+	})
+	return found, err
+}
+
+func (p *Provider) networked(ctx context.Context) ([]providers.Networked, error) {
+	if p.bad != nil || p.addr.session {
+		return nil, nil
+	}
+	all, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) ([]golibvirt.Network, error) {
+		all, _, err := l.ConnectListAllNetworks(1, 0)
+		return all, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var found []providers.Networked
+	for _, it := range all {
+		for _, kind := range []lab.NetworkKind{lab.NetworkNAT, lab.NetworkIsolated} {
+			id, ok := strings.CutSuffix(it.Name, "-"+string(kind))
+			name := lab.ID(strings.TrimPrefix(id, "lab-"))
+			// A name is anybody's.
+			if at := (providers.Networked{Lab: name, URI: p.cfg.URI}); ok && lab.ValidLabel(string(name)) && it.UUID == p.networkOf(name, kind, 0).UUID && !slices.Contains(found, at) {
+				found = append(found, at)
+			}
+		}
+	}
+	return found, nil
+}
+
 // join sees to it that the network of a machine is there, and leases the machine its
 // address in that.
 func (p *Provider) join(ctx context.Context, def local.Definition) error {
@@ -339,6 +384,11 @@ func (r *Remote) Networks(ctx context.Context) error { return r.p.Networks(ctx) 
 // Network does as the Provider's.
 func (r *Remote) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, error) {
 	return r.p.Network(ctx, id, kind)
+}
+
+// Networked does as the Provider's.
+func (r *Remote) Networked(ctx context.Context) ([]providers.Networked, error) {
+	return r.p.Networked(ctx)
 }
 
 // RemoveNetworks does as the Provider's.

@@ -118,7 +118,15 @@ func TestNetworks(t *testing.T) {
 	if got := d.Virsh("net-dumpxml", nat); strings.Count(got, lease) != 1 {
 		t.Errorf("the network has no %s:\n%s", lease, got)
 	}
+	// The next generation has the same, and keeps it.
+	next := spec
+	next.Number++
+	must(r.Create(ctx, next))
 	must(r.Destroy(ctx, webOne))
+	if got := d.Virsh("net-dumpxml", nat); strings.Count(got, lease) != 1 {
+		t.Errorf("the network has no %s:\n%s", lease, got)
+	}
+	must(r.Destroy(ctx, next.Generation))
 	if got := d.Virsh("net-dumpxml", nat); strings.Contains(got, "<host") {
 		t.Errorf("the lease is left:\n%s", got)
 	}
@@ -151,9 +159,21 @@ func TestNetworks(t *testing.T) {
 	if _, err := r.Network(ctx, id, lab.NetworkIsolated); err == nil || !strings.Contains(err.Error(), isolated) || !strings.Contains(err.Error(), "is left alone; rename it, or the lab") {
 		t.Errorf("a foreign network of that name: %v", err)
 	}
+	// Both its own daemon and one of a session, which knows where images are, find what is ours.
+	session := New(Config{Dirs: r.p.cfg.Dirs, URI: "qemu:///session", Getenv: d.Getenv}).(providers.Networker)
+	networked := func(want ...providers.Networked) {
+		t.Helper()
+		for _, p := range []providers.Networker{r, session} {
+			if got, err := p.Networked(ctx); err != nil || !slices.Equal(got, want) {
+				t.Errorf("%T: these labs have networks: %v, %v; want %v", p, got, err, want)
+			}
+		}
+	}
+	networked(providers.Networked{Lab: id, URI: r.URI()})
 	for range 2 {
 		must(r.RemoveNetworks(ctx, id))
 	}
+	networked()
 	if got := networks(); !slices.Equal(got, []string{"idle", isolated, "other"}) {
 		t.Errorf("the networks are %q", got)
 	}
