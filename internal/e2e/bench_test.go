@@ -199,47 +199,53 @@ func pss(s *site, pid int) int64 {
 func BenchmarkSwitch(b *testing.B) {
 	bench(b, func(s *site) {
 		s.ok("up")
-		const size = 64 << 20
-		rate := func(d time.Duration) float64 { return float64(size) * 8 / 1e6 / d.Seconds() }
-		listen := func() *process {
-			p := s.start("exec", "b", "--", "rm -f /tmp/open; mkfifo /tmp/open; nc -l -p 5000 <>/tmp/open | wc -c")
-			s.wait("b listens", func() bool {
-				return strings.Contains(s.ok("exec", "b", "--", "netstat -ltn"), ":5000 ")
-			})
-			return p
-		}
-		counted := func(p *process) {
-			s.Helper()
-			if r := p.end(); strings.TrimSpace(r.stdout) != fmt.Sprint(size) {
-				s.Fatalf("of %d bytes arrived: %s", size, r)
-			}
-		}
-		between := median(rounds, func() time.Duration {
-			p := listen()
-			began := time.Now()
-			s.ok("exec", "a", "--", fmt.Sprintf("dd if=/dev/zero bs=65536 count=%d 2>/dev/null | nc b 5000", size>>16))
-			counted(p)
-			return time.Since(began)
-		})
+		between := median(rounds, func() time.Duration { return sent(s, 64<<20) })
 		port := s.machine("b").Ports[0].Host
 		in := median(rounds, func() time.Duration {
-			p := listen()
-			began := time.Now()
-			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-			if err != nil {
-				s.Fatal(err)
-			}
-			if _, err := io.CopyN(c, zeros{}, size); err != nil {
-				s.Fatal(err)
-			}
-			c.Close()
-			counted(p)
-			return time.Since(began)
+			return received(s, 64<<20, func() {
+				c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+				if err != nil {
+					s.Fatal(err)
+				}
+				if _, err := io.CopyN(c, zeros{}, 64<<20); err != nil {
+					s.Fatal(err)
+				}
+				c.Close()
+			})
 		})
-		b.ReportMetric(rate(between), "Mbit/s-guest-to-guest")
-		b.ReportMetric(rate(in), "Mbit/s-host-to-guest")
+		b.ReportMetric(rate(64<<20, between), "Mbit/s-guest-to-guest")
+		b.ReportMetric(rate(64<<20, in), "Mbit/s-host-to-guest")
 		s.ok("destroy", "--yes")
-	}, "lab: bench\nmachines:\n  a: {box: builtin/tiny}\n  b: {box: builtin/tiny, ports: [\"0:5000\"]}\n")
+	}, pair)
+}
+
+// pair are two machines that talk to each other.
+const pair = "lab: bench\nmachines:\n  a: {box: builtin/tiny}\n  b: {box: builtin/tiny, ports: [\"0:5000\"]}\n"
+
+// rate is in Mbit/s.
+func rate(size int, d time.Duration) float64 { return float64(size) * 8 / 1e6 / d.Seconds() }
+
+// sent has machine a send bytes to b over one TCP connection.
+func sent(s *site, size int) time.Duration {
+	s.Helper()
+	return received(s, size, func() {
+		s.ok("exec", "a", "--", fmt.Sprintf("dd if=/dev/zero bs=65536 count=%d 2>/dev/null | nc b 5000", size>>16))
+	})
+}
+
+// received has machine b count the bytes that send sends to its port 5000.
+func received(s *site, size int, send func()) time.Duration {
+	s.Helper()
+	p := s.start("exec", "b", "--", "rm -f /tmp/open; mkfifo /tmp/open; nc -l -p 5000 <>/tmp/open | wc -c")
+	s.wait("b listens", func() bool {
+		return strings.Contains(s.ok("exec", "b", "--", "netstat -ltn"), ":5000 ")
+	})
+	began := time.Now()
+	send()
+	if r := p.end(); strings.TrimSpace(r.stdout) != fmt.Sprint(size) {
+		s.Fatalf("of %d bytes arrived: %s", size, r)
+	}
+	return time.Since(began)
 }
 
 type zeros struct{}

@@ -137,3 +137,23 @@ func BenchmarkLibvirt(b *testing.B) {
 		}
 	}, "lab: bench\nmachines: {m: {box: builtin/tiny, replace: {keep: 0}}}\n")
 }
+
+// BenchmarkLibvirtNetwork measures what two machines of another host send each other, through
+// the lab's switch on this one and where they run. The other host is a network namespace of
+// this one, so that the way there is shorter than any other.
+func BenchmarkLibvirtNetwork(b *testing.B) {
+	s, _, uri := farSite(b, accounts[len(accounts)-1].world(b), pair)
+	const size = 16 << 20
+	for b.Loop() {
+		took := map[string]time.Duration{}
+		for _, kind := range []string{"switch", "isolated"} {
+			s.write("Labfile", at(uri, strings.Replace(pair, "\n", "\nnetwork: "+kind+"\n", 1)))
+			s.ok("up", "--yes")
+			took[kind] = median(rounds, func() time.Duration { return sent(s, size) })
+			b.ReportMetric(rate(size, took[kind]), "Mbit/s-"+kind)
+		}
+		b.ReportMetric(took["switch"].Seconds()/took["isolated"].Seconds(), "switch/isolated")
+		s.ok("destroy", "--yes")
+	}
+	b.ReportMetric(0, "ns/op")
+}

@@ -46,7 +46,7 @@ func TestLibvirtRemote(t *testing.T) {
 }
 
 // farSite is where a lab is kept whose machines run on another host.
-func farSite(t *testing.T, w *world, labfile string) (s *site, far *daemontest.Far, uri string) {
+func farSite(t testing.TB, w *world, labfile string) (s *site, far *daemontest.Far, uri string) {
 	far = daemontest.StartFar(t)
 	uri = "qemu+tls://" + far.TLS + "/system?pkipath=" + far.PKI
 	if w.name != "root" {
@@ -115,7 +115,7 @@ func TestLibvirtRemoteVolumes(t *testing.T) {
 // sshFor makes the world's user one who can log in on the other host, and returns the
 // folder of an ssh that knows: OpenSSH looks for its configuration where the account has its
 // home, and there is none.
-func sshFor(t *testing.T, w *world, far *daemontest.Far) string {
+func sshFor(t testing.TB, w *world, far *daemontest.Far) string {
 	t.Helper()
 	real, err := exec.LookPath("ssh")
 	if err != nil {
@@ -239,7 +239,7 @@ func remoteRefuses(s *site, uri string) {
 		with = "&"
 	}
 	got := s.ok("doctor", "--provider", "libvirt", "--uri", uri)
-	for _, want := range []string{"pool", "/var/lib/libvirt/images", "acceleration", "no network of libvirt's is needed"} {
+	for _, want := range []string{"pool", "/var/lib/libvirt/images", "acceleration", "machines are in a network of libvirt's that each lab gets"} {
 		if !strings.Contains(got, want) {
 			s.Errorf("lab doctor lacks %q:\n%s", want, got)
 		}

@@ -444,9 +444,6 @@ func (p *Provider) undefine(ctx context.Context, g lab.Generation, dir string) (
 		return true, err
 	}
 	p.removeLog(d.Name)
-	if def, err := d.definition(); err == nil {
-		p.leave(ctx, def)
-	}
 	return true, nil
 }
 

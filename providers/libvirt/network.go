@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -23,17 +24,25 @@ type Network struct {
 }
 
 // XML renders the network. It looks at nothing but n. Network interfaces have names of at
-// most 15 bytes.
+// most 15 bytes. It has the leases of the first machines, as long as no two generations of
+// them run at once: to add one later takes libvirt half a second.
 func (n Network) XML() (string, error) {
+	dhcp := &dhcpXML{}
+	for host := lab.FirstHost; host < lab.FirstHost+readyLeases; host++ {
+		dhcp.Hosts = append(dhcp.Hosts, leaseOf(n.Subnet.Direct(n.Subnet.Host(byte(host)), 1)))
+	}
 	doc := networkXML{
 		Name: n.Name, UUID: formatUUID(n.UUID), Bridge: bridge{fmt.Sprintf("lab%x", n.UUID[:4]), "off", 0},
-		DNS: dnsXML{"no"}, IP: []networkIP{{Address: n.Subnet.Gateway.String(), Prefix: n.Subnet.Subnet.Bits(), DHCP: &dhcpXML{}}},
+		DNS: dnsXML{"no"}, IP: []networkIP{{Address: n.Subnet.Gateway.String(), Prefix: n.Subnet.Subnet.Bits(), DHCP: dhcp}},
 	}
 	if n.Kind == lab.NetworkNAT {
 		doc.Forward = &forward{string(n.Kind)}
 	}
 	return encode(doc)
 }
+
+// readyLeases is how many addresses are leased when a network is made.
+const readyLeases = 32
 
 type networkXML struct {
 	XMLName xml.Name    `xml:"network"`
@@ -85,10 +94,21 @@ func (i networkIP) subnet() (gateway netip.Addr, subnet netip.Prefix, ok bool) {
 	return gateway, subnet, err == nil && bits > 0
 }
 
-// leaseXML is a machine's entry in a network. Either of the two follows from the other, so
-// that to remove it removes whatever another one would meet.
+// leaseXML says which hardware address an address in a network is for. Either follows from
+// the other, so that one that is there is right whoever uses it.
 type leaseXML struct {
 	XMLName xml.Name `xml:"host"`
 	MAC     string   `xml:"mac,attr"`
 	IP      string   `xml:"ip,attr"`
+}
+
+func leaseOf(address netip.Addr) leaseXML {
+	return leaseXML{MAC: lab.MACOf(address), IP: address.String()}
+}
+
+// leases reports whether the network has one for the address.
+func (n networkXML) leases(address netip.Addr) bool {
+	return slices.ContainsFunc(n.IP, func(i networkIP) bool {
+		return i.DHCP != nil && slices.ContainsFunc(i.DHCP.Hosts, func(l leaseXML) bool { return l.IP == address.String() })
+	})
 }

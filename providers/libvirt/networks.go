@@ -32,7 +32,7 @@ func (p *Provider) networkOf(id lab.ID, kind lab.NetworkKind, attempt int) Netwo
 }
 
 // Networks returns providers.ErrNoNetworks for a session's daemon, since only root can make
-// bridges, and for one without libvirt's network driver.
+// bridges, and for one that refuses, such as one without libvirt's network driver.
 func (p *Provider) Networks(ctx context.Context) error {
 	if p.bad != nil {
 		return p.bad
@@ -44,7 +44,9 @@ func (p *Provider) Networks(ctx context.Context) error {
 		_, _, err := l.ConnectListAllNetworks(0, 0)
 		return err
 	})
-	if c, ok := code(err); ok && c == golibvirt.ErrNoSupport {
+	// The network driver is missing, or its daemon (libvirt opens a connection with that), or
+	// it is not for this user.
+	if _, said := code(err); said {
 		return fmt.Errorf("%w: the libvirt of %s makes no networks: %w", providers.ErrNoNetworks, p.cfg.URI, err)
 	}
 	return err
@@ -52,16 +54,16 @@ func (p *Provider) Networks(ctx context.Context) error {
 
 // Network makes the network unless it is there, and starts it.
 func (p *Provider) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, error) {
-	n, _, err := p.network(ctx, id, kind)
+	found, err := p.network(ctx, id, kind)
 	if err != nil {
-		return n, fmt.Errorf("making the network of lab %s: %w", id, err)
+		return lab.Network{}, fmt.Errorf("making the network of lab %s: %w", id, err)
 	}
-	return n, nil
+	return found.subnet, nil
 }
 
-func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (n lab.Network, it golibvirt.Network, err error) {
+func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (foundNetwork, error) {
 	if err := p.Networks(ctx); err != nil {
-		return n, it, err
+		return foundNetwork{}, err
 	}
 	p.networking.Lock() // machines start at once
 	defer p.networking.Unlock()
@@ -70,27 +72,32 @@ func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 		return p.makeNetwork(ctx, id, kind)
 	}
 	if err != nil {
-		return n, it, err
+		return found, err
+	}
+	if !found.persistent { // somebody undefined it
+		if err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { _, err := l.NetworkDefineXML(found.text); return err }); err != nil {
+			return found, err
+		}
 	}
 	err = p.startNetwork(ctx, found.it)
-	switch {
-	case !isSubnetTaken(err):
-		return found.subnet, found.it, err
-	case found.leases:
-		return n, it, fmt.Errorf("%w (since the network %s was active last; destroy the lab to have it another subnet)", err, found.it.Name)
+	if !isSubnetTaken(err) {
+		return found, err
 	}
-	if err := p.undefineNetwork(ctx, found.it); err != nil { // nobody was ever in it
-		return n, it, err
+	if in, e := p.inhabited(ctx, id, kind); in || e != nil {
+		return found, errors.Join(fmt.Errorf("%w (since the network %s was active last; destroy the lab to have it another subnet)", err, found.it.Name), e)
+	}
+	if err := p.removeNetwork(ctx, found.it); err != nil {
+		return found, err
 	}
 	return p.makeNetwork(ctx, id, kind)
 }
 
 // makeNetwork makes a network in the first subnet that no other network of the daemon's has,
 // active or not. What else the host has a route to of just that size is found out by starting.
-func (p *Provider) makeNetwork(ctx context.Context, id lab.ID, kind lab.NetworkKind) (none lab.Network, it golibvirt.Network, err error) {
+func (p *Provider) makeNetwork(ctx context.Context, id lab.ID, kind lab.NetworkKind) (none foundNetwork, err error) {
 	taken, err := p.subnets(ctx)
 	if err != nil {
-		return none, it, err
+		return none, err
 	}
 	tries := 0
 	for attempt := 0; attempt < lab.DirectNetworks && tries < maxTries; attempt++ {
@@ -101,43 +108,56 @@ func (p *Provider) makeNetwork(ctx context.Context, id lab.ID, kind lab.NetworkK
 		tries++
 		text, e := n.XML()
 		if e != nil {
-			return none, it, e
+			return none, e
 		}
-		it, err = answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) { return l.NetworkDefineXML(text) })
-		if c, ok := code(err); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrNetworkExist) {
-			err = fmt.Errorf("%w (a network of that name that this lab did not make is left alone; rename it, or the lab)", err)
+		it, e := answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) { return l.NetworkDefineXML(text) })
+		if c, ok := code(e); ok && (c == golibvirt.ErrOperationFailed || c == golibvirt.ErrNetworkExist) {
+			e = fmt.Errorf("%w (a network of that name that this lab did not make is left alone; rename it, or the lab)", e)
 		}
-		if err != nil {
-			return none, it, err
+		if e != nil {
+			return none, e
 		}
 		if err = p.startNetwork(ctx, it); err == nil {
-			return n.Subnet, it, nil
+			return foundNetwork{it: it, text: text, persistent: true}.read()
 		}
-		if e := p.undefineNetwork(ctx, it); e != nil {
-			return none, it, errors.Join(err, e)
+		// The daemon may be starting it yet.
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		e = p.removeNetwork(cleanup, it)
+		cancel()
+		if e != nil {
+			return none, errors.Join(err, e)
 		}
 		if !isSubnetTaken(err) {
-			return none, it, err
+			return none, err
 		}
 	}
 	if tries == 0 {
 		err = fmt.Errorf("%w: other networks there have all of the %d subnets of 10.128.0.0/9 that a lab's can have", providers.ErrIncapable, lab.DirectNetworks)
 	}
-	return none, it, err
+	return none, err
 }
 
 // maxTries is how many subnets are tried.
 const maxTries = 16
 
-// undefineNetwork takes back a network that was defined, whatever became of ctx.
-func (p *Provider) undefineNetwork(ctx context.Context, it golibvirt.Network) error {
-	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-	defer cancel()
-	err := p.link.do(cleanup, func(l *golibvirt.Libvirt) error { return l.NetworkUndefine(it) })
-	if isNotFound(err) {
-		return nil
+// removeNetwork ends a network and removes it. One that an interrupted call is starting
+// yet may be active again between the two, and is there still.
+func (p *Provider) removeNetwork(ctx context.Context, it golibvirt.Network) error {
+	there := func(l *golibvirt.Libvirt, it golibvirt.Network) error {
+		_, err := l.NetworkLookupByUUID(it.UUID)
+		return err
 	}
-	return err
+	for {
+		for _, step := range []func(*golibvirt.Libvirt, golibvirt.Network) error{(*golibvirt.Libvirt).NetworkDestroy, (*golibvirt.Libvirt).NetworkUndefine, there} {
+			err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { return step(l, it) })
+			if isNotFound(err) {
+				return nil
+			}
+			if err != nil && !isInvalid(err) {
+				return fmt.Errorf("removing the network %s: %w", it.Name, err)
+			}
+		}
+	}
 }
 
 // subnets are those of all networks of the daemon's.
@@ -180,36 +200,58 @@ func (p *Provider) subnets(ctx context.Context) ([]netip.Prefix, error) {
 
 // foundNetwork is a network of a lab's.
 type foundNetwork struct {
-	it     golibvirt.Network
-	subnet lab.Network
-	leases bool // machines have addresses in it
+	it         golibvirt.Network
+	text       string     // its document, as it is now
+	doc        networkXML // the same
+	subnet     lab.Network
+	persistent bool // it outlives its end
 }
 
 // findNetwork looks for a lab's network, by its UUID: a name is anybody's.
 func (p *Provider) findNetwork(ctx context.Context, id lab.ID, kind lab.NetworkKind) (foundNetwork, error) {
-	type found struct {
-		it       golibvirt.Network
-		document string
-	}
-	is, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (f found, err error) {
-		if f.it, err = l.NetworkLookupByUUID(p.networkOf(id, kind, 0).UUID); err == nil {
-			f.document, err = l.NetworkGetXMLDesc(f.it, 0)
+	found, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (f foundNetwork, err error) {
+		if f.it, err = l.NetworkLookupByUUID(p.networkOf(id, kind, 0).UUID); err != nil {
+			return f, err
 		}
+		if f.text, err = l.NetworkGetXMLDesc(f.it, 0); err != nil {
+			return f, err
+		}
+		persistent, err := l.NetworkIsPersistent(f.it)
+		f.persistent = persistent == 1
 		return f, err
 	})
 	if err != nil {
-		return foundNetwork{}, err
+		return found, err
 	}
-	var doc networkXML
-	if err := xml.Unmarshal([]byte(is.document), &doc); err != nil {
-		return foundNetwork{}, fmt.Errorf("reading the document of the network %s: %w", is.it.Name, err)
+	return found.read()
+}
+
+// read reads the document.
+func (found foundNetwork) read() (foundNetwork, error) {
+	if err := xml.Unmarshal([]byte(found.text), &found.doc); err != nil {
+		return found, fmt.Errorf("reading the document of the network %s: %w", found.it.Name, err)
 	}
-	for _, ip := range doc.IP {
+	for _, ip := range found.doc.IP {
 		if gateway, subnet, ok := ip.subnet(); ok {
-			return foundNetwork{is.it, lab.Network{Subnet: subnet, Gateway: gateway}, ip.DHCP != nil && len(ip.DHCP.Hosts) > 0}, nil
+			found.subnet = lab.Network{Subnet: subnet, Gateway: gateway}
+			return found, nil
 		}
 	}
-	return foundNetwork{}, fmt.Errorf("the network %s has no IPv4 address any more, which lab gave it", is.it.Name)
+	return found, fmt.Errorf("the network %s has no IPv4 address any more, which lab gave it", found.it.Name)
+}
+
+// inhabited reports whether a generation has an address in the network.
+func (p *Provider) inhabited(ctx context.Context, id lab.ID, kind lab.NetworkKind) (bool, error) {
+	all, err := p.domains(ctx, id, true)
+	if err != nil {
+		return false, err
+	}
+	for _, d := range all {
+		if def, err := d.definition(); err != nil || def.Network == kind {
+			return true, nil //nolint:nilerr // whoever cannot be asked may have one
+		}
+	}
+	return false, nil
 }
 
 // startNetwork starts a network unless it is active.
@@ -241,19 +283,14 @@ func (p *Provider) RemoveNetworks(ctx context.Context, id lab.ID) error {
 		it, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) {
 			return l.NetworkLookupByUUID(p.networkOf(id, kind, 0).UUID)
 		})
-		if _, said := code(err); said {
-			// There is none, or the daemon cannot have any.
-			p.log.Debug("looking for a lab's network", "kind", string(kind), "error", err)
-			continue
+		if c, _ := code(err); isNotFound(err) || c == golibvirt.ErrNoSupport {
+			continue // there is none, or the daemon cannot have any
 		}
 		if err != nil {
 			return fmt.Errorf("looking for the network of lab %s: %w", id, err)
 		}
-		for _, remove := range []func(*golibvirt.Libvirt, golibvirt.Network) error{(*golibvirt.Libvirt).NetworkDestroy, (*golibvirt.Libvirt).NetworkUndefine} {
-			err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { return remove(l, it) })
-			if err != nil && !isNotFound(err) && !isInvalid(err) {
-				return fmt.Errorf("removing the network %s: %w", it.Name, err)
-			}
+		if err := p.removeNetwork(ctx, it); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -304,78 +341,35 @@ func (p *Provider) networked(ctx context.Context) ([]providers.Networked, error)
 	return found, nil
 }
 
-// join sees to it that the network of a machine is there, and leases the machine its
-// address in that.
+// join sees to it that the network of a machine is there, and that the machine's address in
+// it is leased to the machine. The lease stays when the machine goes: the next one with that
+// address has the same.
 func (p *Provider) join(ctx context.Context, def local.Definition) error {
 	if def.Network == lab.NetworkSwitch {
 		return nil
 	}
-	n, it, err := p.network(ctx, def.Lab, def.Network)
+	found, err := p.network(ctx, def.Lab, def.Network)
 	if err != nil {
 		return err
 	}
-	if !n.Subnet.Contains(def.Direct) {
-		return fmt.Errorf("the network %s has the subnet %s now, which does not have the machine's address %s: replace the machine", it.Name, n.Subnet, def.Direct)
+	if !found.subnet.Subnet.Contains(def.Direct) {
+		return fmt.Errorf("the network %s has the subnet %s now, which does not have the machine's address %s: replace the machine", found.it.Name, found.subnet.Subnet, def.Direct)
 	}
-	if err := p.dropLease(ctx, it, def); err != nil {
+	if found.doc.leases(def.Direct) {
+		return nil
+	}
+	text, err := encode(leaseOf(def.Direct))
+	if err != nil {
 		return err
 	}
 	affects := golibvirt.NetworkUpdateAffectConfig | golibvirt.NetworkUpdateAffectLive // it is active
-	return p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandAddLast, affects, def)
-}
-
-// leave gives up the lease of a machine, unless another generation of it has the same. One
-// that stays is in nobody's way: whoever is given that address next drops it, and it goes
-// with the network.
-func (p *Provider) leave(ctx context.Context, def local.Definition) {
-	if def.Network == lab.NetworkSwitch || p.shares(ctx, def) {
-		return
-	}
-	found, err := p.findNetwork(ctx, def.Lab, def.Network)
-	if err == nil {
-		err = p.dropLease(ctx, found.it, def)
-	}
-	if err != nil && !isNotFound(err) {
-		p.log.Debug("giving up an address", "machine", def.Generation().String(), "error", err)
-	}
-}
-
-// shares reports whether another generation has the same address.
-func (p *Provider) shares(ctx context.Context, def local.Definition) bool {
-	all, err := p.domains(ctx, def.Lab, true)
-	if err != nil {
-		p.log.Debug("looking for who has an address", "machine", def.Generation().String(), "error", err)
-		return true
-	}
-	for g, d := range all {
-		if other, err := d.definition(); g != def.Generation() && err == nil && other.Network == def.Network && other.Direct == def.Direct {
-			return true
-		}
-	}
-	return false
-}
-
-// dropLease removes a machine's lease from the network as it is and as it will be, which may
-// differ. It may be in neither.
-func (p *Provider) dropLease(ctx context.Context, it golibvirt.Network, def local.Definition) error {
-	for _, affects := range []golibvirt.NetworkUpdateFlags{golibvirt.NetworkUpdateAffectLive, golibvirt.NetworkUpdateAffectConfig} {
-		if err := p.updateNetwork(ctx, it, golibvirt.NetworkUpdateCommandDelete, affects, def); err != nil && !isInvalid(err) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *Provider) updateNetwork(
-	ctx context.Context, it golibvirt.Network, command golibvirt.NetworkUpdateCommand, affects golibvirt.NetworkUpdateFlags, def local.Definition,
-) error {
-	text, err := encode(leaseXML{MAC: lab.MACOf(def.Direct), IP: def.Direct.String()})
-	if err != nil {
-		return err
-	}
-	return p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		return l.NetworkUpdate(it, uint32(command), uint32(golibvirt.NetworkSectionIPDhcpHost), -1, text, affects)
+	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
+		return l.NetworkUpdate(found.it, uint32(golibvirt.NetworkUpdateCommandAddLast), uint32(golibvirt.NetworkSectionIPDhcpHost), -1, text, affects)
 	})
+	if isInvalid(err) { // it is leased as the network is or as it will be: what lab leases there is right
+		return nil
+	}
+	return err
 }
 
 // Networks does as the Provider's.

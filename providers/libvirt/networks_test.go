@@ -3,6 +3,7 @@
 package libvirt
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
@@ -118,18 +120,31 @@ func TestNetworks(t *testing.T) {
 	if got := d.Virsh("net-dumpxml", nat); strings.Count(got, lease) != 1 {
 		t.Errorf("the network has no %s:\n%s", lease, got)
 	}
-	// The next generation has the same, and keeps it.
-	next := spec
-	next.Number++
-	must(r.Create(ctx, next))
+	// What is leased stays for the next generation.
 	must(r.Destroy(ctx, webOne))
 	if got := d.Virsh("net-dumpxml", nat); strings.Count(got, lease) != 1 {
 		t.Errorf("the network has no %s:\n%s", lease, got)
 	}
-	must(r.Destroy(ctx, next.Generation))
-	if got := d.Virsh("net-dumpxml", nat); strings.Contains(got, "<host") {
-		t.Errorf("the lease is left:\n%s", got)
+	// An address that is not leased from the beginning is when a machine has it.
+	beside := spec
+	beside.Number, beside.Direct = 2, n.Direct(lab.NetworkOf(id).Host(10), 2)
+	lease = fmt.Sprintf("<host mac='%s' ip='%s'/>", lab.MACOf(beside.Direct), beside.Direct)
+	for range 2 {
+		must(r.Create(ctx, beside))
+		for _, which := range []string{"", "--inactive"} {
+			if got := d.Virsh(strings.Fields("net-dumpxml " + nat + " " + which)...); strings.Count(got, lease) != 1 {
+				t.Errorf("the network has no %s:\n%s", lease, got)
+			}
+		}
+		must(r.Destroy(ctx, beside.Generation))
 	}
+	// One that somebody undefined while it was active outlives its end again.
+	d.Virsh("net-undefine", nat)
+	if again, err := r.Network(ctx, id, lab.NetworkNAT); err != nil || again != n {
+		t.Errorf("the network is %v, then %v, %v", n, again, err)
+	}
+	d.Virsh("net-destroy", nat)
+	d.Virsh("net-start", nat)
 
 	// Somebody took its subnet while it was not active: nobody has an address in it.
 	d.Virsh("net-destroy", nat)
@@ -184,6 +199,29 @@ func TestNetworks(t *testing.T) {
 	must(r.Create(ctx, spec))
 	must(r.RemoveNetworks(ctx, id))
 	must(r.Destroy(ctx, webOne))
+}
+
+// TestNetworkInterrupted leaves no network that is gone with its end, whenever that was: what
+// is made already is there for the next.
+func TestNetworkInterrupted(t *testing.T) {
+	t.Parallel()
+	d := daemontest.StartFar(t)
+	r := testRemote(t, "qemu+tls://"+d.TLS+"/system?pkipath="+d.PKI, d.Daemon, testDirs(t))
+	if err := r.Networks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for wait := 5 * time.Millisecond; ; wait = wait * 3 / 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		_, err := r.Network(ctx, webOne.Lab, lab.NetworkIsolated)
+		cancel()
+		got := d.Virsh("net-list", "--all")
+		if fields := strings.Fields(got); got != "" && (len(fields) != 4 || fields[3] != "yes") || got == "" && err == nil {
+			t.Errorf("after %s (%v): %s", wait, err, got)
+		}
+		if err == nil {
+			return
+		}
+	}
 }
 
 // TestNoNetworkDriver is about a daemon that can make no networks, which some distributions

@@ -46,7 +46,7 @@ const sshdVariable = "LAB_TEST_LIBVIRT_SSHD"
 
 // StartFar starts one, with a storage pool. Only root can do that; for others the test is
 // skipped.
-func StartFar(t *testing.T) *Far {
+func StartFar(t testing.TB) *Far {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can run a system's libvirt")
