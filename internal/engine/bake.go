@@ -99,9 +99,12 @@ func (o *oven) start(ctx context.Context, machines []lab.Machine) {
 		i := slices.IndexFunc(o.jobs, func(j *job) bool { return j.img.Digest == img.Digest })
 		if i < 0 {
 			i = len(o.jobs)
-			o.jobs = append(o.jobs, &job{img: img, steps: m.Provision, login: m.User, network: m.Network, done: make(chan struct{})})
+			o.jobs = append(o.jobs, &job{img: img, steps: m.Provision, login: m.User, done: make(chan struct{})})
 		}
 		j := o.jobs[i]
+		if m.Network == lab.NetworkNAT { // the others have the same way out as at the switch, and meet nobody
+			j.network = m.Network
+		}
 		j.machines = append(j.machines, m.Name)
 		j.cpus, j.memory = max(j.cpus, m.CPUs), max(j.memory, m.Memory)
 	}

@@ -30,15 +30,15 @@ func (s *session) networked(ctx context.Context, want *lab.Lab, images map[lab.N
 	}
 	settled := *want
 	settled.Machines = slices.Clone(want.Machines)
+	s.any = map[lab.Name]bool{}
 	var errs []error
 	for i := range settled.Machines {
 		m := &settled.Machines[i]
 		agent := images[m.Name].Agent
 		switch {
-		case m.Network == lab.NetworkAuto && none == nil && agent:
-			m.Network = lab.NetworkIsolated
 		case m.Network == lab.NetworkAuto:
-			m.Network = lab.NetworkSwitch
+			s.any[m.Name] = true
+			m.Network = s.best(m.Name, agent, none == nil)
 		case m.Network != lab.NetworkSwitch && none != nil:
 			return nil, fmt.Errorf("network: %s: %w", m.Network, none)
 		case m.Network != lab.NetworkSwitch && !agent:
@@ -48,18 +48,44 @@ func (s *session) networked(ctx context.Context, want *lab.Lab, images map[lab.N
 	return &settled, errors.Join(errs...)
 }
 
+// best settles the network of a machine that may have any: what it has, since nothing shall be
+// replaced because its host has become able or unable, or else the best that there is.
+func (s *session) best(name lab.Name, agent, able bool) lab.NetworkKind {
+	if !agent {
+		return lab.NetworkSwitch
+	}
+	if m := s.machine(name); m.Generation != 0 && m.Phase != ledger.PhaseGone && m.Create.Spec.Network != lab.NetworkNAT {
+		return m.Create.Spec.Network
+	}
+	if able {
+		return lab.NetworkIsolated
+	}
+	return lab.NetworkSwitch
+}
+
 // connect makes the networks that the plan's new generations are born into: a host that
-// cannot make one says so once, before there are any.
+// cannot make one says so once, before there are any. Those whose Labfile leaves open what
+// connects them have the switch then. want is what networked returned.
 func (s *session) connect(ctx context.Context, want *lab.Lab, p plan.Plan) error {
-	made := map[lab.NetworkKind]bool{lab.NetworkSwitch: true}
+	tried := map[lab.NetworkKind]error{lab.NetworkSwitch: nil}
 	for _, step := range p.Steps {
-		m, ok := want.Machine(step.Machine)
-		if !ok || made[m.Network] || step.Action != plan.Create && step.Action != plan.Replace {
+		i := slices.IndexFunc(want.Machines, func(m lab.Machine) bool { return m.Name == step.Machine })
+		if i < 0 || step.Action != plan.Create && step.Action != plan.Replace {
 			continue
 		}
-		made[m.Network] = true
-		if _, err := s.network(ctx, m.Network); err != nil {
+		m := &want.Machines[i]
+		err, ok := tried[m.Network]
+		if !ok {
+			_, err = s.network(ctx, m.Network)
+			tried[m.Network] = err
+		}
+		switch {
+		case err == nil:
+		case ctx.Err() != nil || !s.any[m.Name]:
 			return &networkError{err}
+		default:
+			s.emit(Event{Machine: m.Name, Stage: StageCreate, Text: "at the lab's switch only: " + err.Error()})
+			m.Network = lab.NetworkSwitch
 		}
 	}
 	return nil
@@ -131,10 +157,22 @@ func slot(m ledger.Machine, beside bool) int {
 	return lab.DirectSlots // no machine has as many generations at once
 }
 
-// removeNetworks removes the networks of a lab that has no machines any more.
+// removeNetworks removes the networks of a lab that has no machines any more. A daemon that
+// does not say whether it has any is nobody's trouble unless some machine was in one.
 func (s *session) removeNetworks(ctx context.Context) error {
-	if n, ok := s.provider.(providers.Networker); ok {
-		return n.RemoveNetworks(ctx, s.id)
+	n, ok := s.provider.(providers.Networker)
+	if !ok {
+		return nil
 	}
+	err := n.RemoveNetworks(ctx, s.id)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	for _, m := range s.state.Machines {
+		if m.Create.Direct.IsValid() {
+			return err
+		}
+	}
+	s.host.Log.Debug("removing networks", "lab", s.id, "error", err)
 	return nil
 }

@@ -108,9 +108,49 @@ func TestNetworkAuto(t *testing.T) {
 		t.Error("what the Labfile says was changed")
 	}
 
+	// What a machine has stays, whatever its host has become able to do, but nat.
+	for present, kind := range map[lab.NetworkKind]lab.NetworkKind{
+		lab.NetworkSwitch: lab.NetworkSwitch, lab.NetworkIsolated: lab.NetworkIsolated, lab.NetworkNAT: lab.NetworkIsolated,
+	} {
+		for _, n := range []*networker{able, unable} {
+			s := &session{Lab: l, provider: n}
+			s.state.Machines = map[lab.Name]ledger.Machine{"db": {Generation: 1, Create: ledger.Create{Spec: ledger.Spec{Network: present}}}}
+			got, err := s.networked(b.ctx, w, images)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == unable && present == lab.NetworkNAT {
+				kind = lab.NetworkSwitch
+			}
+			if got.Machines[0].Network != kind {
+				t.Errorf("%q became %q, want %q", present, got.Machines[0].Network, kind)
+			}
+		}
+	}
+	// A network that cannot be made is done without, for those that nobody said it of.
+	s := &session{Lab: l, provider: able}
+	some := *w
+	some.Machines = slices.Clone(w.Machines)
+	some.Machines[2].Network = lab.NetworkIsolated
+	got, err := s.networked(b.ctx, &some, images)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.provider = &networker{Provider: b.provider, not: errors.New("dnsmasq is missing")}
+	var told []string
+	s.opt.Events = func(e Event) { told = append(told, fmt.Sprintf("%s: %s", e.Machine, e.Text)) }
+	p := plan.Plan{Steps: []plan.Step{{Machine: "db", Action: plan.Create}}}
+	if err := s.connect(b.ctx, got, p); err != nil || got.Machines[0].Network != lab.NetworkSwitch || !slices.Equal(told, []string{"db: at the lab's switch only: dnsmasq is missing"}) {
+		t.Errorf("the machine has %q: %v, %q", got.Machines[0].Network, err, told)
+	}
+	p.Steps = append(p.Steps, plan.Step{Machine: "web", Action: plan.Create})
+	if err := s.connect(b.ctx, got, p); err == nil {
+		t.Error("a network that was asked for was done without")
+	}
+
 	// A network is made before there are machines, once, and a host that cannot is an error with a way out.
 	w.Machines[0].Network, w.Machines[1].Network = lab.NetworkNAT, lab.NetworkNAT
-	p := plan.Plan{Steps: []plan.Step{
+	p = plan.Plan{Steps: []plan.Step{
 		{Machine: "db", Action: plan.Create}, {Machine: "old", Action: plan.Replace}, {Machine: "web", Action: plan.Create}, {Machine: "gone", Action: plan.Destroy},
 	}}
 	if err := (&session{Lab: l, provider: able}).connect(b.ctx, w, p); err != nil || !slices.Equal(able.told, []string{"make nat"}) {

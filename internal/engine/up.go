@@ -130,7 +130,8 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	if err := s.assignAddresses(p, want); err != nil {
 		return err
 	}
-	if err := s.connect(ctx, want, p); err != nil {
+	oven, err := s.prepare(ctx, want, p, images)
+	if err != nil {
 		sure, cancel := cleanup(ctx)
 		defer cancel()
 		return errors.Join(err, s.closeIfEmpty(sure))
@@ -144,10 +145,6 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		slots   = make(chan struct{}, s.parallel(len(p.Steps)))
 		places  = rolls(p, want)
 	)
-	oven, err := s.bakes(ctx, want, p, images)
-	if err != nil {
-		return err
-	}
 	for _, step := range p.Steps {
 		results[step.Machine] = &outcome{done: make(chan struct{})}
 	}
@@ -245,6 +242,14 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		return &failed
 	}
 	return nil
+}
+
+// prepare makes the networks that the plan needs, and starts to bake.
+func (s *session) prepare(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) (*oven, error) {
+	if err := s.connect(ctx, want, p); err != nil {
+		return nil, err
+	}
+	return s.bakes(ctx, want, p, images)
 }
 
 // reach finds out, before anything is changed, whether the provider's daemon is there

@@ -4,6 +4,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -23,9 +24,11 @@ const (
 	directGrace = time.Second
 	// directPoll is how often the agent is asked.
 	directPoll = 200 * time.Millisecond
-	// directTime bounds an answer. A guest that does not give it in time has nobody who
-	// would miss it.
+	// directTime bounds an answer.
 	directTime = 5 * time.Second
+	// directTries is how often in a row a guest may not answer that had no connections
+	// before: then nobody would miss it.
+	directTries = 3
 )
 
 // drained waits until a generation that gave way has nothing left to do.
@@ -63,8 +66,10 @@ func (s *supervisor) drained(ctx context.Context, g lab.Generation) error {
 
 // directDrain looks at the connections that others have with a machine where it runs.
 type directDrain struct {
-	conn  net.Conn // to the agent
-	asked time.Time
+	conn   net.Conn // to the agent
+	asked  time.Time
+	open   int // as it said last
+	failed int // times in a row that it did not say
 }
 
 // over reports whether there are none, as far as that can be known, nor any to come.
@@ -82,7 +87,12 @@ func (d *directDrain) over(ctx context.Context, m *machine, gaveWay, drainedBy t
 	n, err := d.ask(ctx, m)
 	if err != nil {
 		m.s.log.Debug("asking for connections", "machine", m.spec.Generation, "error", err)
+		d.close()
+		d.conn = nil
+		d.failed++
+		return d.open == 0 && d.failed >= directTries
 	}
+	d.open, d.failed = n, 0
 	return n == 0
 }
 
@@ -99,8 +109,11 @@ func (d *directDrain) ask(ctx context.Context, m *machine) (n int, err error) {
 		}
 	}
 	answer, err := agentapi.Call(ctx, d.conn, agentapi.Request{Op: agentapi.OpHello})
-	if err != nil || answer.Hello == nil {
+	if err != nil {
 		return 0, err
+	}
+	if answer.Hello == nil {
+		return 0, errors.New("the agent did not say hello")
 	}
 	return answer.Hello.Connections[m.spec.Direct.Addr()], nil
 }

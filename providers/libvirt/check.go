@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -140,10 +141,24 @@ func (p *Provider) checkNetworks(ctx context.Context) providers.Finding {
 	case err != nil:
 		found.Level, found.Detail = providers.LevelWarning, "libvirt can make no networks, so that machines have the lab's own switch only: "+err.Error()
 		found.Cure = "install libvirt's network driver there (libvirt-daemon-driver-network, and dnsmasq)"
+	case p.client == "" && !hasDNSMasq():
+		found.Level, found.Detail = providers.LevelWarning, "dnsmasq was not found, without which libvirt makes no networks: machines have the lab's own switch only"
+		found.Cure = "install dnsmasq (dnsmasq-base on Debian and Ubuntu)"
 	default:
 		found.Detail = "machines are in a network of libvirt's that each lab gets, and plugged into the lab's own switch"
 	}
 	return found
+}
+
+// hasDNSMasq looks for what serves addresses in libvirt's networks, also where only root's
+// programs are.
+func hasDNSMasq() bool {
+	for _, path := range []string{"dnsmasq", "/usr/sbin/dnsmasq", "/usr/local/sbin/dnsmasq"} {
+		if _, err := exec.LookPath(path); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // offers returns nil if the daemon would run a domain of that type, or what it says.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -88,7 +87,7 @@ func (r *Remote) lockImages(ctx context.Context) (*os.File, error) {
 // images sees to it that the pool has all that a machine is born from. The caller holds
 // the images' lock.
 func (r *Remote) images(ctx context.Context, files *pool, i local.Image) (s stored, err error) {
-	if err := r.remember(); err != nil {
+	if err := r.p.remember(); err != nil {
 		return s, err
 	}
 	there, err := files.list(ctx)
@@ -129,64 +128,24 @@ func (r *Remote) resend(ctx context.Context, files *pool, def local.Definition, 
 	return from, held, nil
 }
 
-// Where images were sent to is remembered until nothing of ours is left there.
-
-// remembered is the file that names this daemon, and holds its URI.
-func (r *Remote) remembered() string {
-	sum := sha256.Sum256([]byte(r.URI()))
-	return filepath.Join(r.p.cfg.Dirs.Remotes(), fmt.Sprintf("%x", sum[:8]))
-}
-
-func (r *Remote) remember() error {
-	path := r.remembered()
-	if exists(path) {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	return local.WriteJSON(path, r.URI())
-}
-
 // suffix ends the names of the images that this data home sent.
 func (r *Remote) suffix() string { return strings.TrimSuffix(r.p.client, ":") }
 
 // Prune removes images that this data home sent to daemons of other hosts.
 func (p *Provider) Prune(ctx context.Context, dryRun bool) ([]providers.Copy, error) {
 	var found []providers.Copy
-	err := p.eachRemote(func(r *Remote) error {
+	err := p.eachRemembered(func(_ *Provider, r *Remote) error {
+		if r == nil {
+			return nil
+		}
 		copies, err := r.prune(ctx, dryRun)
 		found = append(found, copies...)
 		if err != nil {
-			return fmt.Errorf("looking for images at %s: %w (remove %s if that host is gone for good)", r.URI(), err, r.remembered())
+			return fmt.Errorf("looking for images at %s: %w (remove %s if that host is gone for good)", r.URI(), err, r.p.remembered())
 		}
 		return nil
 	})
 	return found, err
-}
-
-// eachRemote does something with each daemon that is remembered, and joins the errors.
-func (p *Provider) eachRemote(do func(*Remote) error) error {
-	entries, err := os.ReadDir(p.cfg.Dirs.Remotes())
-	if err != nil {
-		return local.IgnoreGone(err)
-	}
-	var errs []error
-	for _, e := range entries {
-		var uri string
-		if ok, err := local.ReadJSON(filepath.Join(p.cfg.Dirs.Remotes(), e.Name()), &uri); err != nil || !ok {
-			errs = append(errs, err)
-			continue
-		}
-		d, err := p.At(uri)
-		r, ok := d.(*Remote)
-		if err != nil || !ok {
-			errs = append(errs, err)
-			continue
-		}
-		errs = append(errs, do(r))
-	}
-	return errors.Join(errs...)
 }
 
 // Prune does as the Provider's.
@@ -238,10 +197,10 @@ func (r *Remote) prune(ctx context.Context, dryRun bool) ([]providers.Copy, erro
 		}
 	}
 	slices.SortFunc(found, func(a, b providers.Copy) int { return strings.Compare(a.Name, b.Name) })
-	if left || dryRun {
-		return found, nil
+	if networks, err := r.p.networked(ctx); left || dryRun || err != nil || len(networks) > 0 {
+		return found, nil //nolint:nilerr // it is remembered then
 	}
-	return found, local.IgnoreGone(os.Remove(r.remembered()))
+	return found, r.p.forget()
 }
 
 // documents returns the documents of all of the daemon's domains, whoever's they are.

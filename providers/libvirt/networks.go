@@ -67,6 +67,9 @@ func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 	}
 	p.networking.Lock() // machines start at once
 	defer p.networking.Unlock()
+	if err := p.remember(); err != nil {
+		return foundNetwork{}, fmt.Errorf("remembering where networks are: %w", err)
+	}
 	found, err := p.findNetwork(ctx, id, kind)
 	if isNotFound(err) {
 		return p.makeNetwork(ctx, id, kind)
@@ -296,20 +299,23 @@ func (p *Provider) RemoveNetworks(ctx context.Context, id lab.ID) error {
 	return nil
 }
 
-// Networked looks at this daemon, unless it is off, and at those of other hosts.
+// Networked looks at this daemon, unless it is off, and at those that are remembered.
 func (p *Provider) Networked(ctx context.Context) ([]providers.Networked, error) {
 	found, err := p.networked(ctx)
 	if err != nil {
 		p.log.Debug("looking for networks", "uri", p.cfg.URI, "error", err)
 	}
-	err = p.eachRemote(func(r *Remote) error {
-		if r.URI() == p.cfg.URI {
+	err = p.eachRemembered(func(d *Provider, r *Remote) error {
+		if d.cfg.URI == p.cfg.URI {
 			return nil
 		}
-		there, err := r.p.networked(ctx)
+		there, err := d.networked(ctx)
 		found = append(found, there...)
-		if err != nil {
-			return fmt.Errorf("looking for networks at %s: %w", r.URI(), err)
+		switch {
+		case err != nil:
+			return fmt.Errorf("looking for networks at %s: %w (remove %s if it is gone for good)", d.cfg.URI, err, d.remembered())
+		case r == nil && len(there) == 0: // it has no images either
+			return d.forget()
 		}
 		return nil
 	})

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -202,7 +203,20 @@ func systemNetwork(t *testing.T, d *daemontest.Daemon) {
 		t.Errorf("the machine's interfaces:\n%s", got)
 	}
 	b.destroyed()
+	// A daemon of this host is remembered for as long as it has networks.
+	session := New(Config{Dirs: b.p.cfg.Dirs, URI: "qemu:///session", Getenv: b.p.cfg.Getenv}).(providers.Networker)
+	networked := func(want ...providers.Networked) {
+		t.Helper()
+		if got, err := session.Networked(b.ctx()); err != nil || !slices.Equal(got, want) {
+			t.Errorf("these labs have networks: %v, %v; want %v", got, err, want)
+		}
+	}
+	networked(providers.Networked{Lab: webOne.Lab, URI: b.p.URI()})
 	b.must(b.p.RemoveNetworks(b.ctx(), webOne.Lab))
+	networked()
+	if _, err := os.Stat(b.p.remembered()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is remembered still: %v", err)
+	}
 	if got := d.Virsh("net-list", "--all", "--name"); strings.Contains(got, "lab-") {
 		t.Errorf("left over: %s", got)
 	}
