@@ -109,7 +109,9 @@ func networkTakeovers(s *site, far *daemontest.Far, network string) {
 	}
 
 	labfile := string(read(s, filepath.Join(s.dir, "Labfile")))
-	s.write("Labfile", strings.Replace(labfile, `    ports: ["0:80"]`, "    ports: [\"0:80\"]\n    replace: {strategy: blue-green, drain: 5m}", 1))
+	blueGreen := strings.Replace(labfile, `    ports: ["0:80"]`, "    ports: [\"0:80\"]\n    replace: {strategy: blue-green, drain: 5m}", 1)
+	blueGreen = strings.Replace(blueGreen, "    ready:\n", "    ready:\n      - port: 80\n", 1)
+	s.write("Labfile", blueGreen)
 	s.ok("up", "--yes")
 	s.ok("exec", "web-1", "--", "mkdir -p /srv/www/cgi-bin; printf '#!/bin/sh\\necho; sleep 30; hostname\\n' > /srv/www/cgi-bin/slow; chmod +x /srv/www/cgi-bin/slow")
 	s.ok("exec", "db", "--", `
