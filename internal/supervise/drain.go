@@ -20,8 +20,10 @@ const drainPoll = 20 * time.Millisecond
 // Connections in a network where the machine runs do not pass here: its agent is asked.
 const (
 	// directGrace is for whoever looked the name up just before another generation took
-	// over, and connects with the address that it got then.
-	directGrace = time.Second
+	// over, and connects with the address that it got then: once its other questions, such
+	// as that for an IPv6 address, are answered, which resolvers wait five seconds for
+	// (resolv.conf(5), timeout).
+	directGrace = 5 * time.Second
 	// directPoll is how often the agent is asked.
 	directPoll = 200 * time.Millisecond
 	// directTime bounds an answer.
