@@ -61,7 +61,7 @@ unit: ## run all tests that need no machine, with the race detector
 .PHONY: e2e
 e2e: build ## run the tests that build boxes and boot machines, two at a time (PARALLEL=4 for four)
 	@tools/deps run test
-	LAB_BIN=$(CURDIR)/bin/lab $(TEST) -tags e2e -count=1 -parallel $(or $(PARALLEL),2) -timeout 40m \
+	LAB_BIN=$(CURDIR)/bin/lab $(TEST) -tags e2e -count=1 -parallel $(or $(PARALLEL),2) -timeout 60m \
 		$$(grep -rl --include='*_test.go' '^//go:build e2e' . | xargs -n1 dirname | sort -u)
 
 .PHONY: test
