@@ -127,7 +127,7 @@ type session struct {
 	pins   labfile.Lock // the lock file as it should be
 	pinned []LockChange // how that differs from the file
 
-	any       map[lab.Name]bool       // machines whose Labfile leaves open what connects them
+	auto      map[lab.Name]bool       // machines whose Labfile leaves open what connects them
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
 	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 

@@ -66,16 +66,15 @@ func (h *Host) GC(ctx context.Context, dryRun bool) ([]Garbage, error) {
 
 // gc looks for generations that the lab's ledger does not speak of, and for a
 // lab that has neither ledger nor machines.
-func (l *Lab) gc(ctx context.Context, dryRun bool) ([]Garbage, error) {
-	lk, err := l.acquire("lab gc")
-	var busy *LockedError
-	if errors.As(err, &busy) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer lk.release()
+func (l *Lab) gc(ctx context.Context, dryRun bool) (found []Garbage, err error) {
+	err = l.whenFree(func() error {
+		found, err = l.gcLocked(ctx, dryRun)
+		return err
+	})
+	return found, err
+}
+
+func (l *Lab) gcLocked(ctx context.Context, dryRun bool) ([]Garbage, error) {
 	state, err := l.read()
 	if err != nil {
 		return nil, err
@@ -165,17 +164,10 @@ func kept(rec ledger.Machine, number int) bool {
 
 // gcNetworks looks for networks of labs that are no more, in which there are no machines.
 func (h *Host) gcNetworks(ctx context.Context, dryRun bool) ([]Garbage, error) {
-	var (
-		found []Garbage
-		errs  []error
-	)
-	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
-		n, ok := h.Providers[name].(providers.Networker)
-		if !ok {
-			continue
-		}
+	var found []Garbage
+	err := eachOf(h, func(name string, n providers.Networker) error {
 		all, err := n.Networked(ctx)
-		errs = append(errs, err)
+		errs := []error{err}
 		for _, at := range all {
 			unused, err := h.removeUnused(ctx, name, at, dryRun)
 			if err != nil {
@@ -184,44 +176,67 @@ func (h *Host) gcNetworks(ctx context.Context, dryRun bool) ([]Garbage, error) {
 				found = append(found, Garbage{Kind: "network", Name: fmt.Sprintf("%s at %s", at.Lab, at.URI), Why: "its lab is gone"})
 			}
 		}
-	}
-	return found, errors.Join(errs...)
+		return errors.Join(errs...)
+	})
+	return found, err
 }
 
 // removeUnused removes the networks that a lab has at a daemon if it has nothing else, and
-// reports whether that is so. A lab has a folder before it has networks.
-func (h *Host) removeUnused(ctx context.Context, provider string, at providers.Networked, dryRun bool) (bool, error) {
-	l, dir := h.Lab(at.Lab), h.Dirs.Lab(at.Lab)
-	if _, err := os.Stat(dir); err == nil || l.locked() {
-		return false, nil
-	}
-	if !dryRun {
-		lk, err := l.acquire("lab gc")
-		var busy *LockedError
-		if errors.As(err, &busy) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		defer lk.release()
-		if _, err := os.Stat(dir); err == nil { // by whoever had the lock until now
-			return false, nil
-		}
-	}
+// reports whether that is so.
+func (h *Host) removeUnused(ctx context.Context, provider string, at providers.Networked, dryRun bool) (unused bool, err error) {
 	p, err := h.Provider(ledger.Opened{Provider: provider, URI: at.URI})
 	if err != nil {
 		return false, err
 	}
-	machines, err := p.List(ctx, at.Lab)
-	if err != nil || len(machines) > 0 { // "lab destroy" knows what to do
-		return false, err
-	}
 	n, ok := p.(providers.Networker)
-	if !ok || dryRun {
-		return ok, nil
+	if !ok {
+		return false, nil
 	}
-	return true, n.RemoveNetworks(ctx, at.Lab)
+	l := h.Lab(at.Lab)
+	gone := func() (bool, error) {
+		if _, err := os.Stat(h.Dirs.Lab(at.Lab)); err == nil { // a lab has a folder before it has networks
+			return false, nil
+		}
+		machines, err := p.List(ctx, at.Lab)
+		return len(machines) == 0, err // else "lab destroy" knows what to do
+	}
+	if unused, err = gone(); err != nil || !unused || dryRun {
+		return unused && !l.locked(), err
+	}
+	unused = false
+	err = l.whenFree(func() error {
+		if unused, err = gone(); err != nil || !unused { // somebody may have had the lock until now
+			return err
+		}
+		return n.RemoveNetworks(ctx, at.Lab)
+	})
+	return unused, err
+}
+
+// eachOf calls do with the providers that can do what T says, in the order of their names,
+// and joins the errors.
+func eachOf[T any](h *Host, do func(name string, p T) error) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
+		if p, ok := h.Providers[name].(T); ok {
+			errs = append(errs, do(name, p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// whenFree calls do with the lab locked, and does nothing while a command works on it.
+func (l *Lab) whenFree(do func() error) error {
+	lk, err := l.acquire("lab gc")
+	var busy *LockedError
+	if errors.As(err, &busy) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lk.release()
+	return do()
 }
 
 // gcRuntime looks for runtime directories of labs that are no more. A lab of
@@ -234,21 +249,16 @@ func (h *Host) gcRuntime(dryRun bool) ([]Garbage, error) {
 		}
 		return "runtime", "its lab is gone"
 	}
-	return sweep(h.Dirs.Run, dryRun, judge, func(path string) (bool, error) {
+	return sweep(h.Dirs.Run, dryRun, judge, func(path string) (gone bool, err error) {
 		id := lab.ID(filepath.Base(path))
-		lk, err := h.Lab(id).acquire("lab gc")
-		var busy *LockedError
-		if errors.As(err, &busy) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		defer lk.release()
-		if h.inUse(id) { // by whoever had the lock until now
-			return false, nil
-		}
-		return true, os.RemoveAll(path)
+		err = h.Lab(id).whenFree(func() error {
+			if h.inUse(id) { // by whoever had the lock until now
+				return nil
+			}
+			gone = true
+			return os.RemoveAll(path)
+		})
+		return gone, err
 	})
 }
 
@@ -284,22 +294,15 @@ func (h *Host) inUse(id lab.ID) bool {
 
 // gcCopies removes copies of images that providers keep where machines run.
 func (h *Host) gcCopies(ctx context.Context, dryRun bool) ([]Garbage, error) {
-	var (
-		found []Garbage
-		errs  []error
-	)
-	for _, name := range slices.Sorted(maps.Keys(h.Providers)) {
-		p, ok := h.Providers[name].(providers.Pruner)
-		if !ok {
-			continue
-		}
+	var found []Garbage
+	err := eachOf(h, func(_ string, p providers.Pruner) error {
 		copies, err := p.Prune(ctx, dryRun)
 		for _, c := range copies {
 			found = append(found, Garbage{Kind: "image", Name: c.Name, Bytes: c.Size, Why: "no machine there is born from it"})
 		}
-		errs = append(errs, err)
-	}
-	return found, errors.Join(errs...)
+		return err
+	})
+	return found, err
 }
 
 // gcDownloads looks for partial downloads that nobody came back for.

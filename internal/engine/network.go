@@ -30,14 +30,14 @@ func (s *session) networked(ctx context.Context, want *lab.Lab, images map[lab.N
 	}
 	settled := *want
 	settled.Machines = slices.Clone(want.Machines)
-	s.any = map[lab.Name]bool{}
+	s.auto = map[lab.Name]bool{}
 	var errs []error
 	for i := range settled.Machines {
 		m := &settled.Machines[i]
 		agent := images[m.Name].Agent
 		switch {
 		case m.Network == lab.NetworkAuto:
-			s.any[m.Name] = true
+			s.auto[m.Name] = true
 			m.Network = s.best(m.Name, agent, none == nil)
 		case m.Network != lab.NetworkSwitch && none != nil:
 			return nil, fmt.Errorf("network: %s: %w", m.Network, none)
@@ -81,7 +81,7 @@ func (s *session) connect(ctx context.Context, want *lab.Lab, p plan.Plan) error
 		}
 		switch {
 		case err == nil:
-		case ctx.Err() != nil || !s.any[m.Name]:
+		case ctx.Err() != nil || !s.auto[m.Name]:
 			return &networkError{err}
 		default:
 			s.emit(Event{Machine: m.Name, Stage: StageCreate, Text: "at the lab's switch only: " + err.Error()})
