@@ -97,13 +97,15 @@ func (s *site) kill(pid int) {
 	if pid <= 1 {
 		s.Fatalf("no process to kill: %v", s.processes())
 	}
-	err := syscall.Kill(pid, syscall.SIGKILL)
-	if errors.Is(err, syscall.ESRCH) {
-		return // it ended with another, as one of a network's dnsmasqs does
-	}
-	if err != nil {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		s.Fatal(err)
 	}
+	s.ended(pid)
+}
+
+// ended waits for a process that was killed.
+func (s *site) ended(pid int) {
+	s.Helper()
 	s.wait(fmt.Sprintf("process %d ends", pid), func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(b), ") Z ")
