@@ -20,10 +20,8 @@ const drainPoll = 20 * time.Millisecond
 // Connections in a network where the machine runs do not pass here: its agent is asked.
 const (
 	// directGrace is for whoever looked the name up just before another generation took
-	// over, and connects with the address that it got then: once its other questions, such
-	// as that for an IPv6 address, are answered, which resolvers wait five seconds for
-	// (resolv.conf(5), timeout).
-	directGrace = 5 * time.Second
+	// over, and connects with the address that it got then.
+	directGrace = time.Second
 	// directPoll is how often the agent is asked.
 	directPoll = 200 * time.Millisecond
 	// directTime bounds an answer.
@@ -84,7 +82,7 @@ func (d *directDrain) over(ctx context.Context, m *machine, gaveWay, drainedBy t
 		return false
 	}
 	d.asked = now
-	ctx, cancel := context.WithDeadline(ctx, earlier(drainedBy, now.Add(directTime)))
+	ctx, cancel := context.WithTimeout(ctx, min(directTime, drainedBy.Sub(now)))
 	defer cancel()
 	n, err := d.ask(ctx, m)
 	if err != nil {
@@ -124,11 +122,4 @@ func (d *directDrain) close() {
 	if d.conn != nil {
 		_ = d.conn.Close()
 	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }

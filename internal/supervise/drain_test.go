@@ -49,8 +49,8 @@ func TestDirectDrain(t *testing.T) {
 	}{
 		"nobody":               {drain: time.Hour, connections: []int64{0}, least: directGrace},
 		"somebody, for a time": {drain: time.Hour, connections: []int64{2, 2, 1, 0}, least: directGrace + 3*directPoll},
-		"somebody, for ever":   {drain: 7 * time.Second, connections: []int64{1}, least: 7 * time.Second},
-		"then no answer":       {drain: 7 * time.Second, connections: []int64{1, -1}, least: 7 * time.Second},
+		"somebody, for ever":   {drain: 3 * time.Second, connections: []int64{1}, least: 3 * time.Second},
+		"then no answer":       {drain: 3 * time.Second, connections: []int64{1, -1}, least: 3 * time.Second},
 		"a broken answer":      {drain: time.Hour, connections: []int64{-1, 1, 0}, least: directGrace + 2*directPoll},
 		"no answer ever":       {drain: time.Hour, connections: []int64{-1}, least: directGrace + 2*directPoll},
 		"nonsense":             {drain: time.Hour, mute: true, least: directGrace + 2*directPoll},

@@ -270,7 +270,7 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		return err
 	}
 	if spec.Network != lab.NetworkSwitch {
-		if err := p.Networks(ctx); err != nil {
+		if err := p.mayNetwork(); err != nil {
 			return err
 		}
 	}
@@ -290,9 +290,6 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		return ok && exists(dir), err
 	}
 	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
-		if err := p.join(ctx, def); err != nil {
-			return err
-		}
 		_, err := p.define(ctx, domainName(g), dir, def)
 		return err
 	})

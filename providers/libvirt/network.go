@@ -24,12 +24,15 @@ type Network struct {
 }
 
 // XML renders the network. It looks at nothing but n. Network interfaces have names of at
-// most 15 bytes. It has the leases of the first machines, as long as no two generations of
-// them run at once: to add one later takes libvirt half a second.
+// most 15 bytes. It has the leases of the first machines, of two generations each: to add one
+// to an active network, libvirt takes the network's firewall rules away for a moment, during
+// which the host may refuse connections between machines.
 func (n Network) XML() (string, error) {
 	dhcp := &dhcpXML{}
-	for host := lab.FirstHost; host < lab.FirstHost+readyLeases; host++ {
-		dhcp.Hosts = append(dhcp.Hosts, leaseOf(n.Subnet.Direct(n.Subnet.Host(byte(host)), 1)))
+	for host := lab.FirstHost; host < lab.FirstHost+leasedMachines; host++ {
+		for slot := 1; slot <= leasedSlots; slot++ {
+			dhcp.Hosts = append(dhcp.Hosts, leaseOf(n.Subnet.Direct(n.Subnet.Host(byte(host)), slot)))
+		}
 	}
 	doc := networkXML{
 		Name: n.Name, UUID: formatUUID(n.UUID), Bridge: bridge{fmt.Sprintf("lab%x", n.UUID[:4]), "off", 0},
@@ -41,8 +44,11 @@ func (n Network) XML() (string, error) {
 	return encode(doc)
 }
 
-// readyLeases is how many addresses are leased when a network is made.
-const readyLeases = 32
+// How many machines have leases when a network is made, and how many each.
+const (
+	leasedMachines = 32
+	leasedSlots    = 2
+)
 
 type networkXML struct {
 	XMLName xml.Name    `xml:"network"`

@@ -31,26 +31,41 @@ func (p *Provider) networkOf(id lab.ID, kind lab.NetworkKind, attempt int) Netwo
 	}
 }
 
-// Networks returns providers.ErrNoNetworks for a session's daemon, since only root can make
-// bridges, and for one that refuses, such as one without libvirt's network driver.
+// Networks returns providers.ErrNoNetworks for a session's daemon, and for one that refuses,
+// such as one without libvirt's network driver.
 func (p *Provider) Networks(ctx context.Context) error {
+	if err := p.mayNetwork(); err != nil {
+		return err
+	}
+	return p.noNetworks(p.link.do(ctx, func(l *golibvirt.Libvirt) error {
+		_, _, err := l.ConnectListAllNetworks(0, 0)
+		return err
+	}))
+}
+
+// mayNetwork returns an error for a session's daemon: only root can make bridges. It asks
+// nobody.
+func (p *Provider) mayNetwork() error {
 	if p.bad != nil {
 		return p.bad
 	}
 	if p.addr.session {
 		return fmt.Errorf("%w: the libvirt of a session, %s, makes no networks; a system's does, such as qemu:///system", providers.ErrNoNetworks, p.cfg.URI)
 	}
-	err := p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		_, _, err := l.ConnectListAllNetworks(0, 0)
-		return err
-	})
-	// The network driver is missing, or its daemon (libvirt opens a connection with that), or
-	// it is not for this user.
+	return nil
+}
+
+// noNetworks is what the daemon's answer to a look at its networks means. What it refuses
+// lacks the driver, or that one's own daemon, or is not for this user.
+func (p *Provider) noNetworks(err error) error {
 	if _, said := code(err); said {
 		return fmt.Errorf("%w: the libvirt of %s makes no networks: %w", providers.ErrNoNetworks, p.cfg.URI, err)
 	}
 	return err
 }
+
+// networkKinds are those that the daemon makes networks for.
+var networkKinds = []lab.NetworkKind{lab.NetworkNAT, lab.NetworkIsolated}
 
 // Network makes the network unless it is there, and starts it.
 func (p *Provider) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (lab.Network, error) {
@@ -62,7 +77,7 @@ func (p *Provider) Network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 }
 
 func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind) (foundNetwork, error) {
-	if err := p.Networks(ctx); err != nil {
+	if err := p.mayNetwork(); err != nil {
 		return foundNetwork{}, err
 	}
 	p.networking.Lock() // machines start at once
@@ -75,7 +90,7 @@ func (p *Provider) network(ctx context.Context, id lab.ID, kind lab.NetworkKind)
 		return p.makeNetwork(ctx, id, kind)
 	}
 	if err != nil {
-		return found, err
+		return found, p.noNetworks(err)
 	}
 	if !found.persistent { // somebody undefined it
 		if err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { _, err := l.NetworkDefineXML(found.text); return err }); err != nil {
@@ -282,7 +297,7 @@ func (p *Provider) RemoveNetworks(ctx context.Context, id lab.ID) error {
 	if p.bad != nil || p.addr.session {
 		return nil
 	}
-	for _, kind := range []lab.NetworkKind{lab.NetworkNAT, lab.NetworkIsolated} {
+	for _, kind := range networkKinds {
 		it, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (golibvirt.Network, error) {
 			return l.NetworkLookupByUUID(p.networkOf(id, kind, 0).UUID)
 		})
@@ -335,7 +350,7 @@ func (p *Provider) networked(ctx context.Context) ([]providers.Networked, error)
 	}
 	var found []providers.Networked
 	for _, it := range all {
-		for _, kind := range []lab.NetworkKind{lab.NetworkNAT, lab.NetworkIsolated} {
+		for _, kind := range networkKinds {
 			id, ok := strings.CutSuffix(it.Name, "-"+string(kind))
 			name := lab.ID(strings.TrimPrefix(id, "lab-"))
 			// A name is anybody's.
@@ -348,8 +363,9 @@ func (p *Provider) networked(ctx context.Context) ([]providers.Networked, error)
 }
 
 // join sees to it that the network of a machine is there, and that the machine's address in
-// it is leased to the machine. The lease stays when the machine goes: the next one with that
-// address has the same.
+// it is leased to the machine: at once, or when the network is started next, since machines
+// that talk to one another come before DHCP, which no machine of lab's waits for. The lease
+// stays when the machine goes: the next one with that address has the same.
 func (p *Provider) join(ctx context.Context, def local.Definition) error {
 	if def.Network == lab.NetworkSwitch {
 		return nil
@@ -368,11 +384,10 @@ func (p *Provider) join(ctx context.Context, def local.Definition) error {
 	if err != nil {
 		return err
 	}
-	affects := golibvirt.NetworkUpdateAffectConfig | golibvirt.NetworkUpdateAffectLive // it is active
 	err = p.link.do(ctx, func(l *golibvirt.Libvirt) error {
-		return l.NetworkUpdate(found.it, uint32(golibvirt.NetworkUpdateCommandAddLast), uint32(golibvirt.NetworkSectionIPDhcpHost), -1, text, affects)
+		return l.NetworkUpdate(found.it, uint32(golibvirt.NetworkUpdateCommandAddLast), uint32(golibvirt.NetworkSectionIPDhcpHost), -1, text, golibvirt.NetworkUpdateAffectConfig)
 	})
-	if isInvalid(err) { // it is leased as the network is or as it will be: what lab leases there is right
+	if isInvalid(err) { // it is leased already: what lab leases there is right
 		return nil
 	}
 	return err

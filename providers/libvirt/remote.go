@@ -167,7 +167,7 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 		return err
 	}
 	if spec.Network != lab.NetworkSwitch {
-		if err := r.p.Networks(ctx); err != nil {
+		if err := r.p.mayNetwork(); err != nil {
 			return err
 		}
 	}
@@ -224,9 +224,6 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 		if err := local.IgnoreGone(os.Remove(filepath.Join(dir, file))); err != nil {
 			return err
 		}
-	}
-	if err := r.p.join(ctx, def); err != nil {
-		return err
 	}
 	_, err = r.define(ctx, files, domainName(g), def, from)
 	return err
