@@ -24,7 +24,7 @@ machines:
 // passing are checks of every kind that both boxes pass.
 const passing = `
   - {run: "echo out; echo err >&2; exit 3", exit-status: 3, stdout: [out, "!err"], stderr: err}
-  - {on: tiny, run: "ping -c 1 -w 5 deb >/dev/null || true", hint: "…"}
+  - {on: tiny, run: "ping -c 1 -W 3 deb >/dev/null || true", hint: "…"}
   - {port: 22, listening: true, ip: {or: ["::", 0.0.0.0]}}
   - {port: udp:99, listening: false}
   - {on: tiny, http: "http://www.example.com/", headers: ["/(?i)^content-type: text/html/"]}
