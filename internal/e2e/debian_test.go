@@ -70,6 +70,11 @@ machines:
 	s.equal("cloud-init without user data", exec("plain", "systemctl is-active cloud-init.service || true"), "inactive\n")
 	s.equal("sudo", exec("plain", "su lab -c 'sudo -n id -un'"), "root\n")
 	s.equal("curl", exec("plain", "curl --version | cut -d' ' -f1 | head -1"), "curl\n")
+	s.equal("modules to load, of which there are none", exec("plain", "systemctl is-active systemd-modules-load.service || true"), "inactive\n")
+	s.equal("modules to load at the next boot, in a file whose last line has no end", exec("plain",
+		"printf dummy >/etc/modules-load.d/dummy.conf; mkdir /run/g; /etc/systemd/system-generators/lab-generator /run/g /run/g /run/g; ls /run/g/sysinit.target.wants"),
+		"systemd-modules-load.service\n")
+	s.equal("devices found", exec("plain", "udevadm settle; cat /sys/class/net/eth0/addr_assign_type; systemctl is-active dev-vda.device serial-getty@ttyS0.service"), "0\nactive\nactive\n")
 	size := strings.Fields(exec("plain", "df -BG --output=size / | tail -1"))
 	if len(size) != 1 || size[0] != "12G" && size[0] != "11G" {
 		t.Errorf("a disk of 12 GiB has a file system of %v", size)
