@@ -75,6 +75,9 @@ machines:
 		"printf dummy >/etc/modules-load.d/dummy.conf; mkdir /run/g; /etc/systemd/system-generators/lab-generator /run/g /run/g /run/g; ls /run/g/sysinit.target.wants"),
 		"systemd-modules-load.service\n")
 	s.equal("devices found", exec("plain", "udevadm settle; cat /sys/class/net/eth0/addr_assign_type; systemctl is-active dev-vda.device serial-getty@ttyS0.service"), "0\nactive\nactive\n")
+	s.equal("share of the processor after the boot", exec("plain",
+		"systemctl is-system-running --wait; udevadm settle; cd /sys/fs/cgroup/system.slice; cat lab-agent.service/cpu.weight ssh.service/cpu.weight systemd-udevd.service/cpu.weight"),
+		"running\n100\n100\n100\n")
 	size := strings.Fields(exec("plain", "df -BG --output=size / | tail -1"))
 	if len(size) != 1 || size[0] != "12G" && size[0] != "11G" {
 		t.Errorf("a disk of 12 GiB has a file system of %v", size)
