@@ -133,8 +133,10 @@ func (d Domain) XML() (string, error) {
 			Type:   osType{"x86_64", "q35", "hvm"},
 			Kernel: d.Files.Kernel, Initrd: d.Files.Initrd, Cmdline: def.CommandLine(),
 		},
-		// invtsc would block saving the machine's state.
-		CPU:   cpuXML{Mode: "maximum", Check: "none", Features: []feature{{"disable", "invtsc"}}},
+		// invtsc would block saving the machine's state. With erms a guest clears and copies
+		// memory by byte, which real processors are fast at; emulated, the same by eight
+		// bytes is five times faster, and a boot a tenth.
+		CPU:   cpuXML{Mode: "maximum", Check: "none", Features: []feature{{"disable", "invtsc"}, {"disable", "erms"}}},
 		Clock: clock{"utc"},
 		// The domain ends with its guest, whichever way that goes: lab starts it again.
 		OnPowerOff: "destroy", OnReboot: "restart", OnCrash: "destroy",
