@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/providers/qmp"
 )
 
 // Console frees the console for the next user when it is closed.
@@ -25,23 +27,11 @@ func (c *Console) Close() error {
 	return err
 }
 
-// dialRetry is how often a socket whose queue is full is tried again.
+// dialRetry is how often the socket of a cable is tried again.
 const dialRetry = 5 * time.Millisecond
 
-// Dial connects to one of QEMU's sockets.
-func Dial(ctx context.Context, path string) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	for errors.Is(err, unix.EAGAIN) {
-		// QEMU listens again only once it has noticed that the one before hung
-		// up; until then there is hardly a queue.
-		if err := Pause(ctx, dialRetry); err != nil {
-			return nil, err
-		}
-		conn, err = d.DialContext(ctx, "unix", path)
-	}
-	return conn, err
-}
+// Dial connects to one of QEMU's sockets, or libvirt's.
+func Dial(ctx context.Context, path string) (net.Conn, error) { return qmp.Connect(ctx, path) }
 
 // CableTime is how long QEMU may take to listen for its cable, after it has started.
 const CableTime = 10 * time.Second

@@ -59,12 +59,33 @@ type Client struct {
 func Dial(ctx context.Context, path string) (*Client, error) {
 	ctx, cancel := withDefault(ctx)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	conn, err := Connect(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("dialing monitor: %w", err)
 	}
 	return New(ctx, conn)
+}
+
+// connectRetry is how often a socket whose queue is full is tried again.
+const connectRetry = 5 * time.Millisecond
+
+// Connect connects to one of QEMU's unix sockets. QEMU listens again only once it has
+// noticed that the client before hung up; until then there is hardly a queue, and Connect
+// waits for a place in it. Errors: those of connect(2), ctx's cause.
+func Connect(ctx context.Context, path string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	for errors.Is(err, unix.EAGAIN) {
+		timer := time.NewTimer(connectRetry)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, context.Cause(ctx)
+		}
+		conn, err = d.DialContext(ctx, "unix", path)
+	}
+	return conn, err
 }
 
 // New makes a client of a fresh connection: it awaits the greeting and

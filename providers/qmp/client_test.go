@@ -429,3 +429,57 @@ func FuzzParseMessage(f *testing.F) {
 		}
 	})
 }
+
+// A queue that is full is not a monitor that is away.
+func TestConnectFullQueue(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 1)); err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		conn, err := net.Dial("unix", path)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+
+	short, stop := context.WithTimeout(ctx, 3*connectRetry)
+	defer stop()
+	if _, err := Connect(short, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("nobody accepts: got %v", err)
+	}
+
+	connected := make(chan error, 1)
+	go func() {
+		conn, err := Connect(ctx, path)
+		if err == nil {
+			conn.Close()
+		}
+		connected <- err
+	}()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := <-connected; err != nil {
+		t.Error(err)
+	}
+}
