@@ -32,6 +32,12 @@ const (
 	TCG  = "tcg"
 )
 
+// Without are the features of a processor, by the names that QEMU and libvirt give them,
+// that an emulated one does without, though QEMU could emulate them. invtsc blocks saving
+// the machine's state. With erms a guest clears and copies memory by byte (rep stosb, rep
+// movsb), which real processors are fast at; emulated, by eight bytes is several times faster.
+var Without = []string{"invtsc", "erms"}
+
 // Variable is the environment variable that says which acceleration is wanted;
 // the program that makes the provider reads it.
 const Variable = "LAB_ACCEL"

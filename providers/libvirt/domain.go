@@ -13,6 +13,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/accel"
 	"github.com/labfile/lab/providers/local"
 )
 
@@ -133,10 +134,7 @@ func (d Domain) XML() (string, error) {
 			Type:   osType{"x86_64", "q35", "hvm"},
 			Kernel: d.Files.Kernel, Initrd: d.Files.Initrd, Cmdline: def.CommandLine(),
 		},
-		// invtsc would block saving the machine's state. With erms a guest clears and copies
-		// memory by byte, which real processors are fast at; emulated, the same by eight
-		// bytes is five times faster, and a boot a tenth.
-		CPU:   cpuXML{Mode: "maximum", Check: "none", Features: []feature{{"disable", "invtsc"}, {"disable", "erms"}}},
+		CPU:   cpuXML{Mode: "maximum", Check: "none"},
 		Clock: clock{"utc"},
 		// The domain ends with its guest, whichever way that goes: lab starts it again.
 		OnPowerOff: "destroy", OnReboot: "restart", OnCrash: "destroy",
@@ -146,7 +144,11 @@ func (d Domain) XML() (string, error) {
 		doc.OS.Cmdline = ""
 	}
 	if d.KVM {
-		doc.Type, doc.CPU = "kvm", cpuXML{Mode: "host-passthrough", Check: "none"}
+		doc.Type, doc.CPU.Mode = "kvm", "host-passthrough"
+	} else {
+		for _, name := range accel.Without {
+			doc.CPU.Features = append(doc.CPU.Features, feature{"disable", name})
+		}
 	}
 	if d.far() {
 		// Nobody here reads QEMU's events: a panic is seen as long as QEMU is there.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/accel"
 )
 
 // The file descriptors that a machine's QEMU inherits.
@@ -80,10 +81,7 @@ func (l Launch) Argv() []string {
 	if l.Accel == "kvm" {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
-		// invtsc would block saving the machine's state. With erms a guest clears and
-		// copies memory by byte, which real processors are fast at; emulated, the same
-		// by eight bytes is five times faster, and a boot a tenth.
-		args = append(args, "-accel", "tcg,thread=multi", "-cpu", "max,-invtsc,-erms")
+		args = append(args, "-accel", "tcg,thread=multi", "-cpu", "max,-"+strings.Join(accel.Without, ",-"))
 	}
 	args = append(args,
 		"-smp", fmt.Sprint(l.CPUs),
