@@ -74,18 +74,17 @@ const connectRetry = 5 * time.Millisecond
 // waits for a place in it. Errors: those of connect(2), ctx's cause.
 func Connect(ctx context.Context, path string) (net.Conn, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	for errors.Is(err, unix.EAGAIN) {
-		timer := time.NewTimer(connectRetry)
+	for {
+		conn, err := d.DialContext(ctx, "unix", path)
+		if !errors.Is(err, unix.EAGAIN) {
+			return conn, err
+		}
 		select {
-		case <-timer.C:
+		case <-time.After(connectRetry):
 		case <-ctx.Done():
-			timer.Stop()
 			return nil, context.Cause(ctx)
 		}
-		conn, err = d.DialContext(ctx, "unix", path)
 	}
-	return conn, err
 }
 
 // New makes a client of a fresh connection: it awaits the greeting and
