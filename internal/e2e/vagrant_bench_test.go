@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/labfile/lab/providers/accel"
 	"github.com/labfile/lab/providers/libvirt/daemontest"
 )
 
@@ -38,6 +39,7 @@ const vagrantfile = `Vagrant.configure("2") do |config|
     v.driver = %q
     v.machine_type = "q35"
     v.cpu_mode = "maximum"
+    %s
     v.cpus = 1
     v.memory = 512
     v.kernel = %q
@@ -120,7 +122,11 @@ func newVagrant(s *site, d *daemontest.Daemon, b bare) *vagrant {
 	if strings.HasPrefix(b.accel, "kvm") {
 		kind = "kvm"
 	}
-	s.write("Vagrantfile", fmt.Sprintf(vagrantfile, key, kind, boot["kernel"], boot["initrd"], b.append))
+	var without strings.Builder
+	for _, name := range accel.Without {
+		fmt.Fprintf(&without, "v.cpu_feature :name => %q, :policy => 'disable'; ", name)
+	}
+	s.write("Vagrantfile", fmt.Sprintf(vagrantfile, key, kind, &without, boot["kernel"], boot["initrd"], b.append))
 	v := &vagrant{site: s, daemon: d}
 	v.run("box", "add", "--name", "keyed", filepath.Join(s.dir, "keyed.box"))
 	return v
