@@ -22,7 +22,7 @@ import (
 // bare boots a box by a QEMU command line of the kind that one writes by hand.
 type bare struct {
 	disk, format, kernel, initrd, append string
-	memory, cpus, accel                  string
+	memory, cpus, accel, cpu             string
 	hostKey                              []byte
 }
 
@@ -62,7 +62,7 @@ func newBare(s *site) bare {
 	return bare{
 		disk: disk.Backing.File.Filename, format: disk.Backing.Driver,
 		kernel: value("-kernel"), initrd: value("-initrd"), append: value("-append"),
-		memory: value("-m"), cpus: value("-smp"), accel: value("-accel"), hostKey: read(s, key),
+		memory: value("-m"), cpus: value("-smp"), accel: value("-accel"), cpu: value("-cpu"), hostKey: read(s, key),
 	}
 }
 
@@ -77,7 +77,7 @@ func (m bare) boot(s *site) time.Duration {
 	if out, err := s.command(ctx, nil, "qemu-img", "create", "-q", "-f", "qcow2", "-F", m.format, "-b", m.disk, overlay).CombinedOutput(); err != nil {
 		s.Fatalf("qemu-img: %v\n%s", err, out)
 	}
-	qemu := s.command(ctx, nil, "qemu-system-x86_64", "-nodefaults", "-machine", "q35", "-accel", m.accel, "-cpu", "max",
+	qemu := s.command(ctx, nil, "qemu-system-x86_64", "-nodefaults", "-machine", "q35", "-accel", m.accel, "-cpu", m.cpu,
 		"-smp", m.cpus, "-m", m.memory, "-display", "none", "-serial", "null",
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", m.append,
 		"-drive", "file="+overlay+",format=qcow2,if=virtio,cache=unsafe",

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/labfile/lab/providers/accel"
 	"github.com/labfile/lab/providers/libvirt/daemontest"
 )
 
@@ -39,7 +38,6 @@ const vagrantfile = `Vagrant.configure("2") do |config|
     v.driver = %q
     v.machine_type = "q35"
     v.cpu_mode = "maximum"
-    %s
     v.cpus = 1
     v.memory = 512
     v.kernel = %q
@@ -50,6 +48,8 @@ const vagrantfile = `Vagrant.configure("2") do |config|
     v.graphics_type = "none"
     v.video_type = "none"
     v.memballoon_enabled = false
+    v.qemuargs :value => "-cpu" # of two, QEMU takes the last; features can be set with a named model only
+    v.qemuargs :value => %q
     v.management_network_mode = "open"
   end
 end
@@ -122,11 +122,7 @@ func newVagrant(s *site, d *daemontest.Daemon, b bare) *vagrant {
 	if strings.HasPrefix(b.accel, "kvm") {
 		kind = "kvm"
 	}
-	var without strings.Builder
-	for _, name := range accel.Without {
-		fmt.Fprintf(&without, "v.cpu_feature :name => %q, :policy => 'disable'; ", name)
-	}
-	s.write("Vagrantfile", fmt.Sprintf(vagrantfile, key, kind, &without, boot["kernel"], boot["initrd"], b.append))
+	s.write("Vagrantfile", fmt.Sprintf(vagrantfile, key, kind, boot["kernel"], boot["initrd"], b.append, b.cpu))
 	v := &vagrant{site: s, daemon: d}
 	v.run("box", "add", "--name", "keyed", filepath.Join(s.dir, "keyed.box"))
 	return v
