@@ -125,7 +125,7 @@ func (d *Daemon) furnish(lines []string) error {
 	if err := os.Chmod(d.Home, 0o755); err != nil { // everybody reaches the socket
 		return err
 	}
-	for _, dir := range []string{"run", "run/lock", "run/sshd", "etc", "lib", "log", "cache"} {
+	for _, dir := range []string{"run", "run/lock", "run/sshd", "etc", "lib", "log", "cache", "root"} {
 		if err := os.Mkdir(in(dir), 0o755); err != nil {
 			return err
 		}
@@ -140,7 +140,8 @@ func (d *Daemon) furnish(lines []string) error {
 	}
 	// libvirtd does not start without the accounts that it was built to use, whatever
 	// qemu.conf says, and polkit asks for the name of whoever calls. The host has the
-	// former if its libvirt is set up for the system.
+	// former if its libvirt is set up for the system. root comes by ssh to a home and a
+	// shell that are the same for everybody: .bashrc of this host's takes its time, or hangs.
 	for name, line := range map[string]string{"passwd": "%s:x:%d:%[2]d::/nonexistent:/bin/false\n", "group": "%s:x:%d:\n"} {
 		b, err := os.ReadFile("/etc/" + name)
 		if err != nil {
@@ -150,6 +151,9 @@ func (d *Daemon) furnish(lines []string) error {
 			if !strings.Contains("\n"+string(b), "\n"+account+":") {
 				b = fmt.Appendf(b, line, account, ordinary+i)
 			}
+		}
+		if name == "passwd" { // the first of a name counts
+			b = append(fmt.Appendf(nil, "root:x:0:0:root:%s:/bin/sh\n", in("root")), b...)
 		}
 		if err := os.WriteFile(in(name), b, 0o644); err != nil {
 			return err
