@@ -26,6 +26,8 @@ const (
 	quietTime = 2 * time.Second  // after which a daemon that owes an answer is asked whether it lives
 	hungTime  = 8 * time.Second  // after which one that says nothing to that is hung
 	bootTime  = 30 * time.Second // for one that was started just now
+
+	silenceTime = time.Second // how long who did not answer is not asked by others who want to connect, too
 )
 
 // link keeps the one connection of this process to a daemon. go-libvirt's calls
@@ -38,9 +40,16 @@ type link struct {
 
 	quiet, hung time.Duration // quietTime and hungTime, but for tests
 
-	dialing sync.Mutex // one at a time makes the connection
+	dialing sync.Mutex // one at a time makes the connection, and guards silent
+	silent  silence
 	mu      sync.Mutex // guards now
 	now     *conn
+}
+
+// silence is that a connection was not answered.
+type silence struct {
+	err error
+	at  time.Time
 }
 
 // conn is a connection to the daemon.
@@ -146,6 +155,9 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 	if c := k.current(); c != nil {
 		return c, nil
 	}
+	if k.silent.err != nil && time.Since(k.silent.at) < silenceTime {
+		return nil, k.silent.err
+	}
 	c, err := k.open(ctx, wake, nil)
 	var lost *errLost
 	for until := time.Now().Add(k.quiet); errors.As(err, &lost) && time.Now().Before(until); {
@@ -154,6 +166,11 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 			return nil, err
 		}
 		c, err = k.open(ctx, wake, nil)
+	}
+	k.silent = silence{}
+	var hung *errHung
+	if errors.As(err, &hung) {
+		k.silent = silence{hung, time.Now()}
 	}
 	if err != nil {
 		return nil, err
@@ -213,7 +230,11 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-t.C:
-		err = &errHung{k.where(), limit}
+		hung := &errHung{where: k.where(), limit: limit}
+		if k.addr.transport == viaSSH {
+			hung.before = k.addr.sshTry()
+		}
+		err = hung
 	}
 	if isRefused(err) {
 		err = &errRefused{k.where(), err, k.cure(os.ErrPermission)}
@@ -242,7 +263,7 @@ func (k *link) unmet(w *wire) error {
 	}
 	cure := ""
 	if k.addr.transport == viaSSH {
-		cure = "ssh must get there without a question: try it with the same host, and see that libvirt is installed there"
+		cure = fmt.Sprintf("%q must ask nothing and print nothing, and libvirt must be installed there", k.addr.sshTry())
 	}
 	return &errAbsent{where: k.addr.uri, err: err, cure: cure}
 }

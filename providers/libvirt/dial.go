@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -52,7 +53,7 @@ func (k *link) dialNet(ctx context.Context) (net.Conn, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case limited.Err() != nil:
-			return nil, &errHung{a.uri, k.hung}
+			return nil, &errHung{where: a.uri, limit: k.hung}
 		}
 		return nil, &errAbsent{where: a.uri, err: err, cure: cure}
 	}
@@ -256,6 +257,23 @@ func (a address) sshArgs() []string {
 		args = append(args, "-i", a.keyfile)
 	}
 	return append(args, "--", a.host, "sh -c "+quote(a.helper())) // whatever shell the account has
+}
+
+// sshTry is the command by which a user finds out whether it is ssh, or the shell at the
+// other end, that keeps lab from libvirt.
+func (a address) sshTry() string {
+	words := []string{"ssh", "-T"}
+	if a.port != "" {
+		words = append(words, "-p", a.port)
+	}
+	if a.keyfile != "" {
+		words = append(words, "-i", a.keyfile)
+	}
+	to := a.host
+	if a.user != "" {
+		to = a.user + "@" + to
+	}
+	return strings.Join(append(words, to, "true"), " ")
 }
 
 // helper is the command for the other host's shell. virt-ssh-helper comes with

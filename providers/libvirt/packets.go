@@ -4,6 +4,7 @@ package libvirt
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -65,7 +66,9 @@ func (p *packets) next() error {
 	}
 	h := readHeader(&head)
 	if h.length < headerSize || h.length > maxPacket {
-		return fmt.Errorf("libvirt sends a packet of %d bytes", h.length)
+		rest, _ := p.from.Peek(p.from.Buffered())
+		line, _, _ := bytes.Cut(append(head[:], rest...), []byte("\n"))
+		return fmt.Errorf("what it says is not libvirt's protocol: %.80q", line)
 	}
 	packet := make([]byte, h.length)
 	copy(packet, head[:])

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -68,8 +69,18 @@ func TestPackets(t *testing.T) {
 			in:   []string{packet(reply, 1, ok, ""), packet(stream, 1, failed, "why"), packet(stream, 1, more, "late")},
 			want: []int{0, 1},
 		},
-		{name: "a short length", in: []string{"\x00\x00\x00\x05" + string(make([]byte, 24))}, wantError: "libvirt sends a packet of 5 bytes"},
-		{name: "a long length", in: []string{"\xff\x00\x00\x05" + string(make([]byte, 24))}, wantError: "libvirt sends a packet of 4278190085 bytes"},
+		{
+			name: "a short length", in: []string{"\x00\x00\x00\x05" + string(make([]byte, 24))},
+			wantError: `what it says is not libvirt's protocol: "\x00\x00\x00\x05` + strings.Repeat(`\x00`, 24) + `"`,
+		},
+		{
+			name: "a long length", in: []string{"\xff\x00\x00\x05" + string(make([]byte, 24))},
+			wantError: `what it says is not libvirt's protocol: "\xff\x00\x00\x05` + strings.Repeat(`\x00`, 24) + `"`,
+		},
+		{
+			name: "a greeting", in: []string{"Welcome, stranger.\nThere is more to say.\n"},
+			wantError: `what it says is not libvirt's protocol: "Welcome, stranger."`,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var in, want bytes.Buffer

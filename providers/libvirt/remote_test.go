@@ -153,6 +153,51 @@ func TestRemoteUnreachable(t *testing.T) {
 	}
 }
 
+// What the account's shell does before libvirt is there is told from what libvirt does.
+func TestRemoteShell(t *testing.T) {
+	for name, c := range map[string]struct {
+		shell string // what ssh runs at the other end
+		want  []string
+	}{
+		"hangs":  {"echo once >>${0%/*}/runs; exec sleep 60", []string{"does not answer (waited 400ms)", `If "ssh -T -p 2222 ada@far true" takes as long`, "what the account's shell runs"}},
+		"prints": {"echo Welcome to far, where all is well.; exec cat >/dev/null", []string{`not libvirt's protocol: "Welcome to far, where all is well."`, `"ssh -T -p 2222 ada@far true" must ask nothing and print nothing`}},
+		"lacks":  {"echo sh: nc: not found >&2; exit 127", []string{"sh: nc: not found", "libvirt must be installed there"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bin := t.TempDir()
+			if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\n"+c.shell+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			r := New(Config{Dirs: testDirs(t), URI: "qemu+ssh://ada@far:2222/system"}).(*Remote)
+			defer r.Close()
+			r.p.link.hung = time.Minute
+			if name == "hangs" {
+				r.p.link.hung = 200 * time.Millisecond
+			}
+			err := r.Reach(t.Context())
+			if err == nil {
+				t.Fatal("there is a daemon")
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v\nwant …%s…", err, want)
+				}
+			}
+			if name != "hangs" {
+				return
+			}
+			// Who asks next, or has waited as long, does not wait for the same once more.
+			if again := r.Networks(t.Context()); again == nil || again.Error() != err.Error() {
+				t.Errorf("Networks: %v", again)
+			}
+			if runs, err := os.ReadFile(filepath.Join(bin, "runs")); err != nil || string(runs) != "once\n" {
+				t.Errorf("ssh ran %q, %v", runs, err)
+			}
+		})
+	}
+}
+
 // A pool that is not there takes nothing from a machine that runs, and gc does not remove
 // what a domain names, however the path is written.
 func TestRemotePool(t *testing.T) {

@@ -169,7 +169,7 @@ func (k *link) stream(ctx context.Context, procedure uint32, open func(l *golibv
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-limit.C:
-		err = &errHung{k.where(), k.hung}
+		err = &errHung{where: k.where(), limit: k.hung}
 	}
 	c.wire.Close()
 	near.Close()
