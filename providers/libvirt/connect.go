@@ -11,11 +11,9 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
-	"github.com/digitalocean/go-libvirt/socket"
 
 	"github.com/labfile/lab/providers/local"
 )
@@ -27,7 +25,7 @@ const (
 	hungTime  = 8 * time.Second  // after which one that says nothing to that is hung
 	bootTime  = 30 * time.Second // for one that was started just now
 
-	silenceTime = time.Second // how long who did not answer is not asked by others who want to connect, too
+	restTime = time.Second // how long a daemon that did not answer is not asked again by whoever wants to connect
 )
 
 // link keeps the one connection of this process to a daemon. go-libvirt's calls
@@ -38,15 +36,16 @@ type link struct {
 	env  func(string) string
 	log  *slog.Logger
 
-	quiet, hung time.Duration // quietTime and hungTime, but for tests
+	quiet, hung, rest time.Duration // quietTime, hungTime and restTime, but for tests
 
-	dialing sync.Mutex // one at a time makes the connection, and guards silent
-	silent  silence
-	mu      sync.Mutex // guards now
+	dialing sync.Mutex // one at a time makes the connection
+	mu      sync.Mutex // guards what follows
 	now     *conn
+	silent  silence
 }
 
-// silence is that a connection was not answered.
+// silence remembers that nobody answered. A command asks several things in a row, and for
+// several machines at once, and is not to wait for each of them.
 type silence struct {
 	err error
 	at  time.Time
@@ -62,71 +61,6 @@ type conn struct {
 	mu       sync.Mutex // guards what follows
 	ears     map[chan golibvirt.UUID]bool
 	models   []string // as confinement tells them; nil until it was asked
-}
-
-// wire tells when the connection has ended. go-libvirt's own channel for that may
-// never be closed if it happens while the connection is being made.
-type wire struct {
-	net.Conn
-	in   *packets
-	once sync.Once
-	gone chan struct{}
-	end  error // why; set before gone is closed
-
-	moved atomic.Int64 // bytes in both directions
-
-	mu      sync.Mutex // guards what follows, and writes
-	out     frames
-	pending []byte // packets that go out when no other is under way
-}
-
-func newWire(c net.Conn) *wire {
-	w := &wire{Conn: c, gone: make(chan struct{}), out: frames{seen: func(header) {}}}
-	w.in = newPackets(c, w.finish)
-	return w
-}
-
-// finish tells the daemon that all it sent on a stream has come.
-func (w *wire) finish(h header) {
-	h.length, h.kind, h.status = headerSize, socket.Stream, socket.StatusOK
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.pending = h.append(w.pending)
-	w.flush()
-}
-
-// flush sends what is pending, unless a packet is under way. The caller has w.mu.
-func (w *wire) flush() error {
-	if len(w.pending) == 0 || w.out.have > 0 || w.out.left > 0 {
-		return nil
-	}
-	_, err := w.Conn.Write(w.pending)
-	w.pending = nil
-	return err
-}
-
-func (w *wire) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n, err := w.Conn.Write(b)
-	w.moved.Add(int64(n))
-	w.out.feed(b[:n])
-	if err == nil {
-		err = w.flush()
-	}
-	return n, err
-}
-
-func (w *wire) Read(b []byte) (int, error) {
-	n, err := w.in.Read(b)
-	w.moved.Add(int64(n))
-	if err != nil {
-		w.once.Do(func() {
-			w.end = err
-			close(w.gone)
-		})
-	}
-	return n, err
 }
 
 // dialed is a socket.Dialer for a connection that is there already.
@@ -152,12 +86,16 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 	}
 	k.dialing.Lock()
 	defer k.dialing.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if c := k.current(); c != nil {
 		return c, nil
 	}
-	if k.silent.err != nil && time.Since(k.silent.at) < silenceTime {
-		return nil, k.silent.err
+	if err := k.silence(); err != nil {
+		return nil, err
 	}
+	began := time.Now()
 	c, err := k.open(ctx, wake, nil)
 	var lost *errLost
 	for until := time.Now().Add(k.quiet); errors.As(err, &lost) && time.Now().Before(until); {
@@ -167,18 +105,34 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 		}
 		c, err = k.open(ctx, wake, nil)
 	}
-	k.silent = silence{}
-	var hung *errHung
-	if errors.As(err, &hung) {
-		k.silent = silence{hung, time.Now()}
-	}
 	if err != nil {
+		var absent *errAbsent
+		if errors.As(err, &absent) && ctx.Err() == nil && time.Since(began) >= k.quiet {
+			k.remember(err) // ssh has deadlines, too
+		}
 		return nil, err
 	}
 	k.mu.Lock()
 	k.now = c
 	k.mu.Unlock()
 	return c, nil
+}
+
+// silence returns the error of whoever waited in vain just now; nil for nobody.
+func (k *link) silence() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.silent.at) < k.rest {
+		return k.silent.err
+	}
+	return nil
+}
+
+// remember has silence return err for a while.
+func (k *link) remember(err error) {
+	k.mu.Lock()
+	k.silent = silence{err, time.Now()}
+	k.mu.Unlock()
 }
 
 func (k *link) current() *conn {
@@ -201,6 +155,7 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 	if err != nil {
 		return nil, err
 	}
+	ssh, _ := raw.(*pipe)
 	if around != nil {
 		raw = around(raw)
 	}
@@ -231,10 +186,11 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 		err = ctx.Err()
 	case <-t.C:
 		hung := &errHung{where: k.where(), limit: limit}
-		if k.addr.transport == viaSSH {
-			hung.before = k.addr.sshTry()
+		if ssh != nil {
+			hung.ssh, hung.said = k.addr.sshTry(), ssh.said.String()
 		}
 		err = hung
+		k.remember(err)
 	}
 	if isRefused(err) {
 		err = &errRefused{k.where(), err, k.cure(os.ErrPermission)}
@@ -263,7 +219,7 @@ func (k *link) unmet(w *wire) error {
 	}
 	cure := ""
 	if k.addr.transport == viaSSH {
-		cure = fmt.Sprintf("%q must ask nothing and print nothing, and libvirt must be installed there", k.addr.sshTry())
+		cure = fmt.Sprintf("%q must work, ask nothing and print nothing; and libvirt must be installed there", k.addr.sshTry())
 	}
 	return &errAbsent{where: k.addr.uri, err: err, cure: cure}
 }

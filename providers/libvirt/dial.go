@@ -49,11 +49,14 @@ func (k *link) dialNet(ctx context.Context) (net.Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, k.hung)
 	defer cancel()
 	fail := func(err error, cure string) (net.Conn, error) {
+		late := limited.Err() != nil
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case limited.Err() != nil:
-			return nil, &errHung{where: a.uri, limit: k.hung}
+		case late:
+			hung := &errHung{where: a.uri, limit: k.hung}
+			k.remember(hung)
+			return nil, hung
 		}
 		return nil, &errAbsent{where: a.uri, err: err, cure: cure}
 	}
@@ -267,7 +270,7 @@ func (a address) sshTry() string {
 		words = append(words, "-p", a.port)
 	}
 	if a.keyfile != "" {
-		words = append(words, "-i", a.keyfile)
+		words = append(words, "-i", quote(a.keyfile))
 	}
 	to := a.host
 	if a.user != "" {

@@ -55,14 +55,20 @@ func silentEnd(err error) bool {
 
 // errHung says that the daemon took a connection or a question and said nothing.
 type errHung struct {
-	where  string
-	limit  time.Duration
-	before string // the command that shows whether it is what comes before the daemon; empty for nothing
+	where string
+	limit time.Duration
+
+	ssh  string // the command that shows whether it is what comes before the daemon; empty for nothing
+	said string // what ssh printed meanwhile
 }
 
 func (e *errHung) Error() string {
-	if e.before != "" {
-		return fmt.Sprintf("libvirt at %s does not answer (waited %s); its machines go on. If %q takes as long, then it is ssh, or what the account's shell runs when it starts; if not, see what the daemon is doing there", e.where, e.limit, e.before)
+	if e.ssh != "" {
+		waited := e.limit.String()
+		if e.said != "" {
+			waited += fmt.Sprintf("; ssh printed %.200q", e.said[strings.LastIndexByte(e.said, '\n')+1:])
+		}
+		return fmt.Sprintf("libvirt at %s does not answer (waited %s); its machines go on. If %q takes as long, then it is ssh, or what the account's shell runs when it starts; if not, see what the daemon is doing there", e.where, waited, e.ssh)
 	}
 	return fmt.Sprintf("libvirt at %s does not answer (waited %s); its machines go on. See what the daemon is doing, or restart it", e.where, e.limit)
 }

@@ -114,7 +114,7 @@ func newAt(cfg Config) *Provider {
 	p := &Provider{cfg: cfg, log: log, prober: &accel.Prober{Wanted: cfg.Accel, Cache: cfg.Dirs.Cache, Log: log}}
 	p.addr, p.bad = parseURI(cfg.URI)
 	p.logs = logDir(p.addr, cfg.Getenv)
-	p.link = &link{addr: p.addr, env: cfg.Getenv, log: log, quiet: quietTime, hung: hungTime}
+	p.link = &link{addr: p.addr, env: cfg.Getenv, log: log, quiet: quietTime, hung: hungTime, rest: restTime}
 	return p
 }
 

@@ -22,6 +22,8 @@ type packets struct {
 	from *bufio.Reader
 	out  []byte // what is read and not handed on yet
 
+	begun bool // a packet has come
+
 	finish func(header) // is called when the daemon has ended a stream
 
 	calls map[uint32]*call // by serial number
@@ -61,15 +63,17 @@ func (p *packets) Read(b []byte) (int, error) {
 // next reads a packet.
 func (p *packets) next() error {
 	var head [headerSize]byte
-	if _, err := io.ReadFull(p.from, head[:]); err != nil {
+	if n, err := io.ReadFull(p.from, head[:]); err == io.ErrUnexpectedEOF && !p.begun {
+		return foreign(head[:n])
+	} else if err != nil {
 		return err
 	}
 	h := readHeader(&head)
 	if h.length < headerSize || h.length > maxPacket {
 		rest, _ := p.from.Peek(p.from.Buffered())
-		line, _, _ := bytes.Cut(append(head[:], rest...), []byte("\n"))
-		return fmt.Errorf("what it says is not libvirt's protocol: %.80q", line)
+		return foreign(append(head[:], rest...))
 	}
+	p.begun = true
 	packet := make([]byte, h.length)
 	copy(packet, head[:])
 	if _, err := io.ReadFull(p.from, packet[headerSize:]); err != nil {
@@ -102,6 +106,13 @@ func (p *packets) next() error {
 		p.out = packet
 	}
 	return nil
+}
+
+// foreign is the error of what is not from libvirt: a greeting that a shell prints, a server
+// of something else.
+func foreign(b []byte) error {
+	line, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
+	return fmt.Errorf("what comes from there is not libvirt's protocol: %.80q", bytes.TrimSpace(line))
 }
 
 // call returns what is known of a call, and forgets an old one whose stream is not open.

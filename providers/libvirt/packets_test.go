@@ -71,15 +71,15 @@ func TestPackets(t *testing.T) {
 		},
 		{
 			name: "a short length", in: []string{"\x00\x00\x00\x05" + string(make([]byte, 24))},
-			wantError: `what it says is not libvirt's protocol: "\x00\x00\x00\x05` + strings.Repeat(`\x00`, 24) + `"`,
+			wantError: `what comes from there is not libvirt's protocol: "\x00\x00\x00\x05` + strings.Repeat(`\x00`, 24) + `"`,
 		},
 		{
 			name: "a long length", in: []string{"\xff\x00\x00\x05" + string(make([]byte, 24))},
-			wantError: `what it says is not libvirt's protocol: "\xff\x00\x00\x05` + strings.Repeat(`\x00`, 24) + `"`,
+			wantError: `what comes from there is not libvirt's protocol: "\xff\x00\x00\x05` + strings.Repeat(`\x00`, 24) + `"`,
 		},
 		{
 			name: "a greeting", in: []string{"Welcome, stranger.\nThere is more to say.\n"},
-			wantError: `what it says is not libvirt's protocol: "Welcome, stranger."`,
+			wantError: `what comes from there is not libvirt's protocol: "Welcome, stranger."`,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

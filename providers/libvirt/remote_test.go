@@ -3,6 +3,7 @@
 package libvirt
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -155,26 +156,18 @@ func TestRemoteUnreachable(t *testing.T) {
 
 // What the account's shell does before libvirt is there is told from what libvirt does.
 func TestRemoteShell(t *testing.T) {
+	const try = `"ssh -T -p 2222 ada@far true"`
 	for name, c := range map[string]struct {
 		shell string // what ssh runs at the other end
 		want  []string
 	}{
-		"hangs":  {"echo once >>${0%/*}/runs; exec sleep 60", []string{"does not answer (waited 400ms)", `If "ssh -T -p 2222 ada@far true" takes as long`, "what the account's shell runs"}},
-		"prints": {"echo Welcome to far, where all is well.; exec cat >/dev/null", []string{`not libvirt's protocol: "Welcome to far, where all is well."`, `"ssh -T -p 2222 ada@far true" must ask nothing and print nothing`}},
-		"lacks":  {"echo sh: nc: not found >&2; exit 127", []string{"sh: nc: not found", "libvirt must be installed there"}},
+		"prints":          {"echo; echo Welcome to far, where all is well.; exec cat >/dev/null", []string{`not libvirt's protocol: "Welcome to far, where all is well."`, try + " must work, ask nothing and print nothing"}},
+		"prints and ends": {"echo Hi", []string{`not libvirt's protocol: "Hi"`, try}},
+		"lacks":           {"echo sh: nc: not found >&2; exit 127", []string{"sh: nc: not found", "libvirt must be installed there"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bin := t.TempDir()
-			if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\n"+c.shell+"\n"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-			r := New(Config{Dirs: testDirs(t), URI: "qemu+ssh://ada@far:2222/system"}).(*Remote)
-			defer r.Close()
+			r := overSSH(t, c.shell)
 			r.p.link.hung = time.Minute
-			if name == "hangs" {
-				r.p.link.hung = 200 * time.Millisecond
-			}
 			err := r.Reach(t.Context())
 			if err == nil {
 				t.Fatal("there is a daemon")
@@ -184,18 +177,58 @@ func TestRemoteShell(t *testing.T) {
 					t.Errorf("got %v\nwant …%s…", err, want)
 				}
 			}
-			if name != "hangs" {
-				return
-			}
-			// Who asks next, or has waited as long, does not wait for the same once more.
-			if again := r.Networks(t.Context()); again == nil || again.Error() != err.Error() {
-				t.Errorf("Networks: %v", again)
-			}
-			if runs, err := os.ReadFile(filepath.Join(bin, "runs")); err != nil || string(runs) != "once\n" {
-				t.Errorf("ssh ran %q, %v", runs, err)
-			}
 		})
 	}
+}
+
+// Who asks next, or has waited as long, does not wait once more for who did not answer;
+// later it is asked again.
+func TestRemoteSilent(t *testing.T) {
+	runs := filepath.Join(t.TempDir(), "runs")
+	r := overSSH(t, "echo once >>"+runs+"; echo waiting for a lock >&2; exec sleep 600")
+	k := r.p.link
+	k.hung, k.rest = 500*time.Millisecond, time.Hour
+	ran := func(want int) {
+		t.Helper()
+		if b, err := os.ReadFile(runs); err != nil || string(b) != strings.Repeat("once\n", want) {
+			t.Errorf("ssh ran %q, %v; want %d times", b, err, want)
+		}
+	}
+	asked := make(chan error)
+	for range 3 {
+		go func() { asked <- r.Networks(t.Context()) }()
+	}
+	for range 3 {
+		err := <-asked
+		for _, want := range []string{`does not answer (waited 1s; ssh printed "waiting for a lock")`, `If "ssh -T -p 2222 ada@far true" takes as long`} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v\nwant …%s…", err, want)
+			}
+		}
+	}
+	ran(1)
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Networks(canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	k.rest = 0
+	if err := r.Networks(t.Context()); err == nil {
+		t.Error("there is a daemon")
+	}
+	ran(2)
+}
+
+// overSSH returns the provider of a host where ssh runs shell.
+func overSSH(t *testing.T, shell string) *Remote {
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\n"+shell+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	r := New(Config{Dirs: testDirs(t), URI: "qemu+ssh://ada@far:2222/system"}).(*Remote)
+	t.Cleanup(r.Close)
+	return r
 }
 
 // A pool that is not there takes nothing from a machine that runs, and gc does not remove

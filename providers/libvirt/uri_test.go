@@ -67,20 +67,23 @@ func TestSSHArguments(t *testing.T) {
 		always = `-T -e none -o BatchMode=yes -o ControlMaster=no -o ServerAliveInterval=5 -o ServerAliveCountMax=3`
 		helper = `if command -v virt-ssh-helper >/dev/null; then exec virt-ssh-helper 'qemu:///system'; else exec nc -U /run/libvirt/libvirt-sock; fi`
 	)
-	for uri, want := range map[string][2]string{
-		"qemu+ssh://far/system": {` -- far`, helper},
+	for uri, want := range map[string][3]string{ // where to, what for, and how a user tries it
+		"qemu+ssh://far/system": {` -- far`, helper, "far"},
 		"qemu+ssh://ada@far:2222/session?netcat=/opt/nc": {
-			` -p 2222 -l ada -- far`, `'/opt/nc' -U "${XDG_RUNTIME_DIR:-$HOME/.cache}/libvirt/libvirt-sock"`,
+			` -p 2222 -l ada -- far`, `'/opt/nc' -U "${XDG_RUNTIME_DIR:-$HOME/.cache}/libvirt/libvirt-sock"`, "-p 2222 ada@far",
 		},
-		"qemu+ssh://far/system?keyfile=/k":  {` -i /k -- far`, helper},
-		"qemu+ssh://[fe80::1]/system":       {` -- fe80::1`, helper},
-		"qemu+ssh://far/system?socket=/a'b": {` -- far`, `nc -U '/a'\''b'`},
+		"qemu+ssh://far/system?keyfile=/k%3Bid": {` -i /k;id -- far`, helper, `-i '/k;id' far`},
+		"qemu+ssh://[fe80::1]/system":           {` -- fe80::1`, helper, "fe80::1"},
+		"qemu+ssh://far/system?socket=/a'b":     {` -- far`, `nc -U '/a'\''b'`, "far"},
 	} {
 		a, err := parseURI(uri)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got, want := strings.Join(a.sshArgs(), " "), always+want[0]+" sh -c "+quote(want[1]); got != want {
+			t.Errorf("%s:\n got %s\nwant %s", uri, got, want)
+		}
+		if got, want := a.sshTry(), "ssh -T "+want[2]+" true"; got != want {
 			t.Errorf("%s:\n got %s\nwant %s", uri, got, want)
 		}
 	}
