@@ -542,8 +542,17 @@ func TestVirshConsole(t *testing.T) {
 	if _, err := b.p.Console(b.ctx(), webOne); err == nil || !strings.Contains(err.Error(), "Active console session exists") {
 		t.Errorf("beside virsh: %v", err)
 	}
-	io.WriteString(in, "\x1d") // virsh's escape character
-	b.must(cmd.Wait())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for left := false; !left; {
+		io.WriteString(in, "\x1d") // virsh's escape character; it throws away what comes before it is ready
+		select {
+		case err := <-ended:
+			b.must(err)
+			left = true
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 	c, err := b.p.Console(b.ctx(), webOne)
 	b.must(err)
 	cmd, _, out = console()
