@@ -95,7 +95,6 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 	if err := k.silence(); err != nil {
 		return nil, err
 	}
-	began := time.Now()
 	c, err := k.open(ctx, wake, nil)
 	var lost *errLost
 	for until := time.Now().Add(k.quiet); errors.As(err, &lost) && time.Now().Before(until); {
@@ -106,10 +105,6 @@ func (k *link) connect(ctx context.Context, wake bool) (*conn, error) {
 		c, err = k.open(ctx, wake, nil)
 	}
 	if err != nil {
-		var absent *errAbsent
-		if errors.As(err, &absent) && ctx.Err() == nil && time.Since(began) >= k.quiet {
-			k.remember(err) // ssh has deadlines, too
-		}
 		return nil, err
 	}
 	k.mu.Lock()
@@ -128,11 +123,16 @@ func (k *link) silence() error {
 	return nil
 }
 
-// remember has silence return err for a while.
-func (k *link) remember(err error) {
-	k.mu.Lock()
-	k.silent = silence{err, time.Now()}
-	k.mu.Unlock()
+// remember has silence return err for a while, if it is of somebody who was waited for in
+// vain: by this side or, as ssh does it, by who is in between.
+func (k *link) remember(err error, waited time.Duration) {
+	var hung *errHung
+	var absent *errAbsent
+	if errors.As(err, &hung) || errors.As(err, &absent) && waited >= k.quiet {
+		k.mu.Lock()
+		k.silent = silence{err, time.Now()}
+		k.mu.Unlock()
+	}
 }
 
 func (k *link) current() *conn {
@@ -146,7 +146,13 @@ func (k *link) current() *conn {
 
 // open makes a connection of its own. The transport goes through around, if that is not
 // nil, before anything is said on it.
-func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Conn) (*conn, error) {
+func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Conn) (_ *conn, err error) {
+	began := time.Now()
+	defer func() {
+		if ctx.Err() == nil {
+			k.remember(err, time.Since(began))
+		}
+	}()
 	limit := k.hung
 	if k.addr.transport == viaSSH {
 		limit *= 2 // it logs in first
@@ -190,7 +196,6 @@ func (k *link) open(ctx context.Context, wake bool, around func(net.Conn) net.Co
 			hung.ssh, hung.said = k.addr.sshTry(), ssh.said.String()
 		}
 		err = hung
-		k.remember(err)
 	}
 	if isRefused(err) {
 		err = &errRefused{k.where(), err, k.cure(os.ErrPermission)}

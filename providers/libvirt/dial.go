@@ -49,14 +49,11 @@ func (k *link) dialNet(ctx context.Context) (net.Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, k.hung)
 	defer cancel()
 	fail := func(err error, cure string) (net.Conn, error) {
-		late := limited.Err() != nil
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case late:
-			hung := &errHung{where: a.uri, limit: k.hung}
-			k.remember(hung)
-			return nil, hung
+		case limited.Err() != nil:
+			return nil, &errHung{where: a.uri, limit: k.hung}
 		}
 		return nil, &errAbsent{where: a.uri, err: err, cure: cure}
 	}

@@ -22,8 +22,6 @@ type packets struct {
 	from *bufio.Reader
 	out  []byte // what is read and not handed on yet
 
-	begun bool // a packet has come
-
 	finish func(header) // is called when the daemon has ended a stream
 
 	calls map[uint32]*call // by serial number
@@ -63,7 +61,7 @@ func (p *packets) Read(b []byte) (int, error) {
 // next reads a packet.
 func (p *packets) next() error {
 	var head [headerSize]byte
-	if n, err := io.ReadFull(p.from, head[:]); err == io.ErrUnexpectedEOF && !p.begun {
+	if n, err := io.ReadFull(p.from, head[:]); err == io.ErrUnexpectedEOF && len(p.calls) == 0 { // nothing was answered yet
 		return foreign(head[:n])
 	} else if err != nil {
 		return err
@@ -73,7 +71,6 @@ func (p *packets) next() error {
 		rest, _ := p.from.Peek(p.from.Buffered())
 		return foreign(append(head[:], rest...))
 	}
-	p.begun = true
 	packet := make([]byte, h.length)
 	copy(packet, head[:])
 	if _, err := io.ReadFull(p.from, packet[headerSize:]); err != nil {
