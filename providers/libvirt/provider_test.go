@@ -544,15 +544,16 @@ func TestVirshConsole(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	for left := false; !left; {
-		io.WriteString(in, "\x1d") // virsh's escape character; it throws away what comes before it is ready
+	b.until("virsh is left", func() bool {
+		io.WriteString(in, "\x1d") // its escape character; it throws away what comes before it is ready
 		select {
 		case err := <-ended:
 			b.must(err)
-			left = true
-		case <-time.After(100 * time.Millisecond):
+			return true
+		case <-time.After(100 * time.Millisecond): // script ends in a pause only
+			return false
 		}
-	}
+	})
 	c, err := b.p.Console(b.ctx(), webOne)
 	b.must(err)
 	cmd, _, out = console()

@@ -140,8 +140,8 @@ func (d *Daemon) furnish(lines []string) error {
 	}
 	// libvirtd does not start without the accounts that it was built to use, whatever
 	// qemu.conf says, and polkit asks for the name of whoever calls. The host has the
-	// former if its libvirt is set up for the system. root comes by ssh to a home and a
-	// shell that are the same for everybody: .bashrc of this host's takes its time, or hangs.
+	// former if its libvirt is set up for the system. Who comes by ssh as root finds another
+	// home and another shell: what this host's .bashrc runs may take long, print, or hang.
 	for name, line := range map[string]string{"passwd": "%s:x:%d:%[2]d::/nonexistent:/bin/false\n", "group": "%s:x:%d:\n"} {
 		b, err := os.ReadFile("/etc/" + name)
 		if err != nil {
