@@ -88,12 +88,22 @@ func (a *app) verify(ctx context.Context, r request) error {
 		return err
 	}
 	if len(report.Results) == 0 {
-		a.ui.Note("there is nothing to check: write checks into the Labfile (docs/labfile.md)")
+		a.ui.Note("%s", noChecks(want, names))
 	}
 	if report.Count(verify.Failed) > 0 {
 		return exitCode(ExitDifferent)
 	}
 	return nil
+}
+
+// noChecks says why there was nothing to verify. want is the Labfile, or nil without
+// one, and names are the machines that were asked for.
+func noChecks(want *lab.Lab, names []lab.Name) string {
+	has := func(m lab.Machine) bool { return len(m.Tests) > 0 }
+	if len(names) > 0 && want != nil && slices.ContainsFunc(want.Machines, has) {
+		return "the Labfile has no checks for " + ui.Names(names)
+	}
+	return "no checks in the Labfile; docs/labfile.md says how to write them"
 }
 
 // writeReport prints the report or, if file is not empty, writes it there and

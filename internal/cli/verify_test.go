@@ -28,7 +28,7 @@ func TestVerifyCommand(t *testing.T) {
 	// There are no checks.
 	d.ok("up", "-q")
 	code, out, errOut = d.run("verify")
-	if code != 0 || steady(out) != "0 checks: 0 passed TIME\n" || !strings.Contains(errOut, "there is nothing to check") {
+	if code != 0 || steady(out) != "0 checks: 0 passed TIME\n" || !strings.Contains(errOut, "no checks in the Labfile") {
 		t.Errorf("without checks: %d, %q, %q", code, out, errOut)
 	}
 

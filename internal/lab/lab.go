@@ -69,6 +69,13 @@ var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 // 2.1): what labs and machines may be called.
 func ValidLabel(s string) bool { return label.MatchString(s) }
 
+var numeric = regexp.MustCompile(`^([0-9]+|0[xX][0-9a-fA-F]*)$`)
+
+// Numeric reports whether s is a number in one of the forms that resolvers take for an
+// IPv4 address (inet_aton(3)): "1" is 0.0.0.1, and "0x7f" 0.0.0.127. Such a name is
+// never looked up.
+func Numeric(s string) bool { return numeric.MatchString(s) }
+
 // Lab is a validated Labfile: what is wanted. Replicas are already expanded and
 // defaults filled in.
 type Lab struct {

@@ -144,6 +144,10 @@ func (c *converter) claim(r *role) {
 			c.add(r.row.key, "the name of the replica %q is longer than 63 characters", name)
 			return
 		}
+		if lab.Numeric(string(name)) {
+			c.add(r.row.key, "a machine cannot be called %q: resolvers take that for an address; add a letter, such as node%s", name, name)
+			return
+		}
 		if other := c.names[name]; other != nil {
 			first, second := other, r
 			if !second.replicated() {

@@ -98,11 +98,29 @@ func (r matchReader) condition(n *yaml.Node, at place, fact string, depth int) (
 	case fact == "bool" && text != "true" && text != "false":
 		r.add(at, "%q is not true or false", shorten(text))
 		return lab.Matcher{}, false
-	case fact == "number" && !numberForm.MatchString(text):
-		r.add(at, "%q is not a number", shorten(text))
-		return lab.Matcher{}, false
+	case fact == "number" || fact == "mode":
+		if text, ok = r.number(text, at, fact); !ok {
+			return lab.Matcher{}, false
+		}
 	}
 	return lab.Matcher{Op: lab.MatchIs, Value: text}, true
+}
+
+// number returns text, which must be a number, in the form that facts are compared
+// in: a mode as four octal digits.
+func (r matchReader) number(text string, at place, fact string) (string, bool) {
+	if fact == "mode" {
+		mode, err := parseMode(text)
+		if err != nil {
+			r.add(at, "%v", err)
+		}
+		return mode, err == nil
+	}
+	if !numberForm.MatchString(text) {
+		r.add(at, "%q is not a number", shorten(text))
+		return "", false
+	}
+	return text, true
 }
 
 // numberForm is what the comparison of numbers understands.
@@ -172,7 +190,9 @@ func (r matchReader) operation(op lab.MatchOp, at place, above string, n *yaml.N
 			m.Op = lab.MatchEqualList
 			return r.exact(m, n, at)
 		}
-		m.Value, ok = r.word(n, at)
+		if m.Value, ok = r.word(n, at); ok && fact == "mode" {
+			m.Value, ok = r.number(m.Value, at, fact)
+		}
 	case lab.MatchPrefix, lab.MatchSuffix, lab.MatchSubstring:
 		m.Value, ok = r.word(n, at)
 	case lab.MatchRegexp:
@@ -180,9 +200,8 @@ func (r matchReader) operation(op lab.MatchOp, at place, above string, n *yaml.N
 			ok = r.regexp(m.Value, at)
 		}
 	case lab.MatchGreater, lab.MatchGreaterOrEqual, lab.MatchLess, lab.MatchLessOrEqual:
-		if m.Value, ok = r.word(n, at); ok && !numberForm.MatchString(m.Value) {
-			r.add(at, "%q is not a number", shorten(m.Value))
-			ok = false
+		if m.Value, ok = r.word(n, at); ok {
+			m.Value, ok = r.number(m.Value, at, fact)
 		}
 	case lab.MatchLen:
 		if m.Value, ok = r.word(n, at); ok {

@@ -53,6 +53,8 @@ func valueText(f field) string {
 		return "list of checks"
 	case *anyText:
 		return "text"
+	case *skip:
+		return "`true`, `false` or a reason"
 	case *boolean:
 		return "`true` or `false`"
 	case *list[anyText]:
@@ -74,7 +76,7 @@ func valueText(f field) string {
 	case *subject:
 		return map[string]string{"run": "command", "port": "port", "http": "URL", "file": "path of the guest"}[f.name] + map[bool]string{true: "name"}[!slices.Contains([]string{"run", "port", "http", "file"}, f.name)]
 	case *matcher:
-		return map[string]string{"bool": "`true` or `false`", "number": "number, or condition", "text": "text, or condition", "list": "elements, or condition", "lines": "patterns, or condition"}[f.tag.Get("fact")]
+		return map[string]string{"bool": "`true` or `false`", "number": "number, or condition", "mode": "octal mode, or condition", "text": "text, or condition", "list": "elements, or condition", "lines": "patterns, or condition"}[f.tag.Get("fact")]
 	case *replaceEntry:
 		return "strategy, or a mapping"
 	case *ageEntry, *idleEntry:

@@ -45,16 +45,24 @@ func (t *text) parse(s string, tag reflect.StructTag) error {
 	case form == "owner" && !ownerForm.MatchString(s):
 		return fmt.Errorf("%q is not an owner; write user:group, user, or numbers", shorten(s))
 	case form == "mode":
-		if !modeForm.MatchString(s) {
-			return fmt.Errorf("%q is not a mode; write it in octal, such as 0644", shorten(s))
+		mode, err := parseMode(s)
+		if err != nil {
+			return err
 		}
-		s = "0" + strings.TrimLeft(s, "0o")
-		for len(s) < 4 {
-			s = "0" + s
-		}
+		s = mode
 	}
 	t.value = s
 	return nil
+}
+
+// parseMode returns permissions as four octal digits. They are written in octal: 644,
+// 0644 and 0o644 are the same.
+func parseMode(s string) (string, error) {
+	if !modeForm.MatchString(s) {
+		return "", fmt.Errorf("%q is not a mode; write it in octal, such as 0644", shorten(s))
+	}
+	digits := strings.TrimLeft(s, "0o")
+	return strings.Repeat("0", 4-len(digits)) + digits, nil
 }
 
 var (
@@ -70,6 +78,27 @@ type anyText struct {
 
 func (t *anyText) parse(s string, _ reflect.StructTag) error {
 	t.value = s
+	return nil
+}
+
+// skip says that something is left out: true or false, or the reason why.
+type skip struct {
+	place
+	value string // the reason; empty if nothing is skipped
+}
+
+func (k *skip) parse(s string, _ reflect.StructTag) error {
+	switch s {
+	case "":
+		return errors.New("the value is empty")
+	case "false":
+	case "true":
+		k.value = "skip: true"
+	case "yes", "on", "y", "no", "off", "n":
+		return fmt.Errorf("%q is neither true or false nor a reason; write true, false, or why it is skipped", s)
+	default:
+		k.value = s
+	}
 	return nil
 }
 

@@ -167,6 +167,10 @@ func (t *anyText) schema(reflect.StructTag) *schema {
 	return &schema{Type: []string{"string", "number", "boolean"}}
 }
 
+func (k *skip) schema(reflect.StructTag) *schema {
+	return &schema{Type: []string{"boolean", "string", "number"}, MinLength: 1}
+}
+
 func (b *boolean) schema(reflect.StructTag) *schema {
 	return &schema{Type: []string{"boolean", "string"}, Pattern: oneOf(`^(true|false)$`, variable)}
 }

@@ -20,7 +20,7 @@ import (
 
 // testEntry is an item of checks. It has one kind, whose value is what it is about,
 // and beside it what that must be like. The tag of says which kinds have an
-// attribute, fact what its value is: bool, number, text, list or lines.
+// attribute, fact what its value is: bool, number, mode, text, list or lines.
 type testEntry struct {
 	place
 	On      names   `yaml:"on" also:"machine machines host hosts role roles" doc:"The machines: a name, or a list of names. NAME means every replica of NAME. Without it, every machine of the lab."`
@@ -43,7 +43,7 @@ type testEntry struct {
 	Body       matcher `yaml:"body" of:"http" fact:"lines" doc:"http: body of the answer."`
 	Headers    matcher `yaml:"headers" of:"http" fact:"lines" also:"header" doc:"http: headers of the answer, one per line: Name: value."`
 	Exists     matcher `yaml:"exists" of:"file user" fact:"bool" doc:"file, user: there is one. Without any condition, true."`
-	Mode       matcher `yaml:"mode" of:"file" fact:"number" also:"permissions" doc:"file: permissions, in octal."`
+	Mode       matcher `yaml:"mode" of:"file" fact:"mode" also:"permissions" doc:"file: permissions, in octal."`
 	Owner      matcher `yaml:"owner" of:"file" fact:"text" doc:"file: name of the owner, or the number of one that has none."`
 	Group      matcher `yaml:"group" of:"file" fact:"text" doc:"file: name of the group, or the number of one that has none."`
 	Size       matcher `yaml:"size" of:"file" fact:"number" doc:"file: size in bytes."`
@@ -67,7 +67,7 @@ type testEntry struct {
 
 	Name     text     `yaml:"name" also:"title description" doc:"What the check is called. Without it, by its kind and what it is about."`
 	Hint     text     `yaml:"hint" also:"help" doc:"What to do if it fails. It is shown then."`
-	Skip     text     `yaml:"skip" also:"skipped disabled" doc:"Why it is not carried out for now. It counts as skipped."`
+	Skip     skip     `yaml:"skip" default:"false" also:"skipped disabled" doc:"Does not run the check for now: true, or the reason why. It counts as skipped; false runs it."`
 	Timeout  duration `yaml:"timeout" range:"100ms..1h" default:"10s" also:"within deadline" doc:"How long one attempt may take."`
 	Retries  integer  `yaml:"retries" range:"0..1000" default:"0" also:"retry attempts" doc:"How many more attempts there are if one fails."`
 	Interval duration `yaml:"interval" range:"10ms..1h" default:"1s" also:"every period delay" doc:"Pause between two attempts."`
