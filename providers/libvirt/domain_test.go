@@ -131,7 +131,7 @@ func TestSnapshotGolden(t *testing.T) {
 
 func TestVolumeGolden(t *testing.T) {
 	for name, v := range map[string]volumeXML{
-		"image":   rawVolume("lab-image-d15c-0123456789ab", 413<<20),
+		"image":   imageVolume("lab-image-d15c-0123456789ab", 413<<20),
 		"overlay": overlayVolume("lab-shop-1f3a9c2b-web-3.77b43ad8.disk.qcow2", lab.GiB),
 	} {
 		got, err := encode(v)

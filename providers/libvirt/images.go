@@ -44,12 +44,18 @@ func (p *pool) image(ctx context.Context, there map[string]bool, file, client st
 	}
 	prefix := imagePrefix + digest + "-"
 	for name := range there {
-		if strings.HasPrefix(name, prefix) && there[name+imageWhole] {
-			return name, nil
+		if !strings.HasPrefix(name, prefix) || !there[name+imageWhole] {
+			continue
+		}
+		if shared, err := p.shared(ctx, name); err != nil || shared {
+			return name, err
 		}
 	}
 	name := prefix + client
-	if err := p.put(ctx, name, f); err != nil {
+	if err := p.remove(ctx, name+imageWhole); err != nil { // if it was sent with another mode
+		return "", err
+	}
+	if err := p.put(ctx, name, f, imageVolume); err != nil {
 		return "", err
 	}
 	arrived := sha256.New()

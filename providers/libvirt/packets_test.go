@@ -153,7 +153,7 @@ func TestDownloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := files.put(t.Context(), "content", f); err != nil {
+	if err := files.put(t.Context(), "content", f, rawVolume); err != nil {
 		t.Fatal(err)
 	}
 	open := func() int {

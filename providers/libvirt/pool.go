@@ -148,12 +148,17 @@ func (p *pool) remove(ctx context.Context, name string) error {
 
 // volumeXML is what a volume is asked for by.
 type volumeXML struct {
-	XMLName    xml.Name `xml:"volume"`
-	Name       string   `xml:"name"`
-	Capacity   bytesXML `xml:"capacity"`
-	Allocation bytesXML `xml:"allocation"`
-	Format     formatIs `xml:"target>format"`
-	Compat     string   `xml:"target>compat,omitempty"` // the version of qcow2, as QEMU counts
+	XMLName     xml.Name     `xml:"volume"`
+	Name        string       `xml:"name"`
+	Capacity    bytesXML     `xml:"capacity"`
+	Allocation  bytesXML     `xml:"allocation"`
+	Format      formatIs     `xml:"target>format"`
+	Compat      string       `xml:"target>compat,omitempty"` // the version of qcow2, as QEMU counts
+	Permissions *permissions `xml:"target>permissions"`
+}
+
+type permissions struct {
+	Mode string `xml:"mode"`
 }
 
 type bytesXML struct {
@@ -164,6 +169,34 @@ type bytesXML struct {
 // rawVolume is a file of zeros that takes no space.
 func rawVolume(name string, size int64) volumeXML {
 	return volumeXML{Name: name, Capacity: bytesXML{"bytes", size}, Allocation: bytesXML{"bytes", 0}, Format: formatIs{"raw"}}
+}
+
+// sharedMode lets every account of the daemon's host read a volume that several machines
+// open. When one of them stops, libvirt gives the kernel back to its former owner, and
+// where it does not remember owners (remember_owner off, a file system without extended
+// attributes) it does so under a machine that is about to open it.
+const sharedMode = "0644"
+
+// imageVolume is a rawVolume that machines share.
+func imageVolume(name string, size int64) volumeXML {
+	v := rawVolume(name, size)
+	v.Permissions = &permissions{sharedMode}
+	return v
+}
+
+// shared reports whether a volume has the mode of an imageVolume.
+func (p *pool) shared(ctx context.Context, name string) (bool, error) {
+	text, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (string, error) {
+		return l.StorageVolGetXMLDesc(p.volume(name), 0)
+	})
+	if err != nil {
+		return false, fmt.Errorf("looking at %s: %w", p.path(name), err)
+	}
+	var v volumeXML
+	if err := xml.Unmarshal([]byte(text), &v); err != nil {
+		return false, fmt.Errorf("reading the document of %s: %w", p.path(name), err)
+	}
+	return v.Permissions != nil && v.Permissions.Mode == sharedMode, nil
 }
 
 // overlayVolume is an empty qcow2 image that names nothing below it; size is that of the
@@ -198,13 +231,13 @@ func (p *pool) make(ctx context.Context, v volumeXML) error {
 	return nil
 }
 
-// put makes a volume of what a file holds.
-func (p *pool) put(ctx context.Context, name string, f *os.File) error {
+// put makes a volume, of the kind that of returns, which holds what the file does.
+func (p *pool) put(ctx context.Context, name string, f *os.File, of func(name string, size int64) volumeXML) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if err := p.make(ctx, rawVolume(name, fi.Size())); err != nil {
+	if err := p.make(ctx, of(name, fi.Size())); err != nil {
 		return err
 	}
 	parts, err := extents(f, fi.Size())

@@ -211,7 +211,7 @@ func (r *Remote) finish(ctx context.Context, dir string, def local.Definition) e
 			return err
 		}
 		defer f.Close()
-		if err := files.put(ctx, r.prefix(g)+volumeSeed, f); err != nil {
+		if err := files.put(ctx, r.prefix(g)+volumeSeed, f, rawVolume); err != nil {
 			return err
 		}
 	}

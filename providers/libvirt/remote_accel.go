@@ -226,7 +226,7 @@ func (r *Remote) putProbe(ctx context.Context, files *pool, name string) error {
 	if _, err := f.Write(accel.Sector()); err != nil {
 		return err
 	}
-	return files.put(ctx, name, f)
+	return files.put(ctx, name, f, rawVolume)
 }
 
 // checkAccel tells what was decided, as a finding about the daemon's host.

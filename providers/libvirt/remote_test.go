@@ -259,11 +259,20 @@ func TestRemotePool(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := files.make(ctx, rawVolume(imagePrefix+digest+"-"+r.suffix(), 100)); err != nil {
-		t.Fatal(err)
+	// Neither is an image that only its owner can read.
+	private := imagePrefix + digest + "-0"
+	for _, name := range []string{imagePrefix + digest + "-" + r.suffix(), private, private + imageWhole} {
+		if err := files.make(ctx, rawVolume(name, 100)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := r.Create(ctx, spec); err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range []string{private, private + imageWhole} {
+		if err := files.remove(ctx, name); err != nil {
+			t.Fatal(err)
+		}
 	}
 	images, err := filepath.Glob(filepath.Join(odd, imagePrefix+"*"))
 	if err != nil || len(images) != 2 {

@@ -88,7 +88,7 @@ func (v volumeFiles) Put(ctx context.Context, name, from string) error {
 		return err
 	}
 	defer f.Close()
-	return v.files.put(ctx, v.prefix+name, f)
+	return v.files.put(ctx, v.prefix+name, f, rawVolume)
 }
 
 func (v volumeFiles) Open(ctx context.Context, names []string, dir string) ([]string, error) {
