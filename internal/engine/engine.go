@@ -45,7 +45,14 @@ type Host struct {
 type Lab struct {
 	host *Host
 	id   lab.ID
-	book *ledger.Ledger
+	book book
+}
+
+// book is where a lab's records are kept: a *ledger.Ledger, but for tests that cut it.
+type book interface {
+	Append(r ledger.Record, data any) (ledger.Record, error)
+	Read() ([]ledger.Record, error)
+	Exists() bool
 }
 
 // Lab returns the lab called id. It touches nothing.

@@ -135,7 +135,7 @@ func needless(state ledger.State, m providers.Machine) string {
 		return ""
 	case rec.Standby != nil && m.Number == rec.Standby.Generation:
 		return fmt.Sprintf("it never took over from generation %d", rec.Generation)
-	case m.Number < rec.Generation && rec.Phase != ledger.PhaseGone && rec.Ready.IsZero():
+	case m.Number < rec.Generation && rec.Ready.IsZero() && (rec.Phase != ledger.PhaseGone || lived(rec, m.Number)):
 		return "" // what was to take its place was never ready: the next command may go back to it
 	case outgoing(rec, m.Number):
 		return "" // the next command retires it
@@ -154,6 +154,13 @@ func outgoing(rec ledger.Machine, number int) bool {
 		return false
 	}
 	return slices.Contains(recorded(rec, nil).Outgoing, number)
+}
+
+// lived reports whether a generation that is not the present one was ready once, and was
+// not retired.
+func lived(rec ledger.Machine, number int) bool {
+	p, ok := rec.Of(number)
+	return ok && !p.Retired && !p.Ready.IsZero()
 }
 
 // kept reports whether a generation that is not the present one is kept on purpose.

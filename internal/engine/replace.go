@@ -166,18 +166,19 @@ func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []stri
 	if !errors.As(err, &failed) || errors.Is(err, providers.ErrIncapable) {
 		return err // if it is an error, undo knows what to do
 	}
-	if err := s.lay(ctx, l, failed); err != nil {
-		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
+	// First, so that whatever ends this command, or fills the disk, the old one counts.
+	if err := s.restore(old); err != nil {
+		failed.Err = fmt.Errorf("%w; going back to generation %d: %w; the next command does", failed.Err, g.Number, err)
 		return failed
 	}
-	if err := s.restore(old); err != nil {
-		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
+	failed.Instead = old.Generation
+	if err := s.lay(ctx, l, failed); err != nil {
+		failed.Err, failed.Down = fmt.Errorf("%w; %w", failed.Err, err), true
 		return failed
 	}
 	if err := s.keepFailed(l, failed); err != nil {
 		failed.Err = fmt.Errorf("%w; %w", failed.Err, err)
 	}
-	failed.Instead = old.Generation
 	if !ran {
 		return failed
 	}
@@ -232,9 +233,10 @@ func (s *session) takeOver(ctx context.Context, l launch, old ledger.Machine) er
 	bound, err := promote(sure, super, l, old.Ports)
 	var taken *network.PortError
 	if errors.As(err, &taken) || errors.Is(err, supervise.ErrNotPlugged) || errors.Is(err, supervise.ErrStale) {
-		// Nothing has changed, so that is what the ledger shall say.
+		// Nothing has changed, so that is what the ledger shall say. If it cannot, the
+		// generation counts as the present one, and must not be ended as one that failed.
 		if rerr := s.record(ledger.MachinePromoted, s.generation(old), nil); rerr != nil {
-			err = errors.Join(err, rerr)
+			return fmt.Errorf("%w; recording that %s stays: %w; the next command tries to take over again", err, s.generation(old), rerr)
 		}
 		return s.fail(sure, l.Generation, StageHandover, err)
 	}

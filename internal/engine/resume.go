@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/labfile/lab/internal/lab"
@@ -24,9 +25,9 @@ type abandoned struct {
 // nothing to go back to, and the plan makes another one.
 func (s *session) abandoned() []abandoned {
 	var found []abandoned
-	for _, name := range s.state.Names() {
+	for _, name := range slices.Sorted(maps.Keys(s.state.Machines)) {
 		next := s.state.Machines[name]
-		if next.Phase != ledger.PhaseCreating && (next.Phase != ledger.PhaseFailed || !next.Ready.IsZero()) {
+		if !neverReady(next) {
 			continue
 		}
 		for i := len(next.Past) - 1; i >= 0; i-- {
@@ -37,6 +38,18 @@ func (s *session) abandoned() []abandoned {
 		}
 	}
 	return found
+}
+
+// neverReady reports whether a generation did not become ready, however far it came and
+// whether or not it is there.
+func neverReady(m ledger.Machine) bool {
+	switch m.Phase {
+	case ledger.PhaseCreating:
+		return true
+	case ledger.PhaseFailed, ledger.PhaseDestroying, ledger.PhaseGone:
+		return m.Ready.IsZero()
+	}
+	return false
 }
 
 // presume makes the session see the lab as resume would leave it, for those who only
@@ -102,6 +115,9 @@ func (s *session) resume(ctx context.Context) error {
 			if err := s.keepFailed(l, failed); err != nil {
 				return err
 			}
+			continue
+		}
+		if a.next.Phase == ledger.PhaseGone {
 			continue
 		}
 		if err := s.remove(ctx, next, []string{"it was interrupted before it was ready"}); err != nil {

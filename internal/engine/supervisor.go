@@ -68,10 +68,11 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	}
 	var errs []error
 	for _, m := range state.Machines {
-		if !runs(m, seen[m.Name]) {
+		if !runs(m, seen[m.Name]) || m.Phase == ledger.PhaseDestroying {
 			continue
 		}
-		mc := cable(lab.Generation{Lab: l.id, Machine: m.Name, Number: m.Generation}, m.Create.Spec.Machine(m.Name), m.Create)
+		g := lab.Generation{Lab: l.id, Machine: m.Name, Number: m.Generation}
+		mc := cable(g, m.Create.Spec.Machine(m.Name), m.Create)
 		if m.Phase == ledger.PhaseReady {
 			mc.Mounts = shared(m.Create.Spec.Machine(m.Name), m.Create)
 		}
@@ -81,11 +82,17 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 			l.host.Log.Warn("a forwarded port was taken meanwhile", "machine", m.Name, "err", err)
 			continue
 		}
-		if err != nil {
+		if err != nil && !ended(ctx, p, g) {
 			errs = append(errs, fmt.Errorf("plugging %s in again: %w", m.Name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ended reports whether a generation that ran a moment ago does not run any more.
+func ended(ctx context.Context, p providers.Provider, g lab.Generation) bool {
+	m, err := p.Inspect(ctx, g)
+	return errors.Is(err, providers.ErrNotFound) || err == nil && m.State == providers.StateStopped
 }
 
 // rebind asks for the host ports that were picked before, so that a new
