@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/boxes/disk"
+	"github.com/labfile/lab/internal/fsutil"
 )
 
 // Ingredients are what a box is made of.
@@ -321,20 +322,16 @@ func inspectPath(path string) (disk.Info, error) {
 	return inspect(f)
 }
 
-// openRegular opens a regular file for reading, or a link to one. Pipes and
-// devices are refused without waiting for their other end.
+// openRegular opens a file that an ingredient names, and returns its size in bytes.
 func openRegular(path string) (*os.File, int64, error) {
 	if path == "" {
 		return nil, 0, errors.New("no file was named")
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := fsutil.OpenRegular(path)
 	if err != nil {
 		return nil, 0, err
 	}
 	fi, err := f.Stat()
-	if err == nil && !fi.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", path)
-	}
 	if err != nil {
 		f.Close()
 		return nil, 0, err

@@ -211,8 +211,8 @@ func TestIngestRefuses(t *testing.T) {
 		{name: "no disk", in: boxes.Ingredients{}, wants: "adding disk: no file was named"},
 		{name: "missing disk", in: boxes.Ingredients{Disk: dir + "/none"}, is: fs.ErrNotExist, wants: "adding disk: open " + dir + "/none: no such file or directory"},
 		{name: "missing kernel", in: boxes.Ingredients{Disk: good, Kernel: dir + "/none"}, is: fs.ErrNotExist, wants: "adding kernel: open " + dir + "/none: no such file or directory"},
-		{name: "directory", in: boxes.Ingredients{Disk: dir}, wants: "adding disk: " + dir + " is not a regular file"},
-		{name: "pipe", in: boxes.Ingredients{Disk: fifo}, wants: "adding disk: " + fifo + " is not a regular file"},
+		{name: "directory", in: boxes.Ingredients{Disk: dir}, wants: "adding disk: " + dir + " is a folder, not a file"},
+		{name: "pipe", in: boxes.Ingredients{Disk: fifo}, wants: "adding disk: " + fifo + " is a named pipe, not a file"},
 		{name: "unsafe", in: boxes.Ingredients{Disk: write(t, "KDMV"+disk)}, is: boxes.ErrUnsafe, wants: "the file is a VMware disk (VMDK), not a qcow2 or raw disk"},
 		{
 			name: "wrong sha256", in: boxes.Ingredients{Disk: good, Checksum: wrong}, is: boxes.ErrDigest,

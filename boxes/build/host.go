@@ -15,6 +15,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/labfile/lab/internal/program"
 )
 
 // ErrIncapable says that this host cannot build boxes. Errors that wrap it are of
@@ -61,7 +63,7 @@ func Check(ctx context.Context) error {
 // "unshare". etc is where subuid and subgid are.
 func mode(ctx context.Context, uid int, etc string) (string, error) {
 	for _, n := range needs {
-		if _, err := lookPath(n.program); err != nil {
+		if _, err := program.Look(n.program); err != nil {
 			return "", &IncapableError{n.program + " is not installed", "apt-get install " + n.pkg}
 		}
 	}
@@ -75,7 +77,7 @@ func mode(ctx context.Context, uid int, etc string) (string, error) {
 		return "root", nil
 	}
 	for _, p := range []string{"newuidmap", "newgidmap", "unshare"} {
-		if _, err := lookPath(p); err != nil {
+		if _, err := program.Look(p); err != nil {
 			return "", &IncapableError{p + " is not installed", "apt-get install uidmap util-linux"}
 		}
 	}
@@ -143,23 +145,9 @@ func checkE2fsprogs(ctx context.Context) error {
 	return nil
 }
 
-// lookPath finds a program, also where only root's PATH leads.
-func lookPath(name string) (string, error) {
-	p, err := exec.LookPath(name)
-	if err == nil {
-		return p, nil
-	}
-	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
-		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return p, nil
-		}
-	}
-	return "", err
-}
-
 // tool runs a program to its end and returns what it printed on standard error.
 func tool(ctx context.Context, dir, name string, args ...string) (string, error) {
-	path, err := lookPath(name)
+	path, err := program.Look(name)
 	if err != nil {
 		return "", err
 	}
@@ -168,7 +156,7 @@ func tool(ctx context.Context, dir, name string, args ...string) (string, error)
 	cmd.Env = append(environ(), fmt.Sprintf("E2FSPROGS_FAKE_TIME=%d", epoch))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
+	if err := program.Run(cmd); err != nil {
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("running %s: %w", name, context.Cause(ctx))
 		}

@@ -11,12 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/labfile/lab/internal/program"
 )
 
 // epoch is the time that stands in everything a build makes (2024-01-01), in
@@ -95,14 +96,11 @@ func mirrors(mirror, suite string) []string {
 func (d debootstrap) run(ctx context.Context, tmp string, log func(line string), read func(io.Reader) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// The kernel asks mmdebstrap to stop if we are killed: that is, if the thread
-	// ends that started it, which therefore must stay with us.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "mmdebstrap", d.argv()...)
 	cmd.Env = append(environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch), "TMPDIR="+tmp)
 	// A group of its own: Ctrl-C on the terminal reaches us, and we tell mmdebstrap once.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	defer program.Tie(cmd, syscall.SIGTERM)() // so that it removes what it made
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	stdout, err := cmd.StdoutPipe()

@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/labfile/lab/internal/program"
 )
 
 // TestRealTinyTwice builds builtin/tiny twice from Debian's packages: the file system
@@ -48,14 +50,14 @@ func TestRealTinyTwice(t *testing.T) {
 		if out, err := exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", a.Disk, raw).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		fsck, err := lookPath("e2fsck")
+		fsck, err := program.Look("e2fsck")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if out, err := exec.Command(fsck, "-fn", raw).CombinedOutput(); err != nil {
 			t.Errorf("e2fsck: %v\n%s", err, out)
 		}
-		debugfs, err := lookPath("debugfs")
+		debugfs, err := program.Look("debugfs")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/boxes"
+	"github.com/labfile/lab/internal/fsutil"
 )
 
 // Bounds of what is read of a Vagrant box.
@@ -222,8 +223,11 @@ func (r *Resolver) vagrant(ctx context.Context, req Request, in *boxes.Ingredien
 		}
 		found = true
 		req.Progress("unpacking", 0, h.Size)
-		_, err := io.Copy(f, content)
-		return err
+		to := &fsutil.Sparse{File: f}
+		if _, err := io.Copy(to, content); err != nil {
+			return err
+		}
+		return to.Close()
 	})
 	switch {
 	case err != nil:

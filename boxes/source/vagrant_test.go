@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -139,5 +140,37 @@ func TestVagrantBox(t *testing.T) {
 				t.Errorf("by SHA-512: %+v, %v", res, err)
 			}
 		})
+	}
+}
+
+// The empty parts of a disk take no space, neither while it is unpacked nor in the store.
+func TestVagrantBoxSparse(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk")
+	if err := qcow2.Create(path, lab.MiB); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := pack(
+		t, true,
+		member{"metadata.json", `{"provider":"libvirt","format":"qcow2","virtual_size":1}`, tar.TypeReg},
+		member{"box.img", string(append(content, make([]byte, 64<<20)...)), tar.TypeReg},
+	)
+	if err := os.WriteFile(filepath.Join(dir, "it.box"), archive, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	res, err := newFixture(t).Resolve(t.Context(), source.Request{Ref: "it.box", BaseDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(res.Box.Disk.Path, &st); err != nil {
+		t.Fatal(err)
+	}
+	if takes := st.Blocks * 512; st.Size < 64<<20 || takes > 4<<20 {
+		t.Errorf("a disk of %d bytes takes %d", st.Size, takes)
 	}
 }

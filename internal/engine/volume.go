@@ -255,9 +255,24 @@ func (l *Lab) ImportVolume(ctx context.Context, from, name string, want *lab.Lab
 		if err != nil {
 			return act, err
 		}
-		v, err := s.volumes().Import(ctx, from, name, placeOf(p))
+		v, err := s.volumes().Import(ctx, from, name, declared(want, name), placeOf(p))
 		return ledger.VolumeAct{Volume: name, From: from, Size: v.Size}, err
 	})
+}
+
+// declared returns what a Labfile says of a volume, nil if nothing.
+func declared(l *lab.Lab, name string) *lab.Volume {
+	if l == nil {
+		return nil
+	}
+	for _, m := range l.Machines {
+		for _, v := range m.Volumes {
+			if v.Name == name {
+				return &v
+			}
+		}
+	}
+	return nil
 }
 
 // removeVolumes removes the volumes that only the machines wrote to which are gone.

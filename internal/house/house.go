@@ -31,6 +31,8 @@ type Package struct {
 var rank = map[string]int{
 	"internal/lab":       0,
 	"internal/dirs":      1,
+	"internal/fsutil":    1,
+	"internal/program":   1,
 	"providers":          1,
 	"internal/network":   1,
 	"internal/drift":     1,

@@ -15,7 +15,9 @@ import (
 	"strings"
 
 	"github.com/labfile/lab/boxes/disk"
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/program"
 	"github.com/labfile/lab/providers"
 )
 
@@ -33,15 +35,10 @@ func (e *MissingError) Hint() string {
 	return "install it from your distribution, on Debian: apt install " + e.Package
 }
 
-// tool runs a program of the host that may stand where only root's PATH leads. A
-// code among passing is none to complain about.
+// tool runs a program of the host to its end and returns what it printed on standard
+// output. An exit code among passing is no error.
 func tool(ctx context.Context, pkg, name string, passing []int, args ...string) ([]byte, error) {
-	path, err := exec.LookPath(name)
-	for _, dir := range []string{"/usr/sbin", "/sbin"} {
-		if err != nil {
-			path, err = exec.LookPath(filepath.Join(dir, name))
-		}
-	}
+	path, err := program.Look(name)
 	if err != nil {
 		return nil, &MissingError{name, pkg}
 	}
@@ -49,7 +46,7 @@ func tool(ctx context.Context, pkg, name string, passing []int, args ...string) 
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdout, cmd.Stderr = &out, &said
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	err = cmd.Run()
+	err = program.Run(cmd)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -184,18 +181,40 @@ func Exportable(to string) error {
 	return err
 }
 
+// MismatchError says that a disk image cannot become the volume that the Labfile
+// declares.
+type MismatchError struct {
+	Volume, Key string // Key is that of the Labfile: "size" or "fs"
+	Has, Wants  string // what the image has, and what the Labfile says
+}
+
+// Error implements error.
+func (e *MismatchError) Error() string {
+	if e.Key == "size" {
+		return fmt.Sprintf("the image has %s, and the Labfile gives volume %s %s", e.Has, e.Volume, e.Wants)
+	}
+	return fmt.Sprintf("the image has the file system %s, and the Labfile gives volume %s %s", e.Has, e.Volume, e.Wants)
+}
+
+// Hint is the next step.
+func (e *MismatchError) Hint() string {
+	return fmt.Sprintf("write %s: %s for the volume in the Labfile, or import the image under another name", e.Key, e.Has)
+}
+
 // Import makes a volume of a disk image, which is inspected first: it may come from
-// anywhere. The volume's files are kept at a place.
-func (s *Store) Import(ctx context.Context, from, name string, at Place) (Volume, error) {
-	v, err := s.importFrom(ctx, from, name, at)
+// anywhere. The volume's files are kept at a place. want is what the Labfile says of
+// the volume, nil if nothing. Errors: ErrExists, disk.ErrUnsafe, *MismatchError,
+// *fsutil.KindError.
+func (s *Store) Import(ctx context.Context, from, name string, want *lab.Volume, at Place) (Volume, error) {
+	v, err := s.importFrom(ctx, from, name, want, at)
 	if err != nil {
 		return v, fmt.Errorf("importing volume %s: %w", name, err)
 	}
 	return v, nil
 }
 
-func (s *Store) importFrom(ctx context.Context, from, name string, at Place) (Volume, error) {
-	f, err := os.Open(from)
+func (s *Store) importFrom(ctx context.Context, from, name string, want *lab.Volume, at Place) (Volume, error) {
+	f, err := fsutil.OpenRegular(from)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -208,11 +227,15 @@ func (s *Store) importFrom(ctx context.Context, from, name string, at Place) (Vo
 	if err != nil {
 		return Volume{}, err
 	}
+	size := lab.Bytes(info.VirtualSize)
+	if want != nil && size > want.Size {
+		return Volume{}, &MismatchError{name, "size", size.String(), want.Size.String()}
+	}
 	v, err := s.begin(name, at)
 	if err != nil {
 		return v, err
 	}
-	v.Size = lab.Bytes(info.VirtualSize)
+	v.Size = size
 	source := map[string]any{"driver": info.Format, "file": map[string]any{"driver": "file", "filename": from}}
 	if info.Format == disk.QCOW2 {
 		source["backing"] = nil
@@ -227,7 +250,14 @@ func (s *Store) importFrom(ctx context.Context, from, name string, at Place) (Vo
 				return err
 			}
 			v.FS, err = s.fileSystem(ctx, name, to)
-			return err
+			if err != nil || want == nil || v.FS == want.FS {
+				return err
+			}
+			if want.FS != "none" {
+				return &MismatchError{name, "fs", v.FS, want.FS}
+			}
+			v.FS = want.FS // what is on a bare disk is the guest's own affair
+			return nil
 		})
 	})
 	return v, err

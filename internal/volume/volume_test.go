@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/labfile/lab/internal/lab"
@@ -403,7 +404,7 @@ func testExt4(t *testing.T, s kept) {
 	if got := blocks(t, small); got != "16384" {
 		t.Errorf("the snapshot's file system has %s blocks", got)
 	}
-	v, err := s.Import(t.Context(), file, "copy", s.at)
+	v, err := s.Import(t.Context(), file, "copy", nil, s.at)
 	if err != nil || v.FS != "ext4" || v.Size != 96*lab.MiB {
 		t.Errorf("imported %+v, %v", v, err)
 	}
@@ -475,6 +476,43 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// What the Labfile says of a volume is compared with the image before anything is
+// written.
+func TestImportDeclared(t *testing.T) {
+	s := newStore(t, Place{})
+	dir := t.TempDir()
+	large, pipe, bare := filepath.Join(dir, "large.qcow2"), filepath.Join(dir, "pipe"), filepath.Join(dir, "bare.raw")
+	if _, err := qemuImg(t.Context(), "create", "-q", "-f", "qcow2", large, "48G"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.WriteFile(bare, make([]byte, 1<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(from, fs, want, hint string) {
+		t.Helper()
+		_, err := s.Import(t.Context(), from, "db", &lab.Volume{Name: "db", Size: 16 * lab.MiB, FS: fs}, Place{})
+		if err == nil || err.Error() != "importing volume db: "+want {
+			t.Errorf("got %v\nwant %s", err, want)
+		}
+		var mismatch *MismatchError
+		if errors.As(err, &mismatch) != (hint != "") || hint != "" && mismatch.Hint() != hint {
+			t.Errorf("the hint of %v is not %q", err, hint)
+		}
+		if left, err := os.ReadDir(s.dir); err != nil && !errors.Is(err, os.ErrNotExist) || len(left) > 0 {
+			t.Errorf("left over: %v, %v", left, err)
+		}
+	}
+	refused(pipe, "ext4", pipe+" is a named pipe, not a file", "")
+	refused(large, "ext4", "the image has 48GiB, and the Labfile gives volume db 16MiB",
+		"write size: 48GiB for the volume in the Labfile, or import the image under another name")
+	refused(bare, "ext4", "the image has the file system none, and the Labfile gives volume db ext4",
+		"write fs: none for the volume in the Labfile, or import the image under another name")
+	v, err := s.Import(t.Context(), bare, "db", &lab.Volume{Name: "db", Size: 16 * lab.MiB, FS: "none"}, Place{})
+	if err != nil || v.FS != "none" || v.Size != lab.MiB {
+		t.Errorf("imported %+v, %v", v, err)
+	}
+}
+
 // TestImportRefuses has a disk that names a file of the host.
 func TestImportRefuses(t *testing.T) {
 	s := newStore(t, Place{})
@@ -486,7 +524,7 @@ func TestImportRefuses(t *testing.T) {
 	if _, err := qemuImg(t.Context(), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, evil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Import(t.Context(), evil, "evil", Place{}); err == nil || !strings.Contains(err.Error(), "backing") {
+	if _, err := s.Import(t.Context(), evil, "evil", nil, Place{}); err == nil || !strings.Contains(err.Error(), "backing") {
 		t.Error(err)
 	}
 	if all, err := s.List(); err != nil || len(all) > 0 {

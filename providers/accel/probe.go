@@ -11,10 +11,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/labfile/lab/internal/program"
 )
 
 // A Payload is guest code that shows whether an accelerator is of use.
@@ -86,16 +87,13 @@ func probe(ctx context.Context, binary string, accel []string, kernel, tmp strin
 	defer cancel()
 	cmd := exec.CommandContext(limited, binary, args...)
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.WaitDelay = time.Second
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	seen := &watcher{words: load.Words, found: cancel}
 	cmd.Stdout = seen
-	// The parent-death signal is tied to the thread that starts the process.
-	runtime.LockOSThread()
-	err = cmd.Run()
-	runtime.UnlockOSThread()
+	err = program.Run(cmd)
 	switch {
 	case seen.ok:
 		return true, load.Says, nil

@@ -8,12 +8,13 @@ import (
 	"fmt"
 	"os/exec"
 
+	"github.com/labfile/lab/internal/program"
 	"github.com/labfile/lab/providers"
 )
 
 // Has9P has QEMU describe the device; it fails if it has none.
 func Has9P(ctx context.Context, binary string) error {
-	err := exec.CommandContext(ctx, binary, "-device", "virtio-9p-pci,help").Run()
+	err := program.Run(exec.CommandContext(ctx, binary, "-device", "virtio-9p-pci,help"))
 	var exit *exec.ExitError
 	switch {
 	case err == nil:

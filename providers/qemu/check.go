@@ -12,10 +12,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/program"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/accel"
 	"github.com/labfile/lab/providers/local"
@@ -58,7 +60,9 @@ var versionLine = regexp.MustCompile(`version (\d+)\.(\d+)\.(\d+)(?: \(([^)]*)\)
 
 // versionOf asks a QEMU program for its version.
 func versionOf(ctx context.Context, binary string) (qmp.Version, error) {
-	out, err := exec.CommandContext(ctx, binary, "--version").Output()
+	cmd := exec.CommandContext(ctx, binary, "--version")
+	defer program.Tie(cmd, syscall.SIGKILL)()
+	out, err := cmd.Output()
 	if err != nil {
 		return qmp.Version{}, fmt.Errorf("asking %s for its version: %w", binary, err)
 	}
@@ -105,7 +109,7 @@ func checkSandbox(ctx context.Context, binary string) providers.Finding {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", "-device", "help")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
+	if err := program.Run(cmd); err != nil {
 		f.Level = providers.LevelError
 		f.Detail = "QEMU does not run in its seccomp sandbox: " + err.Error()
 		if said := accel.LastLine(stderr.String()); said != "" {
