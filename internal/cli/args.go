@@ -95,7 +95,7 @@ func labFlags() []cli.Flag {
 		&cli.StringFlag{Name: "lab", Usage: "address a lab by the `ID` that \"lab list\" shows, without its Labfile"},
 		&cli.StringFlag{Name: "provider", Usage: "run machines with `NAME`, whatever the Labfile says (LAB_PROVIDER)"},
 		&cli.StringFlag{Name: "uri", Usage: "of provider libvirt: the daemon at `URI`, whatever the Labfile says (LAB_LIBVIRT_URI)"},
-		&cli.StringSliceFlag{Name: "var", Usage: "set a variable of the Labfile: `NAME=VALUE`; may be repeated"},
+		&cli.StringSliceFlag{Name: "var", Usage: "set a variable of the Labfile, before the environment and .env: `NAME=VALUE`; may be repeated"},
 	}
 }
 

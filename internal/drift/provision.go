@@ -299,7 +299,7 @@ func shell(commands []string) *yaml.Node {
 }
 
 func set(mapping *yaml.Node, key, value string) {
-	mapping.Content = append(mapping.Content, scalar(key), scalar(literal(value)))
+	mapping.Content = append(mapping.Content, scalar(key), scalar(literal(key, value)))
 }
 
 // scalar is a text, as a block if it has lines. What can't be shown on a terminal
@@ -315,8 +315,11 @@ func scalar(s string) *yaml.Node {
 	return n
 }
 
-// literal escapes what a Labfile would take for a variable.
-func literal(s string) string {
+// literal escapes what a Labfile would take for a variable in the value of a key.
+func literal(key, s string) string {
+	if key == "content" || key == "shell" { // text for the guest
+		return strings.ReplaceAll(s, "${{", "$${{")
+	}
 	var b strings.Builder
 	for i := range len(s) {
 		b.WriteByte(s[i])

@@ -16,7 +16,7 @@ import (
 // The steps are what a Labfile takes, with the texts as they are on the disk.
 func TestProvision(t *testing.T) {
 	texts := map[string]string{
-		"/etc/plain": "a\nb\n", "/etc/empty": "", "/etc/word": "true", "/etc/vars": "$A ${B} $$ $${C}\n$",
+		"/etc/plain": "a\nb\n", "/etc/empty": "", "/etc/word": "true", "/etc/vars": "$A ${B} $$ $${C} ${{ D }} $${{ E }}\n$",
 		"/etc/odd": " lead\n\ttab \n\n\u00a0\x1b[1m\r\nü", "/srv/it's $${x}": "x\n\n\n",
 	}
 	tree := t.TempDir()

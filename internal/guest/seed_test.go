@@ -128,10 +128,11 @@ func readSeed(t *testing.T, vol []byte) []byte {
 func TestSeedErrors(t *testing.T) {
 	key := newKey(t)
 	for _, tc := range []struct{ data, want string }{
-		{"hello", `reading user data: it begins neither with "#cloud-config" nor with anything else that cloud-init knows`},
-		{"#cloud-config\na: [", "reading user data: yaml: line 2: did not find expected node content"},
-		{"#cloud-config\n- a\n", "reading user data: line 2: not a mapping"},
-		{string(make([]byte, guest.MaxUserData+1)), "user data has 1048577 bytes; at most 1048576 are possible"},
+		{"hello", "user data for cloud-init: line 1: cloud-init does not know what this is; begin with #cloud-config or, for a script, with #!/bin/sh"},
+		{"\n#!/bin/sh\n", "user data for cloud-init: line 1: cloud-init wants its first line at the very beginning; leave out the space before it"},
+		{"#cloud-config\na: [", "user data for cloud-init: line 2: did not find expected node content"},
+		{"#cloud-config\n- a\n", "user data for cloud-init: line 2: a cloud configuration is a mapping of keys, such as packages: [nginx]"},
+		{string(make([]byte, guest.MaxUserData+1)), "user data for cloud-init: line 1: 1048577 bytes; at most 1048576 are possible"},
 	} {
 		_, err := guest.Seed(guest.SeedConfig{Identity: guest.Identity{HostKey: key.PEM}, UserData: tc.data})
 		if err == nil || err.Error() != tc.want {

@@ -5,11 +5,12 @@ package guest
 import (
 	"bytes"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"maps"
 	"net/textproto"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -17,10 +18,66 @@ import (
 
 const cloudConfig = "#cloud-config"
 
+// UserDataError says why user data cannot be handed to cloud-init.
+type UserDataError struct {
+	Line    int    // of the user data, from 1
+	Message string // what is wrong there
+	YAML    error  // what the YAML parser said, if it is no YAML
+}
+
+func (e *UserDataError) Error() string {
+	return fmt.Sprintf("user data for cloud-init: line %d: %s", e.Line, e.Message)
+}
+
+// CheckUserData returns a *UserDataError if data is not what cloud-init reads: a cloud
+// configuration in YAML, a script, or another of its formats, told by its first line.
+func CheckUserData(data string) error {
+	if len(data) > MaxUserData {
+		return &UserDataError{Line: 1, Message: fmt.Sprintf("%d bytes; at most %d are possible", len(data), MaxUserData)}
+	}
+	if !isCloudConfig(data) {
+		_, err := mimeType(data)
+		return err
+	}
+	_, err := readConfig(data)
+	return err
+}
+
+// isCloudConfig reports whether data is a cloud configuration; so is no data.
+func isCloudConfig(data string) bool {
+	first, _, _ := strings.Cut(data, "\n")
+	return strings.TrimSpace(data) == "" || strings.TrimSpace(first) == cloudConfig
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?(.*)$`)
+
+// readConfig returns the mapping of a cloud configuration, which may be empty.
+func readConfig(data string) (*yaml.Node, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(data), &doc); err != nil {
+		bad := &UserDataError{Line: 1, Message: err.Error(), YAML: err}
+		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+			bad.Message = m[2]
+			if line, err := strconv.Atoi(m[1]); err == nil {
+				bad.Line = max(line, 1)
+			}
+		}
+		return nil, bad
+	}
+	if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
+		return &yaml.Node{Kind: yaml.MappingNode}, nil
+	}
+	config := doc.Content[0]
+	if config.Kind != yaml.MappingNode {
+		return nil, &UserDataError{Line: config.Line, Message: "a cloud configuration is a mapping of keys, such as packages: [nginx]"}
+	}
+	return config, nil
+}
+
 // files are the files of the seed.
 func (c SeedConfig) files() ([]seedFile, error) {
-	if len(c.UserData) > MaxUserData {
-		return nil, fmt.Errorf("user data has %d bytes; at most %d are possible", len(c.UserData), MaxUserData)
+	if err := CheckUserData(c.UserData); err != nil {
+		return nil, err
 	}
 	meta, err := yaml.Marshal(map[string]any{
 		"instance-id":    c.InstanceID,
@@ -101,8 +158,7 @@ func (c SeedConfig) userData() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	first, _, _ := strings.Cut(c.UserData, "\n")
-	if strings.TrimSpace(c.UserData) == "" || strings.TrimSpace(first) == cloudConfig {
+	if isCloudConfig(c.UserData) {
 		return mergeConfig(c.UserData, ours)
 	}
 	mime, err := mimeType(c.UserData)
@@ -145,16 +201,9 @@ func config(v any) ([]byte, error) {
 // replaced. It works on the document rather than on values, so that what it does not
 // touch stays as written: cloud-init reads YAML 1.1, where "yes" is a truth value.
 func mergeConfig(data string, ours map[string]any) ([]byte, error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal([]byte(data), &doc); err != nil {
-		return nil, fmt.Errorf("reading user data: %w", err)
-	}
-	theirs := &yaml.Node{Kind: yaml.MappingNode}
-	if len(doc.Content) > 0 && doc.Content[0].Tag != "!!null" {
-		theirs = doc.Content[0]
-	}
-	if theirs.Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("reading user data: line %d: not a mapping", theirs.Line)
+	theirs, err := readConfig(data)
+	if err != nil {
+		return nil, err
 	}
 	for _, k := range slices.Sorted(maps.Keys(ours)) {
 		var v yaml.Node
@@ -211,5 +260,9 @@ func mimeType(data string) (string, error) {
 	case "Content-Type", "Mime-Version":
 		return "", nil
 	}
-	return "", errors.New(`reading user data: it begins neither with "#cloud-config" nor with anything else that cloud-init knows`)
+	message := "cloud-init does not know what this is; begin with #cloud-config or, for a script, with #!/bin/sh"
+	if first := strings.TrimLeft(data, " \t\n"); first != data && strings.HasPrefix(first, "#") {
+		message = "cloud-init wants its first line at the very beginning; leave out the space before it"
+	}
+	return "", &UserDataError{Line: 1, Message: message}
 }

@@ -3,6 +3,7 @@
 package labfile
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -25,9 +26,11 @@ import (
 //	also    words of other tools for the same thing, for suggestions
 //	default what holds without the key, for people
 //	doc     what the key means, for people
+//	guest   the value is text for the guest, which has dollars of its own
 type decoder struct {
 	*report
-	vars *variables // nil for a file without variables
+	vars   *variables // nil for a file without variables
+	source source     // the text of the file
 }
 
 // scalar is a value that is written as one word or text.
@@ -116,23 +119,41 @@ func (d *decoder) scalar(n *yaml.Node, at place, into scalar, tag reflect.Struct
 		d.add(here, "wants a single value, not %s", describe(n))
 		return
 	}
-	text := n.Value
+	e := expansion{text: n.Value}
 	if d.vars != nil {
-		var err error
-		if text, err = d.vars.expand(text); err != nil {
-			d.add(here, "%v", err)
-			return
-		}
+		e = d.vars.expand(n.Value, tag.Get("guest") != "")
 	}
-	if strings.ContainsRune(text, 0) {
+	for _, f := range e.flaws {
+		d.flaw(n, f.offset, at.path, f.message)
+	}
+	if len(e.flaws) > 0 {
+		return
+	}
+	if strings.ContainsRune(e.text, 0) {
 		d.add(here, "a NUL character is not allowed")
 		return
 	}
-	if err := into.parse(text, tag); err != nil {
+	err := into.parse(e.text, tag)
+	var found flaws
+	switch {
+	case err == nil:
+		into.locate(here)
+	case errors.As(err, &found):
+		for _, f := range found {
+			d.flaw(n, e.origin(f.offset), at.path, f.message)
+		}
+	default:
 		d.add(here, "%v", err)
+	}
+}
+
+// flaw notes what is wrong at a byte of the value of n.
+func (d *decoder) flaw(n *yaml.Node, offset int, path, message string) {
+	if d.full() {
+		d.more++
 		return
 	}
-	into.locate(here)
+	d.add(d.source.within(n, offset, path), "%s", message)
 }
 
 // object decodes a mapping into a struct.

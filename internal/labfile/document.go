@@ -37,7 +37,7 @@ type roleEntry struct {
 	Ports     list[forward] `yaml:"ports" example:"\"8080:80\"" also:"port forward forwards" doc:"Guest ports to make reachable on the host's 127.0.0.1."`
 	Ready     list[check]   `yaml:"ready" example:"{port: 80}" also:"healthcheck health wait checks" doc:"What must hold before the machine counts as ready."`
 	User      text          `yaml:"user" form:"user" default:"the user of the box" also:"username login ssh_user" doc:"Whom to log in as. A cloud image has root without it; whom it names, cloud-init makes, with sudo."`
-	UserData  text          `yaml:"user_data" also:"userdata cloud_init cloudinit" doc:"User data for cloud-init, where the box has it: #cloud-config, a script that begins with #!, or any other of its formats. It is merged with what lab itself needs."`
+	UserData  userData      `yaml:"user_data" guest:"text" also:"userdata cloud_init cloudinit" doc:"User data for cloud-init, where the box has it: #cloud-config, a script that begins with #!, or any other of its formats. It is merged with what lab itself needs."`
 
 	Provision list[stepEntry]   `yaml:"provision" example:"{shell: apt-get install -y nginx}" also:"provisioners setup install" doc:"Steps that are baked into an image once, from which the machines are born."`
 	Volumes   list[volumeEntry] `yaml:"volumes" example:"{name: data, size: 1GiB, mount: /srv/data}" also:"disks data" doc:"Data that outlives the generations of the machine."`
@@ -100,7 +100,7 @@ type httpCheck struct {
 
 type execCheck struct {
 	place
-	Run text `yaml:"run" need:"pg_isready" short:"yes" also:"command cmd shell" doc:"The command line."`
+	Run text `yaml:"run" guest:"text" need:"pg_isready" short:"yes" also:"command cmd shell" doc:"The command line."`
 	timing
 }
 

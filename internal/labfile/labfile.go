@@ -6,6 +6,7 @@
 package labfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,8 @@ type Options struct {
 	Vars      map[string]string           // --var; they come before the environment
 	LookupEnv func(string) (string, bool) // os.LookupEnv, or nil for no environment
 	Name      string                      // --name: replaces the key lab; empty keeps it
+
+	dotenv string // the file .env beside the Labfile; empty for none
 }
 
 // fileNames are the names that Find looks for, in this order.
@@ -115,6 +118,7 @@ func Load(path string, o Options) (*lab.Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the Labfile: %w", err)
 	}
+	o.dotenv = filepath.Join(filepath.Dir(file), ".env")
 	l, err := parse(display(path), data, o)
 	if err != nil {
 		return nil, err
@@ -236,20 +240,25 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	var doc document
 	vars := newVariables(o)
 	if root := parseYAML(r, data); root != nil {
-		d := &decoder{report: r, vars: vars}
+		d := &decoder{report: r, vars: vars, source: newSource(bytes.TrimPrefix(data, []byte(bom)))}
 		d.value(root, place{line: root.Line, column: root.Column}, &doc, "")
 	} else {
 		return nil, r.err()
 	}
+	r.others = vars.dotenv.list
 	l := convert(r, &doc)
 	if o.Name != "" {
 		if l.Name = o.Name; !lab.ValidLabel(o.Name) {
 			r.add(place{}, "the name %q given for this lab is not a name; %s", shorten(o.Name), labelRule)
 		}
 	}
-	if len(r.list) == 0 {
+	if r.err() == nil {
 		for _, name := range vars.unused() {
-			r.add(place{}, "the variable %q was given, but no value uses it%s", shorten(name), didYouMean(name, vars.asked(), ""))
+			hint := didYouMean(name, vars.asked(), "")
+			if vars.shell[name] {
+				hint = "; in text for the guest, write " + guestNotation.write(name)
+			}
+			r.add(place{}, "the variable %q was given, but no value uses it%s", shorten(name), hint)
 		}
 	}
 	if err := r.err(); err != nil {

@@ -74,6 +74,8 @@ type report struct {
 	file string
 	list []Problem
 	more int
+
+	others []Problem // of another file, which this one leads to
 }
 
 // full reports whether further problems would only be counted, so that nobody
@@ -92,13 +94,21 @@ func (r *report) add(at place, format string, args ...any) {
 	})
 }
 
+// noted reports whether there is a problem with a value, or with a part of it.
+func (r *report) noted(path string) bool {
+	return slices.ContainsFunc(r.list, func(p Problem) bool {
+		rest, ok := strings.CutPrefix(p.Path, path)
+		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	})
+}
+
 // err returns the problems as an error, or nil if there are none.
 func (r *report) err() error {
-	if len(r.list) == 0 {
+	if len(r.list)+len(r.others) == 0 {
 		return nil
 	}
 	slices.SortStableFunc(r.list, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path))
 	})
-	return &Problems{List: r.list, More: r.more}
+	return &Problems{List: slices.Concat(r.list, r.others), More: r.more}
 }

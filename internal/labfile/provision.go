@@ -22,7 +22,7 @@ func (*stepEntry) alternatives() []string { return []string{"shell", "file"} }
 // the other, by what it looks like.
 type shellStep struct {
 	place
-	Run    text          `yaml:"run" short:"yes" also:"inline cmd command" doc:"A program for /bin/sh -e."`
+	Run    text          `yaml:"run" guest:"text" short:"yes" also:"inline cmd command" doc:"A program for /bin/sh -e."`
 	Script text          `yaml:"script" also:"path file" doc:"A script of this host, relative to the Labfile's folder. It is copied into the guest and executed there, so its first line says by what."`
 	Args   list[anyText] `yaml:"args" example:"--verbose" also:"arguments" doc:"Arguments of the script."`
 }
@@ -32,7 +32,7 @@ func (*shellStep) alternatives() []string { return []string{"run", "script"} }
 type fileStep struct {
 	place
 	From    text    `yaml:"from" also:"source src path" doc:"A file or folder of this host, relative to the Labfile's folder. Of a folder, what is in it."`
-	Content anyText `yaml:"content" also:"text inline" doc:"The content of the file itself, in place of from."`
+	Content anyText `yaml:"content" guest:"text" also:"text inline" doc:"The content of the file itself, in place of from."`
 	To      text    `yaml:"to" need:"/srv/web" form:"path" also:"destination dest target" doc:"Absolute path in the guest. With a / at its end, the folder to put from into."`
 	Owner   text    `yaml:"owner" form:"owner" default:"root:root" also:"user" doc:"user:group, user, or numbers."`
 	Mode    text    `yaml:"mode" form:"mode" default:"that of the file on this host; 0644 for content" also:"permissions" doc:"Permissions, octal. For a folder those of the files in it; what may read a file may enter its folder."`
@@ -78,7 +78,7 @@ func (c *converter) shell(e *shellStep, p *lab.Provision) {
 	case e.Script.set():
 		p.Script = e.Script.value
 		c.hostPath(e.Script)
-	case e.Args.set():
+	case e.Args.set() && !c.noted(e.path):
 		c.add(e.place, "args belong to a script; add %q", "script: ./install.sh")
 	}
 	for _, a := range e.Args.items {
@@ -114,7 +114,7 @@ func (c *converter) fileStep(e *fileStep, p *lab.Provision) {
 		if strings.HasSuffix(p.To, "/") {
 			c.add(e.To.place, "%q is a folder; say how the file is to be called", shorten(p.To))
 		}
-	case e.To.set():
+	case e.To.set() && !c.noted(e.path):
 		c.add(e.place, "says where to, but not what; add from or content")
 	}
 }

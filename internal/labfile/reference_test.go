@@ -39,6 +39,8 @@ func valueText(f field) string {
 			return "`" + strings.Join(strings.Fields(words), "`, `") + "`"
 		}
 		return map[string]string{"": "text", "label": "name", "user": "user name", "path": "path of the guest", "owner": "owner", "mode": "mode"}[f.tag.Get("form")]
+	case *userData:
+		return "text"
 	case *integer:
 		return fmt.Sprintf("number, %s to %s", lo, hi)
 	case *size:

@@ -17,11 +17,14 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
+// bom is a byte order mark. Some editors put it at the beginning of a file.
+const bom = "\ufeff"
+
 // parseYAML reads the one document in data and returns its root, or nil after it
 // noted what keeps data from being one YAML document. The tree may hold aliases
 // as references; they are never expanded.
 func parseYAML(r *report, data []byte) *yaml.Node {
-	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors put it there
+	data = bytes.TrimPrefix(data, []byte(bom))
 	if !readable(r, data) {
 		return nil
 	}

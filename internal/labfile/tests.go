@@ -24,7 +24,7 @@ import (
 type testEntry struct {
 	place
 	On      names   `yaml:"on" also:"machine machines host hosts role roles" doc:"The machines: a name, or a list of names. NAME means every replica of NAME. Without it, every machine of the lab."`
-	Run     subject `yaml:"run" also:"command cmd exec shell" doc:"A command line, run by the guest's shell."`
+	Run     subject `yaml:"run" guest:"text" also:"command cmd exec shell" doc:"A command line, run by the guest's shell."`
 	Port    subject `yaml:"port" also:"tcp udp" doc:"A port that the guest listens on: 80, tcp:80 or udp:53."`
 	HTTP    subject `yaml:"http" also:"url get https" doc:"A URL, in full. The machine itself is asked, whatever host stands in it. A redirect is not followed."`
 	File    subject `yaml:"file" form:"path" also:"path directory" doc:"An absolute path in the guest, of anything that has one."`
