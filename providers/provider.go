@@ -23,6 +23,9 @@ var (
 	ErrNotFound = errors.New("no such machine")
 	// ErrNotRunning says that the generation exists but does not run.
 	ErrNotRunning = errors.New("machine is not running")
+	// ErrUnasked says that the guest could not be asked to shut down, so that the
+	// machine runs on.
+	ErrUnasked = errors.New("the guest could not be asked to shut down")
 	// ErrIncapable says that this host cannot do what was asked; the error's
 	// text says what is missing.
 	ErrIncapable = errors.New("host not capable")
@@ -57,8 +60,10 @@ type Provider interface {
 	// hypervisor printed.
 	Start(ctx context.Context, g lab.Generation) error
 
-	// Stop shuts the guest down: politely within grace, then by force. Grace 0
-	// means by force at once. Stopping what does not run or exist succeeds.
+	// Stop asks the guest to shut down. If it does not obey within grace, the power
+	// is cut, which Exit.Forced tells afterwards; grace 0 cuts it at once. ErrUnasked if
+	// grace is positive and the guest could not even be asked: the machine runs on.
+	// Stopping what does not run or exist succeeds.
 	Stop(ctx context.Context, g lab.Generation, grace time.Duration) error
 
 	// Destroy ends the generation by force and removes everything that belongs
@@ -387,6 +392,12 @@ type Exit struct {
 	Detail string // in the hypervisor's words, or the signal; may be empty
 	At     time.Time
 }
+
+// DetailForced is the Exit.Detail of a machine whose power was cut by Stop.
+const DetailForced = "stopped by force"
+
+// Forced reports whether Stop cut the power.
+func (e Exit) Forced() bool { return e.Reason == ExitHost && e.Detail == DetailForced }
 
 // ExitReason is why a machine no longer runs.
 type ExitReason string

@@ -18,15 +18,20 @@ func (a *app) stopCommand() *command {
 	return &command{
 		name: "stop", group: groupDaily, args: "[MACHINE...]", max: -1, lab: true,
 		short: "shut machines down and keep their disks",
-		long: `Asks the guests to shut down, and pulls the plug on those that take longer than
---grace. Their disks, names and addresses stay.`,
-		flags: []cli.Flag{&cli.DurationFlag{
-			Name: "grace", Value: 30 * time.Second, Usage: "give guests `TIME` to shut down; 0 pulls the plug (default: 30s)",
-		}},
+		long: `Asks the guests to shut down, and cuts the power of those that take longer than
+--grace. A machine that cannot be asked runs on, and the command fails, unless you say
+--force. Disks, names and addresses stay.`,
+		flags: []cli.Flag{
+			&cli.DurationFlag{
+				Name: "grace", Value: 30 * time.Second, Usage: "give guests `TIME` to shut down; 0 cuts the power at once (default: 30s)",
+			},
+			&cli.BoolFlag{Name: "force", Usage: "cut the power of machines that cannot be asked to shut down"},
+		},
 		complete: a.completeMachines,
 		examples: []string{
 			"lab stop", "all machines",
-			"lab stop web --grace 0s", "one machine, by force",
+			"lab stop web --force", "one machine, even if it does not answer",
+			"lab stop web --grace 0s", "one machine, without asking it",
 		},
 		run: func(ctx context.Context, r request) error {
 			grace := r.Duration("grace")
@@ -34,6 +39,7 @@ func (a *app) stopCommand() *command {
 				return usage("write a time such as 30s", "--grace cannot be negative")
 			}
 			return a.change(ctx, r, func(l *engine.Lab, o engine.Options) error {
+				o.Force = r.Bool("force")
 				return l.Stop(ctx, engine.StopOptions{Options: o, Grace: grace})
 			})
 		},
@@ -79,11 +85,13 @@ func (a *app) destroyCommand() *command {
 		short: "remove machines and everything that belongs to them",
 		long: `Ends the machines and removes their disks; without names, the whole lab: its
 keys, its network and its record too. Boxes stay, and so do volumes unless you say
---volumes. It asks on a terminal and wants
---yes elsewhere. It works without the Labfile and with a damaged record.`,
+--volumes. A machine that writes to a volume is shut down first; if it cannot be asked
+to, nothing is removed unless you say --force. It asks on a terminal and wants --yes
+elsewhere. It works without the Labfile and with a damaged record.`,
 		flags: []cli.Flag{
 			yesFlag(),
 			&cli.BoolFlag{Name: "volumes", Usage: "remove their volumes, too, with all snapshots"},
+			&cli.BoolFlag{Name: "force", Usage: "cut the power of machines with volumes that cannot be asked to shut down"},
 		},
 		complete: a.completeMachines,
 		examples: []string{
@@ -123,7 +131,7 @@ func (a *app) destroy(ctx context.Context, r request) error {
 		}
 	}
 	show := a.show()
-	err = l.Destroy(ctx, engine.Options{Machines: names, Events: show.event, Command: a.typed, Volumes: r.Bool("volumes")})
+	err = l.Destroy(ctx, engine.Options{Machines: names, Events: show.event, Command: a.typed, Volumes: r.Bool("volumes"), Force: r.Bool("force")})
 	show.close()
 	if errors.Is(err, engine.ErrNoLab) && len(names) == 0 && r.Bool("yes") {
 		a.ui.Note("there is no lab %s: nothing to destroy", l.ID())

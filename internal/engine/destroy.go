@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -135,6 +136,9 @@ func generations(m ledger.Machine, all []providers.Machine) []lab.Generation {
 
 // destroyAll removes the lab.
 func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error {
+	if err := s.letAllGo(ctx, all); err != nil {
+		return err
+	}
 	if s.book.Exists() {
 		for _, g := range all {
 			// The intent alone: the ledger itself goes at the end.
@@ -155,9 +159,6 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 			began := time.Now()
 			g := m.Generation
 			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
-			if !s.opt.Volumes {
-				s.letGo(ctx, g)
-			}
 			if err := s.provider.Destroy(ctx, g); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
@@ -178,6 +179,41 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 		return err
 	}
 	return s.removeFiles(ctx)
+}
+
+// letAllGo has machines that write to volumes shut down before anything is removed,
+// unless the volumes go, too.
+func (s *session) letAllGo(ctx context.Context, all []providers.Machine) error {
+	if s.opt.Volumes {
+		return nil
+	}
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed UpError
+	)
+	for _, m := range all {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := s.letGo(ctx, m.Generation); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed.Failed = append(failed.Failed, &MachineError{
+					Machine: m.Machine, Generation: m.Number, Stage: StageFailed, Err: err,
+				})
+			}
+		}()
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(failed.Failed) == 0 {
+		return nil
+	}
+	slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
+	return &failed
 }
 
 // removeFiles removes the lab's files; the ledger last, so that a lab that is
@@ -265,11 +301,13 @@ func (s *session) closeIfEmpty(ctx context.Context) error {
 func (s *session) remove(ctx context.Context, g lab.Generation, why []string) error {
 	g.Lab = s.id
 	began := time.Now()
+	if err := s.letGo(ctx, g); err != nil { // before the intent, for it may stay
+		return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: StageFailed, Err: err}
+	}
 	if err := s.record(ledger.MachineDestroy, g, ledger.Destroy{Why: why}); err != nil {
 		return err
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
-	s.letGo(ctx, g)
 	if err := s.unplug(ctx, g); err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ type Options struct {
 	Command  string                // what the user typed: for the ledger, and for others who find the lab locked
 	Confirm  func(plan.Plan) error // called once before anything is changed; an error stops it; may be nil
 	Volumes  bool                  // the volumes go, too; Destroy alone looks at it
+	Force    bool                  // cut the power of machines that cannot be asked to shut down; Stop and Destroy look at it
 
 	due *Due // what made the clock ask for this; nil if somebody did
 }

@@ -47,6 +47,25 @@ type NoMachineError struct {
 // Error implements error.
 func (e *NoMachineError) Error() string { return fmt.Sprintf("there is no machine %q", e.Name) }
 
+// UnaskedError says that a machine could not be asked to shut down, so that it runs on.
+type UnaskedError struct {
+	Machine lab.Name
+	Err     error // why
+}
+
+// Error implements error.
+func (e *UnaskedError) Error() string {
+	return "it could not be asked to shut down, and runs on: " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *UnaskedError) Unwrap() error { return e.Err }
+
+// Hint is the next step.
+func (e *UnaskedError) Hint() string {
+	return fmt.Sprintf("\"lab stop %s --force\" cuts its power: what it has not written to its disks is lost", e.Machine)
+}
+
 // MachineError is what went wrong with one machine.
 type MachineError struct {
 	Machine    lab.Name

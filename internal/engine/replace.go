@@ -158,7 +158,7 @@ func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []stri
 		}
 	}
 	if err := s.park(ctx, g, old); err != nil {
-		return s.parkAll(ctx, g, old, err)
+		return s.unparked(ctx, g, old, err)
 	}
 	old.Ports = s.machine(l.Machine).Ports
 	err := s.birth(ctx, l, img, why, func() { born(birth{Generation: l.Generation, instead: &old}) })
@@ -304,6 +304,9 @@ func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error
 	if m, ok := s.machine(l.Machine).Of(l.Number); ok && m.Create.Agent {
 		s.sync(ctx, m)
 	}
+	if err := s.letGo(ctx, l.Generation); err != nil {
+		return err
+	}
 	if err := s.unplug(ctx, l.Generation); err != nil {
 		return err
 	}
@@ -394,14 +397,20 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 	if m.Create.Agent || m.Phase == ledger.PhaseReady { // or it may never have had an ssh server
 		s.sync(ctx, m)
 	}
-	s.letGo(ctx, g)
+	if err := s.letGo(ctx, g); err != nil {
+		return s.stays(g, err)
+	}
 	if err := s.unplug(ctx, g); err != nil {
 		return err
 	}
 	if err := s.provider.Stop(ctx, g, 0); err != nil {
 		return fmt.Errorf("stopping %s: %w", g, err)
 	}
-	return s.record(ledger.MachineStopped, g, nil)
+	var how ledger.Stopped
+	if now, err := s.provider.Inspect(ctx, g); err == nil {
+		how.Forced = now.Exit.Forced()
+	}
+	return s.record(ledger.MachineStopped, g, how)
 }
 
 // parkAll finishes to park a generation after an interruption, so that it is not left
@@ -417,6 +426,24 @@ func (s *session) parkAll(ctx context.Context, g lab.Generation, m ledger.Machin
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: fmt.Sprintf("interrupted; generation %d is kept, stopped; \"lab start %s\" starts it", g.Number, g.Machine)})
 	return err
+}
+
+// unparked is parkAll, but for a generation that runs on because it could not be asked to
+// shut down: its role's name leads to it again.
+func (s *session) unparked(ctx context.Context, g lab.Generation, m ledger.Machine, err error) error {
+	var failed *MachineError
+	if !errors.As(err, &failed) {
+		return s.parkAll(ctx, g, m, err)
+	}
+	failed.Generation, failed.Instead = 0, g.Number
+	super, serr := s.supervisor(ctx)
+	if serr == nil {
+		_, serr = plug(ctx, super, cable(g, m.Create.Spec.Machine(m.Name), m.Create), m.Ports)
+	}
+	if serr != nil {
+		s.host.Log.Debug("giving a machine its names back", "machine", g, "err", serr)
+	}
+	return failed
 }
 
 // sync asks the guest to write everything to the disk. One that does not

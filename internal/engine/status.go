@@ -201,6 +201,9 @@ func judge(m ledger.Machine, there bool, live providers.Machine, busy bool) (Mac
 	case running:
 		return StateReady, ""
 	case m.Phase == ledger.PhaseStopped:
+		if m.Stopped.Why != "" {
+			return StateStopped, stoppedText(m.Stopped)
+		}
 		return StateStopped, ""
 	}
 	return ended()

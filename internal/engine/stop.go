@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
@@ -23,8 +22,10 @@ type StopOptions struct {
 	Grace time.Duration // how long a guest may take to shut down; 0 means by force at once
 }
 
-// Stop shuts the machines down; their disks stay. Stopping what is stopped
-// succeeds. Errors: ErrNoLab, *NoMachineError, *LockedError, *UpError.
+// Stop shuts the machines down; their disks stay. The power of one that was asked and
+// does not obey within StopOptions.Grace is cut; one that cannot be asked runs on, unless
+// Options.Force says otherwise. Stopping what is stopped succeeds. Errors: ErrNoLab,
+// *NoMachineError, *LockedError, and *UpError, with an *UnaskedError for each that runs on.
 func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 	s, err := l.begin(ctx, nil, o.Options)
 	if err != nil {
@@ -48,19 +49,17 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 			return err
 		}
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping"})
-		if o.Grace > 0 && m.Create.Agent {
-			s.poweroff(ctx, m, o.Grace)
-		}
-		if err := s.provider.Stop(ctx, g, max(0, o.Grace-time.Since(began))); err != nil {
-			return err
+		how, err := s.shutDown(ctx, m, o.Grace, o.Force)
+		if err != nil {
+			return s.stays(g, err)
 		}
 		if err := s.unplug(ctx, g); err != nil {
 			return err
 		}
-		if err := s.record(ledger.MachineStopped, g, nil); err != nil {
+		if err := s.record(ledger.MachineStopped, g, how); err != nil {
 			return err
 		}
-		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: "stopped", Took: since(began)})
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: stoppedText(how), Took: since(began)})
 		return nil
 	})
 	return err
@@ -81,28 +80,6 @@ func (s *session) stopLeftovers(ctx context.Context, m ledger.Machine) error {
 		}
 	}
 	return nil
-}
-
-// poweroff asks the agent to shut the guest down and waits for that: not every
-// guest listens to its power button. What it can't do, the provider does.
-func (s *session) poweroff(ctx context.Context, m ledger.Machine, grace time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, grace)
-	defer cancel()
-	target, err := s.targetOf(s.generation(m), m.Create, "") // a later one may have the name
-	if err != nil {
-		return
-	}
-	conn, err := target.Agent(ctx)
-	if err != nil {
-		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
-		return
-	}
-	defer conn.Close()
-	if err := guest.Poweroff(ctx, conn); err != nil {
-		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
-		return
-	}
-	_, _ = s.provider.Wait(ctx, lab.Generation{Lab: s.id, Machine: m.Name, Number: m.Generation})
 }
 
 // Start boots stopped machines again, in the order of their dependencies, as they

@@ -8,13 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/volume"
-	"github.com/labfile/lab/providers"
 )
 
 // VolumeStatus is what there is to say of a volume.
@@ -314,31 +312,4 @@ func (s *session) besidesVolumes() ([]string, error) {
 		}
 	}
 	return append(paths, d.Ledger(s.id)), nil
-}
-
-// letGoTime is what a guest may take to shut down that has a volume.
-const letGoTime = 30 * time.Second
-
-// letGo shuts a generation down that is about to be ended by force, if it was ready
-// once, or failed to be, and writes to a volume: what it has not written yet would be lost, and its
-// services would find their data as after a power cut.
-func (s *session) letGo(ctx context.Context, g lab.Generation) {
-	rec, ok := s.machine(g.Machine).Of(g.Number)
-	writes := slices.ContainsFunc(rec.Create.Spec.Volumes, func(v ledger.Volume) bool { return !v.ReadOnly })
-	unused := rec.Ready.IsZero() && rec.Failed == (ledger.Failed{})
-	if !ok || !writes || unused {
-		return
-	}
-	live, err := s.provider.Inspect(ctx, g)
-	if err != nil || live.State != providers.StateRunning {
-		return
-	}
-	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "shutting down, so that its volumes are whole"})
-	began := time.Now()
-	if rec.Create.Agent {
-		s.poweroff(ctx, rec, letGoTime)
-	}
-	if err := s.provider.Stop(ctx, g, max(0, letGoTime-time.Since(began))); err != nil {
-		s.host.Log.Debug("shutting a machine down", "machine", g.String(), "err", err)
-	}
 }

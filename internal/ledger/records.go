@@ -21,7 +21,8 @@ const (
 	MachineFailed    Type = "machine.failed"    // Failed
 	MachineChanged   Type = "machine.changed"   // Changed: applied in place
 	MachineStop      Type = "machine.stop"      // intent
-	MachineStopped   Type = "machine.stopped"   //
+	MachineStopped   Type = "machine.stopped"   // Stopped
+	MachineStays     Type = "machine.stays"     // Stays: it could not be asked to shut down, and runs on
 	MachineStart     Type = "machine.start"     // intent
 	MachineExited    Type = "machine.exited"    // Exited: seen by the supervisor
 	MachineRestored  Type = "machine.restored"  // Restored: it was not replaced after all
@@ -97,6 +98,17 @@ type Restored struct {
 // kept on purpose, stopped, with its disk and its logs.
 type Retired struct {
 	Failed bool `json:"failed,omitempty"` // it never became ready
+}
+
+// Stopped is the data of MachineStopped. Older records have none.
+type Stopped struct {
+	Forced bool   `json:"forced,omitempty"` // its power was cut
+	Why    string `json:"why,omitempty"`    // of Forced; empty if the command means to
+}
+
+// Stays is the data of MachineStays.
+type Stays struct {
+	Why string `json:"why"`
 }
 
 // Exited is the data of MachineExited.

@@ -46,7 +46,9 @@ type Machine struct {
 	Ready      time.Time // when it first became ready
 	Ports      []Port    // as bound when it last became ready
 	Failed     Failed
-	Exited     Exited // how it last ended by itself
+	Exited     Exited  // how it last ended by itself
+	Stopped    Stopped // how it was last stopped
+	StopFrom   Phase   // the phase that it was in when it was to be stopped
 
 	Tainted     []string  // why it is known to be a snowflake; empty if it is not
 	Entered     int       // how often somebody went into this generation by hand
@@ -234,10 +236,20 @@ func (m *Machine) apply(r Record) error {
 		}
 		m.Create.Spec, m.Ports = d.Spec, d.Ports
 	case MachineStop:
+		if m.Phase != PhaseStopping {
+			m.StopFrom = m.Phase
+		}
 		m.Phase = PhaseStopping
+	case MachineStays:
+		if m.Phase == PhaseStopping {
+			m.Phase = m.StopFrom
+		}
 	case MachineStopped:
 		m.Phase = PhaseStopped
-		m.Exited = Exited{}
+		m.Exited, m.Stopped = Exited{}, Stopped{}
+		if len(r.Data) > 0 {
+			into = &m.Stopped
+		}
 	case MachineStart:
 		m.Phase = PhaseStarting
 	case MachineExited:

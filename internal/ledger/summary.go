@@ -42,7 +42,19 @@ func (r Record) Summary() string {
 	case MachineStop:
 		return fmt.Sprintf("%s: stopping", g)
 	case MachineStopped:
-		return fmt.Sprintf("%s: stopped", g)
+		var d Stopped
+		switch {
+		case len(r.Data) == 0 || !get(&d) || !d.Forced:
+			return fmt.Sprintf("%s: stopped", g)
+		case d.Why == "":
+			return fmt.Sprintf("%s: powered off", g)
+		}
+		return fmt.Sprintf("%s: powered off: %s", g, d.Why)
+	case MachineStays:
+		var d Stays
+		if get(&d) {
+			return fmt.Sprintf("%s: runs on: %s", g, d.Why)
+		}
 	case MachineStart:
 		return fmt.Sprintf("%s: starting", g)
 	case MachineExited:

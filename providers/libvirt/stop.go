@@ -13,6 +13,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
 )
 
@@ -21,7 +22,8 @@ const (
 	buttonInterval = 3 * time.Second // between two presses of the power button
 )
 
-// Stop presses the power button, then has libvirt end the domain.
+// Stop presses the power button, then has libvirt end the domain. ErrUnasked if libvirt
+// cannot press it.
 func (p *Provider) Stop(ctx context.Context, g lab.Generation, grace time.Duration) error {
 	if err := p.stop(ctx, g, grace); err != nil {
 		return fmt.Errorf("stopping machine %q: %w", g, err)
@@ -70,6 +72,7 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 // shutDown ends the domain. It returns nil once that is so.
 func (p *Provider) shutDown(ctx context.Context, d domain, dir string, grace time.Duration) error {
 	until := time.Now().Add(grace)
+	asked := false
 	for left := grace; left > 0; left = time.Until(until) {
 		// The button is pressed again and again: a guest that is still booting
 		// does not notice the first time.
@@ -78,8 +81,11 @@ func (p *Provider) shutDown(ctx context.Context, d domain, dir string, grace tim
 				return ctx.Err()
 			}
 			p.log.Debug("power button", "domain", d.Name, "error", err)
-			break // QEMU does not answer, so the guest cannot have heard
+			if !asked {
+				return fmt.Errorf("%w: %w", providers.ErrUnasked, err)
+			}
 		}
+		asked = true
 		limited, cancel := context.WithTimeout(ctx, min(left, buttonInterval))
 		err := p.await(limited, d, dir)
 		cancel()
@@ -96,7 +102,7 @@ func (p *Provider) shutDown(ctx context.Context, d domain, dir string, grace tim
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p.note(local.Intend(dir, "stopped by force"))
+	p.note(local.Intend(dir, providers.DetailForced))
 	return p.kill(ctx, d)
 }
 

@@ -237,7 +237,7 @@ func (p *Provider) force(m *machine, exit providers.Exit) {
 }
 
 // Stop presses the power button, waits for the program to return, and then ends
-// the machine by force.
+// the machine by force. ErrUnasked if the machine is paused.
 func (p *Provider) Stop(ctx context.Context, g lab.Generation, grace time.Duration) error {
 	m, guest, err := p.guest(ctx, g)
 	if errors.Is(err, providers.ErrNotFound) || errors.Is(err, providers.ErrNotRunning) {
@@ -249,7 +249,10 @@ func (p *Provider) Stop(ctx context.Context, g lab.Generation, grace time.Durati
 	p.mu.Lock()
 	paused := guest.paused
 	p.mu.Unlock()
-	if grace > 0 && !paused {
+	if grace > 0 && paused {
+		return fmt.Errorf("stopping machine %q: %w: it is paused", g, providers.ErrUnasked)
+	}
+	if grace > 0 {
 		guest.press()
 		t := time.NewTimer(grace)
 		defer t.Stop()
@@ -261,7 +264,7 @@ func (p *Provider) Stop(ctx context.Context, g lab.Generation, grace time.Durati
 			return fmt.Errorf("stopping machine %q: %w", g, ctx.Err())
 		}
 	}
-	p.end(m, guest, providers.Exit{Reason: providers.ExitHost, Detail: "stopped by force"})
+	p.end(m, guest, providers.Exit{Reason: providers.ExitHost, Detail: providers.DetailForced})
 	return nil
 }
 

@@ -224,7 +224,8 @@ func testExits(b *bench) {
 		for _, p := range []providers.Provider{b.Provider, b.Other} {
 			m, err := p.Inspect(b.ctx(), g)
 			b.ok("Inspect", err)
-			if m.State != providers.StateStopped || m.Exit.Reason != c.want {
+			forced := c.name == "a stop that the guest ignores" || c.name == "a stop by force"
+			if m.State != providers.StateStopped || m.Exit.Reason != c.want || m.Exit.Forced() != forced {
 				b.Errorf("%s: Inspect afterwards: %+v", c.name, m)
 			}
 		}
@@ -365,8 +366,10 @@ func testFrozen(b *bench) {
 	if took := time.Since(began); took > 2*time.Second {
 		b.Errorf("Inspect and List of a frozen machine took %s", took)
 	}
-	b.ok("Stop", b.Provider.Stop(b.ctx(), g, time.Second))
-	if m := b.state(g, providers.StateStopped); m.Exit.Reason != providers.ExitHost {
+	b.is("Stop", b.Provider.Stop(b.ctx(), g, time.Second), providers.ErrUnasked)
+	b.state(g, providers.StatePaused)
+	b.ok("Stop by force", b.Provider.Stop(b.ctx(), g, 0))
+	if m := b.state(g, providers.StateStopped); !m.Exit.Forced() {
 		b.Errorf("the exit of a frozen machine that was stopped: %+v", m.Exit)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
 	"github.com/labfile/lab/providers/qmp"
 )
@@ -23,9 +24,11 @@ const (
 	commandTimeout = 2 * time.Second // a monitor command
 	quitTimeout    = 3 * time.Second // QEMU's own exit, which writes out its disk
 	buttonInterval = 3 * time.Second // between two presses of the power button
+	endTime        = time.Second     // the end of a QEMU that no longer answers
 )
 
-// Stop presses the power button, then tells QEMU to quit, then kills it.
+// Stop presses the power button, then tells QEMU to quit, then kills it. ErrUnasked if
+// QEMU cannot be told about the button.
 func (p *Provider) Stop(ctx context.Context, g lab.Generation, grace time.Duration) error {
 	if err := p.stop(ctx, g, grace); err != nil {
 		return fmt.Errorf("stopping machine %q: %w", g, err)
@@ -75,21 +78,27 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, proc *local.Process, grace time.Duration) error {
 	monitor := p.cfg.Dirs.Socket(g, socketMonitor)
 	until := time.Now().Add(grace)
+	asked := false
 	for left := grace; left > 0; left = time.Until(until) {
 		// The button is pressed again and again: a guest that is still booting
 		// does not notice the first time.
-		if err := command(ctx, monitor, "system_powerdown"); err != nil {
+		wait := buttonInterval
+		err := command(ctx, monitor, "system_powerdown")
+		if err != nil {
 			p.log.Debug("power button", "machine", g.String(), "error", err)
-			break // QEMU does not answer, so the guest cannot have heard
+			wait = endTime // it may be about to end
 		}
-		if ended, err := proc.WaitFor(ctx, min(left, buttonInterval)); ended || err != nil {
+		if ended, err := proc.WaitFor(ctx, min(left, wait)); ended || err != nil {
 			return err
+		}
+		if asked = asked || err == nil; !asked {
+			return fmt.Errorf("%w: %w", providers.ErrUnasked, err)
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p.note(local.Intend(dir, "stopped by force"))
+	p.note(local.Intend(dir, providers.DetailForced))
 	if err := command(ctx, monitor, "quit"); err != nil {
 		p.log.Debug("quit", "machine", g.String(), "error", err)
 	} else if ended, err := proc.WaitFor(ctx, quitTimeout); ended || err != nil {
