@@ -81,6 +81,26 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
+// commandExit ends the program with the exit code of a command that it ran for the
+// user. Only "exec" and "ssh" make one: the exit code of any other command in a guest,
+// such as a check, is not lab's to pass on.
+type commandExit struct {
+	code  int
+	cause error
+}
+
+func (e *commandExit) Error() string { return e.cause.Error() }
+func (e *commandExit) Unwrap() error { return e.cause }
+
+// passOn turns the exit of a user's command into the program's. Other errors stay.
+func passOn(err error) error {
+	var quit *guest.ExitError
+	if errors.As(err, &quit) {
+		return &commandExit{exitOf(quit), err}
+	}
+	return err
+}
+
 // errDeclined says that the user answered no.
 var errDeclined = errors.New("nothing was changed")
 
@@ -92,13 +112,13 @@ func (a *app) explain(ctx context.Context, err error) (code int, text string, hi
 	}
 	var (
 		code0 exitCode
-		quit  *guest.ExitError
+		quit  *commandExit
 	)
 	switch {
 	case errors.As(err, &code0):
 		return int(code0), "", nil
 	case errors.As(err, &quit):
-		return exitOf(quit), "", nil
+		return quit.code, "", nil
 	case ctx.Err() != nil:
 		return ExitInterrupted, interrupted(err), nil
 	}

@@ -31,8 +31,9 @@ func TestExplain(t *testing.T) {
 		{"nothing", nil, 0, "", nil},
 		{"a plain error", errors.New("it broke"), 1, "it broke", nil},
 		{"a silent code", exitCode(2), 2, "", nil},
-		{"a command's code", &guest.ExitError{Code: 42}, 42, "", nil},
-		{"a command's signal", &guest.ExitError{Signal: "TERM"}, 143, "", nil},
+		{"a command's code", passOn(&guest.ExitError{Code: 42}), 42, "", nil},
+		{"a command's signal", passOn(&guest.ExitError{Signal: "TERM"}), 143, "", nil},
+		{"a code that is nobody's to pass on", &guest.ExitError{Code: 5}, 1, "command ended with exit code 5", nil},
 		{
 			"a Labfile that is not there", &labfileError{fmt.Errorf("reading the Labfile: %w", fs.ErrNotExist)}, 3,
 			"reading the Labfile: file does not exist",

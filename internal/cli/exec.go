@@ -131,7 +131,7 @@ func (a *app) everywhere(ctx context.Context, l *engine.Lab, names []lab.Name, u
 				defer client.Close()
 				one := cmd
 				one.Stdout, one.Stderr = out, errOut
-				err = client.Run(ctx, one)
+				err = passOn(client.Run(ctx, one))
 			}
 			errs[i] = err
 		}()
@@ -148,9 +148,9 @@ func (a *app) verdict(ctx context.Context, names []lab.Name, errs []error) error
 		if err == nil {
 			continue
 		}
-		var quit *guest.ExitError
+		var quit *commandExit
 		if errors.As(err, &quit) {
-			a.ui.Note("%s: exit code %d", names[i], exitOf(quit))
+			a.ui.Note("%s: exit code %d", names[i], quit.code)
 		} else {
 			err = fmt.Errorf("%s: %w", names[i], err)
 			if first != nil && ctx.Err() == nil {

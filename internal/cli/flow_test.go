@@ -42,6 +42,12 @@ type desk struct {
 
 func newDesk(t *testing.T, labfile string) *desk {
 	t.Helper()
+	return newDeskOn(t, labfile, memory.Config{})
+}
+
+// newDeskOn is newDesk with machines as cfg has them.
+func newDeskOn(t *testing.T, labfile string, cfg memory.Config) *desk {
+	t.Helper()
 	root, err := os.MkdirTemp("", "lab-c-") // short: sockets live below it
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +62,7 @@ func newDesk(t *testing.T, labfile string) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := memory.New(memory.Config{})
+	p := memory.New(cfg)
 	d.host = &engine.Host{
 		Dirs: places, Providers: map[string]providers.Provider{
 			p.Name(): p, engine.DefaultProvider: memory.New(memory.Config{}), // a lab that is not there has the default

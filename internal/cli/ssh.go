@@ -63,7 +63,7 @@ func (a *app) attach(ctx context.Context, r request, how, machine string, cmd gu
 	} else if tty && r.Bool("tty") {
 		a.ui.Note("there is no terminal to give to the command")
 	}
-	return client.Run(ctx, cmd)
+	return passOn(client.Run(ctx, cmd))
 }
 
 // connect logs in by hand to a machine of the lab that is meant.

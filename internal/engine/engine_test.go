@@ -265,7 +265,7 @@ func TestNewReadyChecksAreCarriedOut(t *testing.T) {
 		p, err := l.Up(b.ctx, b.want(db, web), UpOptions{})
 		var up *UpError
 		if !errors.As(err, &up) || len(up.Failed) != 1 || up.Failed[0].Machine != "db" ||
-			!strings.Contains(err.Error(), "it runs as before, but by the Labfile's new checks it is not ready") {
+			!strings.Contains(err.Error(), "it runs as before, but does not pass the Labfile's new checks: check console") {
 			t.Fatalf("got error %v", err)
 		}
 		if len(up.Skipped) > 0 { // web has nothing to fear of that

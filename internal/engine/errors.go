@@ -78,7 +78,12 @@ type MachineError struct {
 }
 
 // Error implements error.
-func (e *MachineError) Error() string { return fmt.Sprintf("%s: %s", e.Machine, e.text()) }
+func (e *MachineError) Error() string {
+	if e.Stage == StageCheck && e.Instead == 0 {
+		return fmt.Sprintf("%s is not ready: %v", e.Machine, e.Err)
+	}
+	return fmt.Sprintf("%s: %s", e.Machine, e.text())
+}
 
 // text is the error without the machine's name.
 func (e *MachineError) text() string {

@@ -65,7 +65,7 @@ func (s *session) recheck(ctx context.Context, g lab.Generation, m lab.Machine, 
 	}
 	return &MachineError{
 		Machine: g.Machine, Generation: g.Number, Stage: StageCheck, Kept: true,
-		Err: fmt.Errorf("it runs as before, but by the Labfile's new checks it is %w", err),
+		Err: fmt.Errorf("it runs as before, but does not pass the Labfile's new checks: %w", err),
 	}
 }
 

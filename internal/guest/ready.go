@@ -29,7 +29,7 @@ type NotReadyError struct {
 }
 
 func (e *NotReadyError) Error() string {
-	return fmt.Sprintf("not ready: check %s did not pass within %s: %v", e.Check, e.After, e.Last)
+	return fmt.Sprintf("check %s failed for %s: %v", e.Check, e.After, e.Last)
 }
 
 func (e *NotReadyError) Unwrap() error { return e.Last }
@@ -216,10 +216,12 @@ func (e *execCheck) try(ctx context.Context) error {
 		e.close()
 		return err
 	}
+	// The code is the check's, not that of a command which the user ran: it is told,
+	// and not wrapped, so that nothing above takes it for one to pass on.
 	if text := out.String(); text != "" {
-		return fmt.Errorf("%w: %s", err, text)
+		return fmt.Errorf("%v: %s", exit, text)
 	}
-	return err
+	return errors.New(exit.Error())
 }
 
 // tail keeps the end of a command's output: that is where errors stand.

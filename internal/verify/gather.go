@@ -181,7 +181,7 @@ func runCommand(ctx context.Context, c *guest.Client, line string) (Facts, error
 	var exit *guest.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.Signal != "":
-		return nil, err
+		return nil, errors.New(exit.Error()) // the check's, not one to pass on
 	case errors.As(err, &exit):
 		code = exit.Code
 	case err != nil:

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/labfile/lab/boxes"
+	"github.com/labfile/lab/internal/guest/agentapi"
+	"github.com/labfile/lab/internal/guest/channel"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/memory"
+)
+
+// newAnsweringDesk is newDesk with a box "answering", whose machines run an agent that
+// takes logins: see answering.
+func newAnsweringDesk(t *testing.T, labfile string) *desk {
+	t.Helper()
+	d := newDeskOn(t, labfile, memory.Config{
+		Program: func(providers.Spec) memory.Program {
+			return func(ctx context.Context, g *memory.Guest) error { return new(answering).serve(ctx, g) }
+		},
+	})
+	store, err := boxes.Open(d.host.Dirs.Boxes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(disk, []byte(strings.Repeat("y", 4096)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.Ingest(t.Context(), boxes.Ingredients{Config: boxes.Config{Architecture: "amd64", Agent: true}, Disk: disk}, "answering")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// answering is a guest with an agent. It starts no process: of a command, only
+// "exit N" and "echo TEXT" are carried out, which must be its last.
+type answering struct {
+	mu     sync.Mutex
+	server *ssh.ServerConfig // nil before it has an identity
+}
+
+func (a *answering) serve(ctx context.Context, g *memory.Guest) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	defer cancel()
+	go func() {
+		select {
+		case <-g.PowerButton():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	_, _ = io.WriteString(g, memory.Banner+"\r\n")
+	for ctx.Err() == nil {
+		port, err := g.AcceptAgent()
+		if err != nil {
+			return nil // the power is off
+		}
+		stop := context.AfterFunc(ctx, func() { port.Close() })
+		_ = channel.Serve(ctx, port, func(c net.Conn) {
+			streams.Add(1)
+			defer streams.Done()
+			a.stream(c)
+		})
+		stop()
+		port.Close()
+	}
+	return nil
+}
+
+func (a *answering) stream(c net.Conn) {
+	defer c.Close()
+	h, err := agentapi.Accept(c)
+	if err != nil || agentapi.Answer(c, nil) != nil {
+		return
+	}
+	switch h.Kind {
+	case agentapi.Control:
+		_ = agentapi.Serve(c, a.control)
+	case agentapi.SSH:
+		a.mu.Lock()
+		server := a.server
+		a.mu.Unlock()
+		_, chans, reqs, err := ssh.NewServerConn(c, server)
+		if err != nil {
+			return
+		}
+		go ssh.DiscardRequests(reqs)
+		for nc := range chans {
+			if ch, reqs, err := nc.Accept(); err == nil {
+				go session(ch, reqs)
+			}
+		}
+	}
+}
+
+// control takes on an identity.
+func (a *answering) control(req agentapi.Request) agentapi.Response {
+	hello := &agentapi.Hello{Version: "test"}
+	if req.Identity != nil {
+		key, err := ssh.ParsePrivateKey(req.Identity.HostKey)
+		if err != nil {
+			return agentapi.Response{Error: err.Error()}
+		}
+		server := &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) { return nil, nil }}
+		server.AddHostKey(key)
+		a.mu.Lock()
+		a.server = server
+		a.mu.Unlock()
+		hello.Identity = req.Identity.Lasting().Fingerprint()
+	}
+	return agentapi.Response{Hello: hello}
+}
+
+var (
+	exits  = regexp.MustCompile(`exit ([0-9]+)'?\s*$`)
+	echoes = regexp.MustCompile(`echo ([^';]*)`)
+)
+
+func session(ch ssh.Channel, reqs <-chan *ssh.Request) {
+	defer ch.Close()
+	for req := range reqs {
+		if req.Type != "exec" {
+			_ = req.Reply(req.Type == "env", nil)
+			continue
+		}
+		var line struct{ Text string }
+		_ = ssh.Unmarshal(req.Payload, &line)
+		_ = req.Reply(true, nil)
+		if m := echoes.FindStringSubmatch(line.Text); m != nil {
+			_, _ = io.WriteString(ch, m[1]+"\n")
+		}
+		code := 0
+		if m := exits.FindStringSubmatch(line.Text); m != nil {
+			code, _ = strconv.Atoi(m[1])
+		}
+		_, _ = ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{uint32(code)}))
+		return
+	}
+}
