@@ -313,7 +313,7 @@ func TestIngestSparseAndMove(t *testing.T) {
 			}
 			defer f.Close()
 			for _, off := range []int64{0, 9 << 20, 200 << 20} {
-				if _, err := f.WriteAt([]byte("data"), off); err != nil {
+				if _, err := f.WriteAt([]byte("\x01\x02\x03\x04"), off); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -19,6 +19,7 @@ const (
 	cluster     = 64 << 10
 	l1At        = 1 * cluster
 	refcountAt  = 2 * cluster
+	blockAt     = 3 * cluster
 	l2At        = 4 * cluster
 	dataAt      = 5 * cluster
 	imageSize   = 6 * cluster
@@ -39,6 +40,7 @@ func image() []byte {
 	be.PutUint32(b[56:], 1)
 	be.PutUint32(b[96:], 4)
 	be.PutUint32(b[100:], 112)
+	be.PutUint64(b[refcountAt:], blockAt)
 	be.PutUint64(b[l1At:], 1<<63|l2At)
 	be.PutUint64(b[l2At:], 1<<63|dataAt)
 	return b
@@ -188,6 +190,20 @@ func TestInspectRefuses(t *testing.T) {
 		{"endless extension", both(put32(112, 0x12345678), put32(116, 1<<32-1)), "the image's header extension 0x12345678 is longer than its cluster", ""},
 		{"L1 reserved bits", put64(l1At, 1<<63|l2At|1), "the image's L1 table has reserved bits set in entry 0", ""},
 		{"L2 table past the end", put64(l1At, 1<<63|pastEnd), "the image's L2 table at offset 0x640000 reaches beyond the end of the file (393216 bytes)", "fetch it again"},
+		{"refcount block past the end", put64(refcountAt+8, pastEnd), "the image's refcount block at offset 0x640000 lies beyond the end of the file (393216 bytes)", "fetch it again"},
+		{"refcount block far past the end", put64(refcountAt, 1<<63), "the image's refcount block at offset 0x8000000000000000 lies beyond the end of the file (393216 bytes)", "fetch it again"},
+		{"refcount block not aligned", put64(refcountAt, blockAt+512), "the image has a refcount block at the unaligned offset 0x30200", ""},
+		{"refcount reserved bits", put64(refcountAt, blockAt|1), "the image's refcount table has reserved bits set in entry 0", ""},
+		{"refcount block is in two entries", put64(refcountAt+8, blockAt), "the image's refcount block at offset 0x30000 overlaps its refcount block", ""},
+		{"refcount block is the L1 table", put64(refcountAt, l1At), "the image's refcount block at offset 0x10000 overlaps its L1 table", ""},
+		{"refcount table is the L1 table", put64(48, l1At), "the image's refcount table at offset 0x10000 overlaps its L1 table", ""},
+		{"L1 table reaches into the refcount table", put32(36, 2*cluster/8), "the image's refcount table at offset 0x20000 overlaps its L1 table", ""},
+		{"L2 table is the refcount block", put64(l1At, 1<<63|blockAt), "the image's L2 table at offset 0x30000 overlaps its refcount block", ""},
+		{"L2 table is the L1 table", put64(l1At, 1<<63|l1At), "the image's L2 table at offset 0x10000 overlaps its L1 table", ""},
+		{"data in the L2 table", put64(l2At, 1<<63|l2At), "the image has data at offset 0x40000, where its L2 table is", ""},
+		{"data in the L2 table of a later entry", both(put64(l1At+8, 1<<63|dataAt)), "the image has data at offset 0x50000, where its L2 table is", ""},
+		{"compressed data in the refcount table", put64(l2At+8, 1<<62|refcountAt+512), "the image has data at offset 0x20200, where its refcount table is", ""},
+		{"compressed data in the header", put64(l2At+8, 1<<62|512), "the image has data at offset 0x200, where its header is", ""},
 		{"shared L2 table", put64(l1At+8, 1<<63|l2At), "the image's L1 table refers twice to the L2 table at offset 0x40000", ""},
 		{"L2 reserved bits", put64(l2At, 1<<63|dataAt|2), "the image has reserved bits set in an L2 table (0x8000000000050002)", ""},
 		{"cluster not aligned", put64(l2At, 1<<63|(dataAt+512)), "the image has a cluster at the unaligned offset 0x50200", ""},
@@ -263,6 +279,10 @@ func FuzzInspect(f *testing.F) {
 	f.Add(small(put64(2048, 1<<62|2570)))
 	f.Add(make([]byte, 1024))
 	f.Add([]byte("KDMV"))
+	f.Add(small(put64(1024, 1536)))
+	f.Add(small(put64(1024, 2048)))
+	f.Add(small(put64(1024, 4096)))
+	f.Add([]byte("{\"a\": 1}\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		info, err := inspect(b)
 		if err != nil {

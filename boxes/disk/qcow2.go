@@ -48,6 +48,8 @@ const (
 	entryCompressed = 1 << 62
 	entryZero       = 1 << 0
 	l2Reserved      = 0x3f000000000001fe
+
+	refcountReserved = 0x1ff
 )
 
 func isQCOW(head []byte) bool { return hasAt(head, 0, qcowMagic) }

@@ -3,7 +3,6 @@
 package disk
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 )
@@ -62,8 +61,8 @@ func inspectRaw(r io.ReaderAt, size int64, head []byte) (Info, error) {
 			return Info{}, refuse(s.cure, "the file is %s, not a qcow2 or raw disk", s.name)
 		}
 	}
-	if text := bytes.ToLower(bytes.TrimSpace(head[:min(len(head), 256)])); bytes.HasPrefix(text, []byte("<!doctype html")) || bytes.HasPrefix(text, []byte("<html")) {
-		return Info{}, refuse("the address may be that of a page about the image rather than of the image", "the file is a web page (HTML), not a qcow2 or raw disk")
+	if name, cure := textKind(head); name != "" {
+		return Info{}, refuse(cure, "the file is %s, not a qcow2 or raw disk", name)
 	}
 	// A hybrid image carries a boot sector too: it is a valid raw disk.
 	if hasAt(head, 0x8001, "CD001") && !hasAt(head, 510, "\x55\xaa") {

@@ -113,31 +113,35 @@ func readSmall(r io.Reader, limit int64) ([]byte, error) {
 }
 
 var (
-	gnuLine = regexp.MustCompile(`^([0-9A-Fa-f]{32,128})(?: [ *](.+))?$`)
-	bsdLine = regexp.MustCompile(`^[A-Za-z0-9-]+ \((.+)\) ?= ?([0-9A-Fa-f]{32,128})$`)
+	gnuLine = regexp.MustCompile(`^[ \t]*(\\?)([0-9A-Fa-f]{32,128})(?:[ \t]+\*?(.+))?$`)
+	bsdLine = regexp.MustCompile(`^[ \t]*(\\?)[A-Za-z0-9/-]+ ?\((.+)\) ?= ?([0-9A-Fa-f]{32,128})$`)
 )
 
-// findSum looks path up in a file of checksums, in the styles of coreutils
-// ("HEX  name") and of BSD ("SHA256 (name) = HEX"). A name in the file means path
-// if path ends with it, whole components compared. A file that holds nothing but
-// one checksum needs no name. Lines that are neither, such as those of a
-// signature, are passed over.
+// How well a line of a file of checksums fits a path.
+const (
+	fitsNot   = iota
+	unnamed   // it names no file
+	sameBase  // the file has that name, in a folder of whoever made the sums
+	wholeName // the path ends with the name in the line
+)
+
+// findSum looks path up in a file of checksums, as "sha256sum -c" reads them: in the
+// style of coreutils ("HEX  name"), of BSD ("SHA256 (name) = HEX") or of OpenSSL
+// ("SHA2-256(name)= HEX"). The line that fits path best counts: see the constants. A
+// file that holds nothing but one checksum needs no name. Lines that are no checksums,
+// such as those of a signature, are passed over.
 func findSum(data []byte, path string) (digest.Digest, error) {
 	var found digest.Digest
-	var named, weak bool
-	lines := bufio.NewScanner(bytes.NewReader(data))
+	best, weak := fitsNot, false
+	lines := bufio.NewScanner(bytes.NewReader(bytes.TrimPrefix(data, []byte("\ufeff"))))
 	lines.Buffer(nil, maxSums)
 	for lines.Scan() {
-		line := strings.TrimRight(lines.Text(), " \t\r")
-		var name, encoded string
-		if m := gnuLine.FindStringSubmatch(line); m != nil {
-			encoded, name = m[1], m[2]
-		} else if m := bsdLine.FindStringSubmatch(line); m != nil {
-			name, encoded = m[1], m[2]
-		} else {
+		name, encoded, ok := readSum(strings.TrimRight(lines.Text(), " \t\r"))
+		if !ok {
 			continue
 		}
-		if name != "" && !endsWith(path, name) {
+		fit := fits(path, name)
+		if fit == fitsNot {
 			continue
 		}
 		sum, err := ParseChecksum(encoded)
@@ -146,9 +150,9 @@ func findSum(data []byte, path string) (digest.Digest, error) {
 			continue
 		}
 		switch {
-		case found == "" || (name != "" && !named):
-			found, named = sum, name != ""
-		case name == "" && named:
+		case fit > best:
+			found, best = sum, fit
+		case fit < best:
 		case sum.Algorithm() != found.Algorithm():
 			// Both will do; sha256 is what the store computes anyway.
 			if sum.Algorithm() == digest.SHA256 {
@@ -170,10 +174,39 @@ func findSum(data []byte, path string) (digest.Digest, error) {
 	return found, nil
 }
 
-func base(path string) string { return path[strings.LastIndex(path, "/")+1:] }
+var escapes = strings.NewReplacer(`\\`, `\`, `\n`, "\n", `\r`, "\r")
 
-// endsWith reports whether the last components of path are name.
-func endsWith(path, name string) bool {
-	name = strings.TrimPrefix(name, "./")
-	return path == name || strings.HasSuffix(path, "/"+strings.TrimPrefix(name, "/"))
+// readSum takes a line of a file of checksums apart. A backslash before it says that
+// some characters of the name are escaped; "-" is the standard input, and no name.
+func readSum(line string) (name, encoded string, ok bool) {
+	var escaped bool
+	if m := gnuLine.FindStringSubmatch(line); m != nil {
+		escaped, encoded, name = m[1] != "", m[2], m[3]
+	} else if m := bsdLine.FindStringSubmatch(line); m != nil {
+		escaped, name, encoded = m[1] != "", m[2], m[3]
+	} else {
+		return "", "", false
+	}
+	if escaped {
+		name = escapes.Replace(name)
+	}
+	if name == "-" {
+		name = ""
+	}
+	return name, encoded, true
 }
+
+// fits says how well a name in a file of checksums fits a path.
+func fits(path, name string) int {
+	switch name := strings.TrimPrefix(name, "./"); {
+	case name == "":
+		return unnamed
+	case path == name || strings.HasSuffix(path, "/"+strings.TrimPrefix(name, "/")):
+		return wholeName
+	case base(path) == base(name), base(path) == name[strings.LastIndex(name, `\`)+1:]:
+		return sameBase
+	}
+	return fitsNot
+}
+
+func base(path string) string { return path[strings.LastIndex(path, "/")+1:] }

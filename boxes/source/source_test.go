@@ -116,7 +116,7 @@ func wantError(t *testing.T, err, is error, message, hint string) {
 var content = func() []byte {
 	var b bytes.Buffer
 	for i := 0; b.Len() < 3<<20; i++ {
-		fmt.Fprintf(&b, "%07d\n", i)
+		fmt.Fprintf(&b, "%07d\x01", i)
 	}
 	return b.Bytes()
 }()
@@ -403,6 +403,19 @@ func TestFindSum(t *testing.T) {
 		{"alone", a + "\n", "/disk.img", "sha256:" + a, ""},
 		{"signed", "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n# comment\n" + a + "  disk.img\n-----BEGIN PGP SIGNATURE-----\n", "/disk.img", "sha256:" + a, ""},
 		{"name that ends alike", a + "  mydisk.img\n" + b + "  disk.img\n", "/x/disk.img", "sha256:" + b, ""},
+		{"one space", a + " disk.img\n", "/x/disk.img", "sha256:" + a, ""},
+		{"tab", a + "\tdisk.img\n", "/x/disk.img", "sha256:" + a, ""},
+		{"indented", "  " + a + "  disk.img\n", "/x/disk.img", "sha256:" + a, ""},
+		{"escaped", `\` + a + `  a\\b.img` + "\n", `/x/a\b.img`, "sha256:" + a, ""},
+		{"OpenSSL 1", "SHA256(disk.img)= " + a + "\n", "/disk.img", "sha256:" + a, ""},
+		{"OpenSSL 3", "SHA2-256(disk.img)= " + a + "\n", "/disk.img", "sha256:" + a, ""},
+		{"OpenSSL 3, SHA-512", "SHA2-512(x/disk.img)= " + long + "\n", "/x/disk.img", "sha512:" + long, ""},
+		{"byte order mark", "\ufeff" + a + "  disk.img\n", "/x/disk.img", "sha256:" + a, ""},
+		{"foreign path", a + "  /home/runner/up/disk.img\n" + b + "  /home/runner/up/other.img\n", "/x/disk.img", "sha256:" + a, ""},
+		{"foreign path of Windows", a + ` *C:\up\disk.img` + "\r\n", "/x/disk.img", "sha256:" + a, ""},
+		{"own before foreign path", a + "  /up/disk.img\n" + b + "  disk.img\n" + a + "  /other/disk.img\n", "/x/disk.img", "sha256:" + b, ""},
+		{"two foreign paths", a + "  /up/disk.img\n" + b + "  /other/disk.img\n", "/x/disk.img", "", `it has several checksums that may be meant for "disk.img"`},
+		{"standard input", a + "  -\n", "/x/disk.img", "sha256:" + a, ""},
 		{"part of a name", a + "  disk\n", "/x/disk.img", "", `it has no checksum for "disk.img"`},
 		{"twice the same", a + "  disk.img\n" + a + "  disk.img\n", "/disk.img", "sha256:" + a, ""},
 		{"ambiguous", a + "  disk.img\n" + b + "  x/disk.img\n", "/x/disk.img", "", `it has several checksums that may be meant for "disk.img"`},

@@ -18,6 +18,8 @@ import (
 	"io"
 	"os"
 	"path"
+	"runtime"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -38,9 +40,10 @@ const vagrantUser = "vagrant"
 // vagrantMetadata is metadata.json of a box for the libvirt provider.
 // https://vagrant-libvirt.github.io/vagrant-libvirt/boxes.html
 type vagrantMetadata struct {
-	Provider string `json:"provider"`
-	Format   string `json:"format"`
-	Disks    []struct {
+	Provider     string `json:"provider"`
+	Architecture string `json:"architecture"` // in Vagrant's words; empty if it is not said
+	Format       string `json:"format"`
+	Disks        []struct {
 		Path string `json:"path"`
 	} `json:"disks"`
 }
@@ -48,6 +51,8 @@ type vagrantMetadata struct {
 // disk is the name of the one disk in the archive.
 func (m vagrantMetadata) disk() (string, error) {
 	switch {
+	case !runsHere(m.Architecture):
+		return "", withHint("take the box's version for "+runtime.GOARCH, "it is a Vagrant box for %.50q, which machines of this host (%s) cannot run", m.Architecture, runtime.GOARCH)
 	case m.Provider != "libvirt":
 		return "", withHint("take the box's version for the libvirt provider", "it is a Vagrant box for %q, whose disks lab cannot use", m.Provider)
 	case len(m.Disks) == 0 && m.Format != "" && m.Format != "qcow2":
@@ -60,6 +65,20 @@ func (m vagrantMetadata) disk() (string, error) {
 		return "", errors.New("the Vagrant box does not say which file its disk is")
 	}
 	return inArchive(m.Disks[0].Path), nil
+}
+
+// runsHere reports whether machines of this host run what is made for an architecture.
+// Vagrant has several words for each.
+func runsHere(architecture string) bool {
+	switch strings.ToLower(architecture) {
+	case "", "unknown":
+		return true
+	case "amd64", "x86_64", "x86-64", "x64", "i386", "i486", "i586", "i686", "386", "x86":
+		return runtime.GOARCH == "amd64"
+	case "arm64", "aarch64":
+		return runtime.GOARCH == "arm64"
+	}
+	return strings.EqualFold(architecture, runtime.GOARCH)
 }
 
 // inArchive is a name as it is compared: nothing is ever written under it.

@@ -22,7 +22,7 @@ type document struct {
 type boxEntry struct {
 	place
 	From     text `yaml:"from" need:"builtin/debian-12" short:"yes" also:"image url source path" doc:"Where the box comes from. A box can be written as just this: base: builtin/debian-12."`
-	Checksum text `yaml:"checksum" also:"sha256 sha512 digest" doc:"What the file must hash to: sha256:HEX, sha512:HEX, the bare HEX of either, or file: and the URL or path of a SHA256SUMS or SHA512SUMS file. Not for built-in boxes."`
+	Checksum text `yaml:"checksum" also:"sha256 sha512 digest" doc:"What the file must hash to: sha256:HEX, sha512:HEX, the bare HEX of either, or file: and the URL or path of a file of sums, in the forms of sha256sum and openssl. Not for built-in boxes."`
 }
 
 // roleEntry is an entry of machines: one machine, or several that are alike.
