@@ -46,7 +46,8 @@ type Config struct {
 	Agent        bool      `json:"agent,omitempty"`     // carries lab-agent
 	CloudInit    bool      `json:"cloudInit,omitempty"` // reads a NoCloud seed
 	MinMemory    int64     `json:"minMemory,omitempty"` // bytes below which it does not boot
-	Packages     []string  `json:"packages,omitempty"`  // "name=version", sorted; builtin boxes
+	Has          []string  `json:"has,omitempty"`       // what is in it, for people; built-in boxes
+	Packages     []string  `json:"packages,omitempty"`  // "name=version", sorted; built-in boxes
 
 	Vagrant bool          `json:"vagrant,omitempty"` // lets in the published keys, until it is told others
 	Source  digest.Digest `json:"source,omitempty"`  // of the archive that the disk was in; empty if it was in none

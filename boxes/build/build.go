@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -94,11 +95,7 @@ func (b *Builder) BuildFiles(ctx context.Context, name, dir string, progress fun
 	}
 	defer w.close()
 
-	root, k, err := b.packages(ctx, w, how, r, boot, progress)
-	if err != nil {
-		return Artifacts{}, err
-	}
-	pkgs, err := installed(root, k.tree)
+	root, k, pkgs, err := b.packages(ctx, w, how, r, boot, progress)
 	if err != nil {
 		return Artifacts{}, err
 	}
@@ -110,7 +107,7 @@ func (b *Builder) BuildFiles(ctx context.Context, name, dir string, progress fun
 		Config: boxes.Config{
 			Architecture: "amd64", Created: time.Unix(epoch, 0).UTC(),
 			Format: "qcow2", Size: int64(r.Size), Append: r.Append, User: r.User,
-			Agent: AgentIncluded(), CloudInit: r.CloudInit, MinMemory: int64(r.MinMemory), Packages: pkgs,
+			Agent: AgentIncluded(), CloudInit: r.CloudInit, MinMemory: int64(r.MinMemory), Has: r.Has, Packages: pkgs,
 		},
 		Disk:   filepath.Join(dir, "disk.qcow2"),
 		Kernel: filepath.Join(dir, "vmlinuz"),
@@ -156,8 +153,9 @@ func (a Artifacts) writeBoot(k *kernel, boot recipes.Boot) error {
 	return nil
 }
 
-// packages fetches the packages of the box and those of its kernel, side by side.
-func (b *Builder) packages(ctx context.Context, w *workshop, how string, r recipes.Recipe, boot recipes.Boot, progress func(Progress)) (*tree, *kernel, error) {
+// packages fetches the packages of the box and those of its kernel, side by side, and
+// lists them all.
+func (b *Builder) packages(ctx context.Context, w *workshop, how string, r recipes.Recipe, boot recipes.Boot, progress func(Progress)) (root *tree, k *kernel, pkgs []string, err error) {
 	var mu sync.Mutex
 	var count counter
 	progress(Progress{Stage: StagePackages})
@@ -171,28 +169,45 @@ func (b *Builder) packages(ctx context.Context, w *workshop, how string, r recip
 			progress(Progress{StagePackages, count.done, count.total})
 		}
 	}
-	rootSpool, kernelSpool, err := w.spools()
-	if err != nil {
-		return nil, nil, err
-	}
-	root, kt := newTree(rootSpool), newTree(kernelSpool)
+	var trees []*tree
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		d := debootstrap{how, r.Suite, r.Variant, r.Packages, r.Exclude, r.Include, r.Customize, b.Mirror}
-		return d.run(gctx, w.tmp, log, func(t io.Reader) error { return root.read(t, keeper(r)) })
-	})
-	g.Go(func() error {
-		d := debootstrap{how, r.Suite, "extract", []string{boot.Kernel, boot.Shell}, nil, nil, []string{kernelHook}, b.Mirror}
-		return d.run(gctx, w.tmp, func(string) {}, func(t io.Reader) error { return kt.read(t, keepKernel) })
-	})
-	if err := g.Wait(); err != nil {
+	fetch := func(name string, d debootstrap, log func(string), keep func(string) bool) error {
+		spool, err := w.spool(name)
+		if err != nil {
+			return err
+		}
+		t := newTree(spool)
+		trees = append(trees, t)
+		d.Mode, d.Mirror = how, b.Mirror
+		g.Go(func() error { return d.run(gctx, w.tmp, log, func(r io.Reader) error { return t.read(r, keep) }) })
+		return nil
+	}
+	silent := func(string) {}
+	err = errors.Join(
+		fetch("root", debootstrap{Suite: r.Suite, Variant: r.Variant, Packages: r.Packages, Exclude: r.Exclude, Include: r.Include, Customize: r.Customize}, log, keeper(r)),
+		fetch("kernel", debootstrap{Suite: r.Suite, Variant: "extract", Packages: []string{boot.Kernel, boot.Shell}, Customize: []string{kernelHook}}, silent, keepKernel),
+	)
+	for _, o := range r.Others {
+		d := debootstrap{Suite: o.Suite, Variant: "extract", Packages: o.Packages, Exclude: r.Exclude, Include: r.Include}
+		err = errors.Join(err, fetch(o.Suite, d, silent, keeper(r)))
+	}
+	if err = errors.Join(g.Wait(), err); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	k, err := readKernel(kt)
-	return root, k, err
+	if pkgs, err = packageList(trees[0], trees[1], trees[2:], boot); err != nil {
+		return nil, nil, nil, err
+	}
+	root = trees[0]
+	for _, o := range trees[2:] {
+		if err := root.overlay(o); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	k, err = readKernel(trees[1])
+	return root, k, pkgs, err
 }
 
 // keeper returns what of a recipe's packages stays in the box.
@@ -211,6 +226,26 @@ func keeper(r recipes.Recipe) func(string) bool {
 		}
 		return len(r.Keep) == 0 || p == manifestName || match(r.Keep, p)
 	}
+}
+
+// packageList lists the packages that the box has files of: all of its own, and of those
+// that came with the kernel only the kernel and the initrd's shell.
+func packageList(root, kernel *tree, others []*tree, boot recipes.Boot) ([]string, error) {
+	all, err := installed(slices.Concat(others, []*tree{root})...)
+	if err != nil {
+		return nil, err
+	}
+	came, err := installed(kernel)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range came {
+		if strings.HasPrefix(p, "linux-image-") || strings.HasPrefix(p, boot.Shell+"=") {
+			all = append(all, p)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
 // installed lists the packages of the trees as "name=version", sorted, and takes the

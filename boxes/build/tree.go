@@ -126,6 +126,26 @@ func (t *tree) add(n *node) {
 	t.nodes[n.Path] = n
 }
 
+// overlay moves the nodes of another tree into this one, over what was there.
+// Directories that are there stay as they are.
+func (t *tree) overlay(other *tree) error {
+	for p, n := range other.nodes {
+		if here := t.nodes[p]; here != nil && here.Type == tar.TypeDir && n.Type == tar.TypeDir {
+			continue
+		}
+		if n.Spool != "" {
+			name := strconv.Itoa(t.next)
+			t.next++
+			if err := os.Rename(filepath.Join(other.spool, n.Spool), filepath.Join(t.spool, name)); err != nil {
+				return err
+			}
+			n.Spool = name
+		}
+		t.nodes[p] = n
+	}
+	return nil
+}
+
 // file puts a regular file of root's in the tree.
 func (t *tree) file(p string, content []byte, mode int64) error {
 	name, size, err := t.store(bytes.NewReader(content))

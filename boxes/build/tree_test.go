@@ -101,6 +101,32 @@ cd /usr
 	}
 }
 
+func TestOverlay(t *testing.T) {
+	below, above := newTree(t.TempDir()), newTree(t.TempDir())
+	file := func(to *tree, p, content string) {
+		t.Helper()
+		if err := to.file(p, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file(below, "usr/bin/old", "old")
+	file(below, "usr/bin/both", "below")
+	below.dir("usr/bin", 0o711)
+	file(above, "usr/bin/both", "above")
+	file(above, "usr/bin/new", "new")
+	if err := below.overlay(above); err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string]string{"usr/bin/old": "old", "usr/bin/both": "above", "usr/bin/new": "new"} {
+		if got, err := below.content(p); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v; want %q", p, got, err, want)
+		}
+	}
+	if mode := below.nodes["usr/bin"].Mode; mode != 0o711 {
+		t.Errorf("usr/bin has mode %o", mode)
+	}
+}
+
 func TestReadRefuses(t *testing.T) {
 	for name, h := range map[string]tar.Header{
 		`bad path "../x" in the tar`:                   {Name: "../x", Typeflag: tar.TypeReg},

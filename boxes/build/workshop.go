@@ -51,13 +51,10 @@ func newWorkshop(ctx context.Context, mode string) (*workshop, error) {
 	return w, nil
 }
 
-// spools makes the directories for the contents of two trees.
-func (w *workshop) spools() (string, string, error) {
-	a, b := filepath.Join(w.dir, "root"), filepath.Join(w.dir, "kernel")
-	if err := os.Mkdir(a, 0o700); err != nil {
-		return "", "", err
-	}
-	return a, b, os.Mkdir(b, 0o700)
+// spool makes the directory for the contents of a tree.
+func (w *workshop) spool(name string) (string, error) {
+	dir := filepath.Join(w.dir, name)
+	return dir, os.Mkdir(dir, 0o700)
 }
 
 // close removes the workshop.

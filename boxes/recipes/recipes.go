@@ -33,6 +33,7 @@ type Recipe struct {
 	Suite     string    // Debian's code name: "bookworm"
 	Variant   string    // mmdebstrap's --variant
 	Packages  []string  // besides what the variant brings
+	Others    []Other   // packages of other suites, sorted by suite
 	Exclude   []string  // dpkg path-exclude patterns
 	Include   []string  // dpkg path-include patterns, stronger than Exclude
 	Customize []string  // shell commands run in the host's sh, the root directory being $1
@@ -49,6 +50,14 @@ type Recipe struct {
 	Append    string    // kernel command line
 	User      string    // whom to log in as
 	CloudInit bool      // reads a NoCloud seed
+	Has       []string  // what is in the box, for people
+}
+
+// Other names packages of another suite, which are unpacked over those of the recipe's
+// own, with what they depend on.
+type Other struct {
+	Suite    string
+	Packages []string
 }
 
 // Link is a symbolic link.
@@ -70,26 +79,28 @@ type Boot struct {
 
 // recipe is the file recipe.yaml; paths in it are relative to the root directory.
 type recipe struct {
-	Suite     string            `yaml:"suite"`
-	Variant   string            `yaml:"variant"`
-	Packages  []string          `yaml:"packages"`
-	Exclude   []string          `yaml:"exclude"`
-	Include   []string          `yaml:"include"`
-	Customize []string          `yaml:"customize"`
-	Keep      []string          `yaml:"keep"`
-	Drop      []string          `yaml:"drop"`
-	Modules   []string          `yaml:"modules"`
-	Mask      []string          `yaml:"mask"`    // systemd units
-	Applets   []string          `yaml:"applets"` // commands that are links to busybox
-	Links     map[string]string `yaml:"links"`
-	Dirs      map[string]string `yaml:"dirs"`
-	Modes     map[string]string `yaml:"modes"`
-	Size      int64             `yaml:"size_mib"`
-	Journal   int64             `yaml:"journal_mib"`
-	MinMemory int64             `yaml:"min_memory_mib"`
-	Append    []string          `yaml:"append"`
-	User      string            `yaml:"user"`
-	CloudInit bool              `yaml:"cloud_init"`
+	Suite     string              `yaml:"suite"`
+	Variant   string              `yaml:"variant"`
+	Packages  []string            `yaml:"packages"`
+	Others    map[string][]string `yaml:"other_suites"`
+	Exclude   []string            `yaml:"exclude"`
+	Include   []string            `yaml:"include"`
+	Customize []string            `yaml:"customize"`
+	Keep      []string            `yaml:"keep"`
+	Drop      []string            `yaml:"drop"`
+	Modules   []string            `yaml:"modules"`
+	Mask      []string            `yaml:"mask"`    // systemd units
+	Applets   []string            `yaml:"applets"` // commands that are links to busybox
+	Links     map[string]string   `yaml:"links"`
+	Dirs      map[string]string   `yaml:"dirs"`
+	Modes     map[string]string   `yaml:"modes"`
+	Size      int64               `yaml:"size_mib"`
+	Journal   int64               `yaml:"journal_mib"`
+	MinMemory int64               `yaml:"min_memory_mib"`
+	Append    []string            `yaml:"append"`
+	User      string              `yaml:"user"`
+	CloudInit bool                `yaml:"cloud_init"`
+	Has       []string            `yaml:"has"`
 }
 
 // boot is the file boot/boot.yaml.
@@ -122,8 +133,12 @@ func Get(name string) (Recipe, error) {
 		Keep: r.Keep, Drop: r.Drop, Modules: r.Modules, Files: files,
 		Size: lab.Bytes(r.Size) * lab.MiB, Journal: lab.Bytes(r.Journal) * lab.MiB,
 		MinMemory: lab.Bytes(r.MinMemory) * lab.MiB,
-		Append:    strings.Join(r.Append, " "), User: r.User, CloudInit: r.CloudInit,
+		Append:    strings.Join(r.Append, " "), User: r.User, CloudInit: r.CloudInit, Has: r.Has,
 	}
+	for suite, packages := range r.Others {
+		out.Others = append(out.Others, Other{suite, packages})
+	}
+	slices.SortFunc(out.Others, func(a, b Other) int { return strings.Compare(a.Suite, b.Suite) })
 	for p, target := range r.Links {
 		out.Links = append(out.Links, Link{p, target})
 	}
@@ -197,7 +212,14 @@ func (r Recipe) validate() error {
 	if r.Size <= 0 || r.Journal <= 0 || r.MinMemory <= 0 {
 		bad("size_mib, journal_mib and min_memory_mib must be positive")
 	}
-	for _, p := range r.Packages {
+	packages := slices.Clone(r.Packages)
+	for _, o := range r.Others {
+		if r.Variant != "extract" {
+			bad("other_suites: packages of %s cannot be installed over those of %s, only unpacked (variant: extract)", o.Suite, r.Suite)
+		}
+		packages = append(packages, o.Packages...)
+	}
+	for _, p := range packages {
 		if !packageName.MatchString(p) {
 			bad("%q is not the name of a package", p)
 		}

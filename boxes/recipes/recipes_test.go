@@ -59,7 +59,7 @@ func TestGetUnknown(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	r := Recipe{
-		Suite: "bookworm", Packages: []string{"a b"}, Size: lab.GiB, Journal: 4 * lab.MiB,
+		Suite: "bookworm", Packages: []string{"a b"}, Others: []Other{{"trixie", []string{"C"}}}, Size: lab.GiB, Journal: 4 * lab.MiB,
 		Keep: []string{"["}, Drop: []string{"/etc"},
 		Links: []Link{{"../x", "y"}, {"a", "b"}, {"a", "c"}},
 		Modes: []Entry{{"etc/nosuch", 0o755}}, Dirs: []Entry{{"/tmp", 0o1777}}, Files: fstest.MapFS{},
@@ -67,7 +67,9 @@ func TestValidate(t *testing.T) {
 	want := []string{
 		"suite and variant are needed",
 		"size_mib, journal_mib and min_memory_mib must be positive",
+		"other_suites: packages of trixie cannot be installed over those of bookworm, only unpacked (variant: extract)",
 		`"a b" is not the name of a package`,
+		`"C" is not the name of a package`,
 		`bad pattern "["`,
 		`bad pattern "/etc"`,
 		`bad link "../x" to "y"`,

@@ -35,8 +35,9 @@ type boxJSON struct {
 	Created      *time.Time `json:"created,omitempty"`
 	Origin       string     `json:"origin,omitempty"`
 	Damage       string     `json:"damage,omitempty"`
-	Packages     []string   `json:"packages,omitempty"` // by "box show" only
-	Kernel       string     `json:"kernel,omitempty"`   // path; by "box show" only, as the next two
+	Has          []string   `json:"has,omitempty"`      // what is in it; by "box show" only, as all that follow
+	Packages     []string   `json:"packages,omitempty"` // "name=version"
+	Kernel       string     `json:"kernel,omitempty"`   // path, as the next two
 	Initrd       string     `json:"initrd,omitempty"`
 	Disk         string     `json:"disk,omitempty"`
 }
@@ -149,7 +150,8 @@ func (a *app) boxShowCommand() *command {
 				}
 			}
 			out := boxOf(entry)
-			out.Packages, out.Disk, out.Kernel, out.Initrd = box.Config.Packages, box.Disk.Path, box.Kernel.Path, box.Initrd.Path
+			out.Has, out.Packages = box.Config.Has, box.Config.Packages
+			out.Disk, out.Kernel, out.Initrd = box.Disk.Path, box.Kernel.Path, box.Initrd.Path
 			if a.asJSON {
 				return ui.JSON(a.Out, out)
 			}
@@ -183,13 +185,14 @@ func (a *app) printBox(b boxJSON) error {
 	if b.MinMemory > 0 {
 		row("memory", ui.Size(b.MinMemory)+" at least")
 	}
-	for i, p := range b.Packages {
-		if i == 0 {
-			row("packages", p)
-		} else {
-			t.Row("", p)
+	list := func(name string, all []string) {
+		for _, one := range all {
+			t.Row(name, one)
+			name = ""
 		}
 	}
+	list("has", b.Has)
+	list("packages", b.Packages)
 	return t.Write(a.Out, false)
 }
 

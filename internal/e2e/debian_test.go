@@ -92,8 +92,19 @@ machines:
 		t.Errorf("machine ids: %q and %q", a, b)
 	}
 
+	// A program that loads AppArmor profiles finds the parser, though it is not told to
+	// bring it: Docker's containers are confined.
+	s.equal("AppArmor without a profile of the user's", exec("plain", "systemctl is-active apparmor.service || true"), "inactive\n")
+	exec("plain", `apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends docker.io >/tmp/apt 2>&1 || { cat /tmp/apt; exit 1; }
+		mkdir -p /tmp/image/bin && cp /bin/dash /tmp/image/bin/sh
+		cp --parents -L /lib/x86_64-linux-gnu/libc.so.6 /lib64/ld-linux-x86-64.so.2 /tmp/image
+		tar -C /tmp/image -c . | docker import - shell`)
+	s.equal("a container", exec("plain", `docker run --rm shell /bin/sh -c 'read -r profile </proc/self/attr/current; echo "$profile"'`), "docker-default (enforce)\n")
+
 	exec("plain", "printf dummy >/etc/modules-load.d/dummy.conf") // its only line has no end
+	exec("plain", "echo 'profile confined { file, }' >/etc/apparmor.d/confined")
 	s.ok("stop", "plain")
 	s.ok("up")
 	s.equal("module to load", exec("plain", "systemctl is-system-running --wait; grep -c '^dummy ' /proc/modules"), "running\n1\n")
+	s.equal("profile to load", exec("plain", "grep ^confined /sys/kernel/security/apparmor/profiles"), "confined (enforce)\n")
 }

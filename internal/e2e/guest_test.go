@@ -148,7 +148,7 @@ func forwards(s *site) {
 		}
 	}
 	// One machine serves the other by name.
-	s.equal("wget", s.ok("exec", "db", "--", "wget -q -O - http://web-1/"), "served\n")
+	s.equal("wget", s.ok("exec", "db", "--", "wget -T 30 -q -O - http://web-1/"), "served\n")
 }
 
 // loopback checks that no guest gets to what listens on the host's loopback.
