@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -209,6 +210,13 @@ func openSSH(s *site) {
 	run("sftp", "-q", "-F", config, "-b", batch, "web-1")
 	b, err = os.ReadFile(filepath.Join(s.dir, "sftp.txt"))
 	s.equal("sftp", fmt.Sprintf("%s%v", b, err), "there and back\n<nil>")
+
+	// A port of the guest's leads to this host, and a socket to this host's ssh agent.
+	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "from the host") }))
+	defer host.Close()
+	s.equal("ssh -R", run("ssh", "-F", config, "-o", "ExitOnForwardFailure=yes", "-R", "7070:"+host.Listener.Addr().String(), "web-1",
+		"wget -q -O - http://127.0.0.1:7070/"), "from the host\n")
+	s.equal("ssh -A", run("ssh-agent", "ssh", "-F", config, "-A", "web-1", "test -S $SSH_AUTH_SOCK && echo socket"), "socket\n")
 
 	// A host key that is not the one lab made is refused.
 	known, err := os.ReadFile(config)

@@ -26,12 +26,14 @@ import (
 // session is one "session" channel: one command, shell or file transfer.
 type session struct {
 	Config
-	acc account
-	ch  ssh.Channel
-	log *slog.Logger
+	acc  account
+	conn ssh.Conn
+	ch   ssh.Channel
+	log  *slog.Logger
 
-	env []string
-	pty *ptyRequest
+	env   []string
+	pty   *ptyRequest
+	agent *agent // nil unless the client forwards its own
 
 	started bool
 	replied chan struct{} // closed once the client knows that something was started
@@ -51,8 +53,20 @@ const maxEnv = 1000
 // if its terminal had been hung up; whoever wants it to live on uses nohup.
 func (s *session) serve(ctx context.Context, reqs <-chan *ssh.Request) {
 	defer s.ch.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	var agents sync.WaitGroup
+	defer agents.Wait()
+	defer func() {
+		cancel()
+		if s.agent != nil {
+			s.agent.Close()
+		}
+	}()
 	for req := range reqs {
-		ok := s.request(ctx, req)
+		ok := s.request(req)
+		if ok && req.Type == requestAgent {
+			agents.Go(func() { s.agent.serve(ctx, s.conn) })
+		}
 		if req.WantReply {
 			_ = req.Reply(ok, nil)
 		}
@@ -72,7 +86,10 @@ func (s *session) serve(ctx context.Context, reqs <-chan *ssh.Request) {
 	}
 }
 
-func (s *session) request(ctx context.Context, req *ssh.Request) bool {
+// requestAgent asks for the client's ssh agent in the guest.
+const requestAgent = "auth-agent-req@openssh.com"
+
+func (s *session) request(req *ssh.Request) bool {
 	switch req.Type {
 	case "env":
 		var v struct{ Name, Value string }
@@ -80,6 +97,16 @@ func (s *session) request(ctx context.Context, req *ssh.Request) bool {
 			return false
 		}
 		s.env = append(s.env, v.Name+"="+v.Value)
+		return true
+	case requestAgent:
+		if s.started || s.agent != nil {
+			return false
+		}
+		var err error
+		if s.agent, err = newAgent(s.acc); err != nil {
+			s.log.Info("forwarding the client's ssh agent", "error", err)
+			return false
+		}
 		return true
 	case "pty-req":
 		var p ptyRequest
@@ -143,6 +170,9 @@ func (s *session) start(argv []string) bool {
 		stdin, outputs, err = s.pipes(cmd)
 	}
 	cmd.Env = append(cmd.Env, s.env...)
+	if s.agent != nil {
+		cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+s.agent.Addr().String())
+	}
 	if err == nil {
 		err = cmd.Start()
 	}

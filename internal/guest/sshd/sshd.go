@@ -4,7 +4,7 @@
 
 // Package sshd is the ssh server inside lab-agent: one connection per stream of the
 // channel, logins by key as any account of the guest, commands, shells, file
-// transfer and connections to the guest's ports.
+// transfer, and forwarding of ports (ssh -L and -R) and of the client's agent (ssh -A).
 //
 // It starts processes itself, without PAM or logind: limits, session scopes and
 // messages of the day of an ordinary login do not happen.
@@ -14,10 +14,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
@@ -89,7 +87,8 @@ func Serve(ctx context.Context, conn net.Conn, c Config) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { ssh.DiscardRequests(reqs) }) // keepalives get their answer here
+	listeners := &listeners{conn: sc, acc: acc, open: map[bound]net.Listener{}}
+	wg.Go(func() { listeners.serve(ctx, reqs) }) // keepalives get their answer here
 	for nc := range chans {
 		switch nc.ChannelType() {
 		case "session":
@@ -97,50 +96,13 @@ func Serve(ctx context.Context, conn net.Conn, c Config) error {
 			if err != nil {
 				return err
 			}
-			s := &session{Config: c, acc: acc, ch: ch, log: c.Log.With("user", acc.name)}
+			s := &session{Config: c, acc: acc, conn: sc, ch: ch, log: c.Log.With("user", acc.name)}
 			wg.Go(func() { s.serve(ctx, reqs) })
 		case "direct-tcpip":
-			wg.Go(func() { forward(ctx, nc) })
+			wg.Go(func() { connect(ctx, nc) })
 		default:
 			_ = nc.Reject(ssh.UnknownChannelType, "lab-agent does not offer "+nc.ChannelType())
 		}
 	}
 	return nil
-}
-
-// forward connects a client to a TCP port that the guest can reach (ssh -L, -W).
-func forward(ctx context.Context, nc ssh.NewChannel) {
-	var to struct { // RFC 4254, section 7.2
-		Host       string
-		Port       uint32
-		Origin     string
-		OriginPort uint32
-	}
-	if err := ssh.Unmarshal(nc.ExtraData(), &to); err != nil {
-		_ = nc.Reject(ssh.ConnectionFailed, "malformed request")
-		return
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port))))
-	if err != nil {
-		_ = nc.Reject(ssh.ConnectionFailed, err.Error())
-		return
-	}
-	defer conn.Close()
-	ch, reqs, err := nc.Accept()
-	if err != nil {
-		return
-	}
-	defer ch.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	go ssh.DiscardRequests(reqs)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		_, _ = io.Copy(conn, ch)
-		_ = conn.(*net.TCPConn).CloseWrite()
-	})
-	_, _ = io.Copy(ch, conn)
-	_ = ch.CloseWrite()
-	wg.Wait()
 }

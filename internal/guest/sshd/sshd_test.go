@@ -148,9 +148,6 @@ func TestRequests(t *testing.T) {
 	if err := s.RequestSubsystem("netconf"); err == nil {
 		t.Error("an unknown subsystem was started")
 	}
-	if ok, err := s.SendRequest("auth-agent-req@openssh.com", true, nil); ok || err != nil {
-		t.Errorf("agent forwarding: %v, %v", ok, err)
-	}
 	out, err := s.Output("echo $LC_TEST")
 	if err != nil || string(out) != "ok\n" {
 		t.Errorf("got %q, %v", out, err)
