@@ -7,6 +7,7 @@
 //
 //	lab-agent            serve the port, until killed
 //	lab-agent sftp       serve sftp on standard input and output
+//	lab-agent files      copy files and folders: see filestream.Serve
 //	lab-agent volumes    mount the volumes that the kernel's command line names
 //	lab-agent folder …   mount a folder of the host: the agent itself calls this
 //	lab-agent mount …    the same in a guest without the agent, over standard input and output
@@ -25,6 +26,7 @@ import (
 
 	"github.com/labfile/lab/internal/guest/agent"
 	"github.com/labfile/lab/internal/guest/agentapi"
+	"github.com/labfile/lab/internal/guest/filestream"
 	"github.com/labfile/lab/internal/guest/hostfs"
 	"github.com/labfile/lab/internal/guest/sshd"
 )
@@ -52,6 +54,8 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx)
 	case len(args) == 1 && word == "sftp":
 		return sshd.ServeSFTP(os.Stdin, os.Stdout)
+	case len(args) == 1 && word == "files":
+		return filestream.Serve(ctx, os.Stdin, os.Stdout)
 	case len(args) == 1 && word == "volumes":
 		syscall.Umask(0o022)
 		return agent.Kernel{}.MountVolumes()
@@ -63,7 +67,7 @@ func run(ctx context.Context, args []string) error {
 		_, err := fmt.Println("lab-agent", version)
 		return err
 	}
-	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|volumes|folder CONFIG|mount CONFIG|version]", args)
+	return fmt.Errorf("unknown arguments %q; usage: lab-agent [sftp|files|volumes|folder CONFIG|mount CONFIG|version]", args)
 }
 
 // mount outlives the login that started it.
@@ -105,6 +109,7 @@ func serve(ctx context.Context) error {
 		Root:    root,
 		Machine: agent.Kernel{},
 		SFTP:    []string{self, "sftp"},
+		Files:   []string{self, "files"},
 		Folders: []string{self, "folder"},
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}

@@ -19,7 +19,7 @@ func TestPortName(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	err := run(t.Context(), []string{"serve", "me"})
-	if want := `unknown arguments ["serve" "me"]; usage: lab-agent [sftp|volumes|folder CONFIG|mount CONFIG|version]`; err == nil || err.Error() != want {
+	if want := `unknown arguments ["serve" "me"]; usage: lab-agent [sftp|files|volumes|folder CONFIG|mount CONFIG|version]`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

@@ -39,8 +39,11 @@ func (a *app) cpCommand() *command {
 		name: "cp", group: groupDaily, args: "SOURCE... TARGET", min: 2, max: -1, lab: true,
 		short: "copy files to or from a machine",
 		long: `A path on a machine is written MACHINE:PATH; a relative one begins in the home of
-the user. Folders are copied whole, with modes, times and symbolic links. If the
-target is a folder, or ends in a slash, sources go into it.`,
+the user. Folders are copied whole, with modes, times, holes and symbolic links. If
+the target is a folder, or ends in a slash, sources go into it. A source that ends
+in "." means the contents of a folder. A path on the machine may be a pattern, in
+quotes. "-" is standard input or output. A device, a pipe or an open file that is
+the target, or that a link leads to, is written to.`,
 		flags: []cli.Flag{
 			userFlag(),
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "copy folders whole, which is what it does anyway"},
@@ -49,6 +52,9 @@ target is a folder, or ends in a slash, sources go into it.`,
 		examples: []string{
 			"lab cp site/ web:/srv/www", "a folder to a machine",
 			"lab cp db:/var/log/syslog .", "a file from one",
+			"lab cp 'db:/var/log/*.log' logs/", "all that match",
+			"lab cp site/. web:/srv/www", "what is in a folder",
+			"pg_dump shop | lab cp - db:/tmp/shop.sql", "from standard input",
 		},
 		run: func(ctx context.Context, r request) error {
 			last := len(r.args) - 1
@@ -78,7 +84,7 @@ target is a folder, or ends in a slash, sources go into it.`,
 			defer client.Close()
 			show := a.show()
 			defer show.close()
-			var opt guest.CopyOptions
+			opt := guest.CopyOptions{Stdin: a.In, Stdout: a.Out}
 			if a.ui.Size != nil { // a log is no place for every file's name
 				opt.Progress = func(path string, done, total int64) {
 					show.event(engine.Event{

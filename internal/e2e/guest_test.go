@@ -87,7 +87,19 @@ func cpBothWays(s *site) {
 	s.ok("cp", "db:/root/tree", "again")
 	b, err := os.ReadFile(filepath.Join(s.dir, "again", "sub", "b"))
 	s.equal("tree back", fmt.Sprintf("%s %v", b, err), "B <nil>")
-	s.fails(1, []string{"/root/none"}, "cp", "db:/root/none", "none")
+	s.fails(1, []string{"db has no file or folder /root/none"}, "cp", "db:/root/none", "none")
+
+	// By standard input and output, by pattern, and what is in a folder.
+	r := s.startWith(nil, "typed", "cp", "-", "db:/root/tree/typed").end()
+	s.equal("from standard input", fmt.Sprint(r.code, r.stderr), "0")
+	s.equal("to standard output", s.ok("cp", "db:/root/tree/typed", "-"), "typed")
+	s.equal("to a link to it", s.ok("cp", "db:/root/tree/typed", "/dev/stdout"), "typed")
+	if fi, err := os.Lstat("/dev/stdout"); err != nil || fi.Mode().Type() != os.ModeSymlink {
+		s.Fatalf("/dev/stdout is now %v, %v", fi, err)
+	}
+	s.ok("cp", "db:/root/tree/[a-s]*", "again/sub")
+	s.ok("cp", "again/sub/.", "db:/root/tree/sub")
+	s.equal("contents", s.ok("exec", "db", "--", "cd /root/tree/sub; echo *"), "a b sub\n")
 }
 
 // pings checks that one machine knows another by name, at its address.

@@ -26,7 +26,8 @@ var (
 
 // Client is a login to a machine. Its methods may be called at the same time.
 type Client struct {
-	ssh *ssh.Client
+	ssh     *ssh.Client
+	machine string // its name
 }
 
 // Connect logs in to a machine, which it takes only if it has the key that t names.
@@ -83,7 +84,7 @@ func login(ctx context.Context, conn net.Conn, t Target) (*Client, error) {
 		}
 		return nil, fmt.Errorf("logging in to machine %q: %w", t.Machine, err)
 	}
-	return &Client{ssh: ssh.NewClient(sc, chans, reqs)}, nil
+	return &Client{ssh: ssh.NewClient(sc, chans, reqs), machine: string(t.Machine)}, nil
 }
 
 // Close ends the login and everything that still runs in it.

@@ -4,16 +4,22 @@ package guest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/pkg/sftp"
+	"github.com/labfile/lab/internal/guest/filestream"
 )
+
+// ErrUnsafeName says that the guest named a file in a way that would leave the
+// folder it is copied to.
+var ErrUnsafeName = filestream.ErrUnsafeName
 
 // CopyOptions say how to copy.
 type CopyOptions struct {
@@ -21,7 +27,15 @@ type CopyOptions struct {
 	// now and then in between; total is what the file is said to have. It may be
 	// called from several goroutines, one at a time.
 	Progress func(path string, done, total int64)
+
+	// Stdin is what the source "-" of an Upload means, Stdout what the target "-" of
+	// a Download means. Without them "-" is a file of that name.
+	Stdin  io.Reader
+	Stdout io.Writer
 }
+
+// stdio is the path that means standard input or output.
+const stdio = "-"
 
 // SkippedError says that everything was copied but these: they are neither files
 // nor folders nor symbolic links.
@@ -31,104 +45,229 @@ func (e *SkippedError) Error() string {
 	return "not copied, being no ordinary files: " + strings.Join(e.Paths, ", ")
 }
 
-// copier is one Upload or Download.
-type copier struct {
-	ctx     context.Context
-	sftp    *sftp.Client
-	opt     CopyOptions
-	skipped []string
+// Upload copies files and folders into the guest, with modes (but for set-id bits),
+// times, holes and symbolic links. If target is a folder or ends in a slash, or there
+// are several sources, they go into it; otherwise target is the name that the only
+// source gets. A source that ends in "." means the contents of a folder. A relative
+// target begins in the user's home.
+//
+// Errors: *SkippedError, ErrDisconnected, those of the file systems.
+func (c *Client) Upload(ctx context.Context, sources []string, target string, opt CopyOptions) error {
+	q := filestream.Request{Op: filestream.Put, Target: target, Into: len(sources) > 1 || strings.HasSuffix(target, "/")}
+	if q.Stream = slices.Contains(sources, stdio) && opt.Stdin != nil; q.Stream && q.Into {
+		return errors.New("what comes from standard input needs the name of a file there")
+	}
+	for _, src := range sources {
+		if _, err := os.Stat(src); err != nil && !q.Stream {
+			return local(src, err)
+		}
+	}
+	return c.transfer(ctx, func(st *fileStream) (filestream.Outcome, error) {
+		if st == nil {
+			return c.uploadSFTP(ctx, q, sources, opt)
+		}
+		return st.upload(ctx, q, sources, opt)
+	})
 }
 
-// requests is how many reads or writes of a file are under way at once. A guest
-// under emulation is slow to answer.
-const requests = 64
-
-// files opens sftp and runs f, which fails with ctx's cause if ctx ends.
-func (c *Client) files(ctx context.Context, opt CopyOptions, f func(*copier) error) error {
-	client, err := sftp.NewClient(c.ssh, sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(requests))
-	if err != nil {
-		return fmt.Errorf("starting a file transfer: %w", lost(err))
-	}
-	defer client.Close()
-	stop := context.AfterFunc(ctx, func() { client.Close() })
-	cp := &copier{ctx: ctx, sftp: client, opt: opt}
-	err = f(cp)
-	if !stop() {
-		return fmt.Errorf("copying files: %w", context.Cause(ctx))
-	}
-	if errors.Is(err, sftp.ErrSSHFxConnectionLost) {
-		return fmt.Errorf("%w: %w", err, ErrDisconnected)
-	}
-	if err == nil && len(cp.skipped) > 0 {
-		return &SkippedError{cp.skipped}
+// local says that a path on the host does not exist.
+func local(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &filestream.Failure{What: filestream.NoFile, Path: path}
 	}
 	return err
 }
 
-// remotePath makes a path for the guest: what is relative begins in the user's home,
-// and so does "~".
-func remotePath(p string) string {
-	if p == "~" {
-		return "."
+// Download copies files and folders out of the guest, as Upload does it; sources may
+// be patterns. What the guest says is not trusted: nothing is written outside the
+// target, and no file gets an owner, a set-id bit or the type of a device.
+//
+// Errors: *SkippedError, ErrUnsafeName, ErrDisconnected, those of the file systems.
+func (c *Client) Download(ctx context.Context, sources []string, target string, opt CopyOptions) error {
+	dst, err := newDestination(ctx, sources, target, opt)
+	if err != nil {
+		return err
 	}
-	if rest, ok := strings.CutPrefix(p, "~/"); ok {
-		p = strings.TrimLeft(rest, "/")
-	}
-	if p == "" {
-		return "."
-	}
-	return path.Clean(p)
+	return c.transfer(ctx, func(st *fileStream) (filestream.Outcome, error) {
+		if st == nil {
+			return c.downloadSFTP(ctx, sources, dst)
+		}
+		if err := st.ask(filestream.Request{Op: filestream.Get, Sources: sources}); err != nil {
+			return filestream.Outcome{}, err
+		}
+		return dst.receive(filestream.NewDecoder(st.out))
+	})
 }
 
-// count tells the progress of one file. It has the methods that sftp looks for to
-// learn a file's size before it reads it.
-type count struct {
-	io.Reader
-	io.Writer
-	ctx  context.Context
-	size int64
-	done int64
-	told time.Time
-	tell func(done, total int64)
+// fileStream is a session with an agent that knows filestream.
+type fileStream struct {
+	in   io.WriteCloser
+	out  io.Reader
+	said tail
+	end  func()
 }
 
-func (c *copier) counter(name string, size int64) *count {
-	n := &count{ctx: c.ctx, size: size, tell: func(int64, int64) {}}
-	if f := c.opt.Progress; f != nil {
-		n.tell = func(done, total int64) { f(name, done, total) }
+// stream begins one. It is nil if what serves ssh in the guest has no such thing: it is
+// another server, or an agent of an earlier lab.
+func (c *Client) stream() (*fileStream, error) {
+	s, err := c.ssh.NewSession()
+	if err != nil {
+		return nil, fmt.Errorf("starting a file transfer: %w", lost(err))
 	}
-	n.tell(0, size)
-	n.told = time.Now()
-	return n
+	st := &fileStream{end: func() { s.Close() }}
+	s.Stderr = &st.said
+	if st.in, err = s.StdinPipe(); err == nil {
+		st.out, err = s.StdoutPipe()
+	}
+	if err == nil {
+		if err = s.RequestSubsystem(filestream.Subsystem); err == nil {
+			return st, nil
+		}
+		if err.Error() == "ssh: subsystem request failed" { // as x/crypto says it, without a type
+			err = nil
+		}
+	}
+	s.Close()
+	return nil, lost(err)
+}
+
+// transfer runs f, which fails with ctx's cause if ctx ends. The login is lost then: a
+// guest that stands still would not hear that the transfer is over.
+func (c *Client) transfer(ctx context.Context, f func(*fileStream) (filestream.Outcome, error)) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("copying files: %w", context.Cause(ctx))
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	var (
+		st   *fileStream
+		o    filestream.Outcome
+		err  error
+		done = make(chan struct{})
+	)
+	go func() {
+		defer close(done)
+		if st, err = c.stream(); err != nil {
+			return
+		}
+		if st != nil {
+			defer st.end()
+		}
+		o, err = f(st)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		// A channel that was opened while the login ended may wait for ever.
+		select {
+		case <-done:
+		case <-time.After(mercy):
+		}
+	}
+	if !stop() {
+		return fmt.Errorf("copying files: %w", context.Cause(ctx))
+	}
+	switch {
+	case err == nil && o.Failure != nil:
+		return &guestError{c.machine, o.Failure}
+	case errors.Is(err, io.ErrUnexpectedEOF) && st != nil:
+		if why := st.said.String(); why != "" {
+			return fmt.Errorf("copying files: %s: %w", why, ErrDisconnected)
+		}
+		return fmt.Errorf("copying files: %w", ErrDisconnected)
+	case err != nil:
+		return err
+	case len(o.Skipped) > 0:
+		return &SkippedError{o.Skipped}
+	}
+	return nil
+}
+
+// guestError is what failed in the guest.
+type guestError struct {
+	machine string
+	failure *filestream.Failure
+}
+
+func (e *guestError) Error() string { return e.failure.On(e.machine) }
+
+func (e *guestError) Unwrap() error { return e.failure }
+
+func (s *fileStream) ask(q filestream.Request) error {
+	b, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	_, err = s.in.Write(append(b, '\n'))
+	return lost(err)
+}
+
+// upload sends the sources while it waits for the guest's answer, which comes early if
+// something fails there.
+func (s *fileStream) upload(ctx context.Context, q filestream.Request, sources []string, opt CopyOptions) (filestream.Outcome, error) {
+	send := &filestream.Sender{Progress: opt.progress()}
+	sent := make(chan error, 1)
+	go func() {
+		err := s.ask(q)
+		if err == nil {
+			send.Encoder = filestream.NewEncoder(s.in)
+			err = sendAll(ctx, send, q, sources, opt)
+		}
+		sent <- err
+	}()
+	type answer struct {
+		o   filestream.Outcome
+		err error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		o, err := filestream.NewDecoder(s.out).Outcome()
+		answered <- answer{o, err}
+	}()
+	var a answer
+	select {
+	case a = <-answered:
+		s.end() // ends what is being sent
+		if a.o.Failure == nil && a.err == nil {
+			a.err = <-sent
+		}
+	case err := <-sent:
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, ErrDisconnected) {
+			return a.o, err
+		}
+		a = <-answered
+	}
+	a.o.Skipped = append(a.o.Skipped, send.Skipped...)
+	return a.o, a.err
+}
+
+// sendAll writes the sources and the end of the stream.
+func sendAll(ctx context.Context, send *filestream.Sender, q filestream.Request, sources []string, opt CopyOptions) error {
+	if q.Stream {
+		if err := send.Stream(ctx, "stdin", stdio, opt.Stdin); err != nil {
+			return err
+		}
+		return send.End(filestream.Outcome{})
+	}
+	for _, src := range sources {
+		if err := send.Send(ctx, src); err != nil {
+			return err
+		}
+	}
+	return send.End(filestream.Outcome{})
 }
 
 const tellInterval = 100 * time.Millisecond
 
-func (n *count) add(b int, err error) (int, error) {
-	n.done += int64(b)
-	if time.Since(n.told) >= tellInterval {
-		n.told = time.Now()
-		n.tell(n.done, n.size)
+// progress is Progress, not told too often of one file.
+func (opt CopyOptions) progress() func(string, int64, int64) {
+	if opt.Progress == nil {
+		return nil
 	}
-	if err == nil {
-		err = n.ctx.Err()
+	var told time.Time
+	return func(path string, done, total int64) {
+		if done == 0 || done >= total || time.Since(told) >= tellInterval {
+			told = time.Now()
+			opt.Progress(path, done, total)
+		}
 	}
-	return b, err
-}
-
-func (n *count) Read(p []byte) (int, error)  { return n.add(n.Reader.Read(p)) }
-func (n *count) Write(p []byte) (int, error) { return n.add(n.Writer.Write(p)) }
-
-// Size is how much there is left to read.
-func (n *count) Size() int64 { return n.size - n.done }
-
-func (n *count) end() { n.tell(n.done, max(n.size, n.done)) }
-
-// permissions keeps what a mode says about reading, writing and executing. Bits that
-// give away the owner's rights are not carried from one system to the other.
-func permissions(m fs.FileMode) fs.FileMode { return m.Perm() }
-
-// kindOf sorts what can be copied from what cannot.
-func kindOf(m fs.FileMode) (file, dir, link bool) {
-	return m.IsRegular(), m.IsDir(), m&fs.ModeType == fs.ModeSymlink
 }

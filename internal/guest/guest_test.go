@@ -26,14 +26,21 @@ import (
 	"github.com/labfile/lab/internal/guest/agent"
 	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/guest/channel"
+	"github.com/labfile/lab/internal/guest/filestream"
 	"github.com/labfile/lab/internal/guest/sshd"
 	"github.com/labfile/lab/internal/lab"
 )
 
-// TestMain is also the program that serves sftp.
+// TestMain is also the program that serves sftp, or a stream of files.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "sftp" {
-		if err := sshd.ServeSFTP(os.Stdin, os.Stdout); err != nil {
+	if len(os.Args) > 1 && (os.Args[1] == "sftp" || os.Args[1] == "files") {
+		err := error(nil)
+		if os.Args[1] == "sftp" {
+			err = sshd.ServeSFTP(os.Stdin, os.Stdout)
+		} else {
+			err = filestream.Serve(context.Background(), os.Stdin, os.Stdout)
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		// A program under the race detector takes a second to end.
@@ -121,7 +128,7 @@ func newBox(t *testing.T) *box {
 	}
 	b := &box{dir: dir, home: home, machine: &testMachine{}}
 	a := &agent.Agent{
-		Version: "test", Root: root, Machine: b.machine, SFTP: []string{os.Args[0], "sftp"},
+		Version: "test", Root: root, Machine: b.machine, SFTP: []string{os.Args[0], "sftp"}, Files: []string{os.Args[0], "files"},
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	b.agent = a
@@ -542,6 +549,7 @@ func TestOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.agent.SFTP = []string{filepath.Join(b.dir, "program"), "sftp"}
+	b.agent.Files = []string{b.agent.SFTP[0], "files"}
 	if err := os.WriteFile(b.agent.SFTP[0], program, 0o755); err != nil {
 		t.Fatal(err)
 	}

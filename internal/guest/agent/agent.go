@@ -51,6 +51,7 @@ type Agent struct {
 	Root    *os.Root // of the guest's files: "/"
 	Machine Machine
 	SFTP    []string // see sshd.Config
+	Files   []string // see sshd.Config
 	Folders []string // the command line that mounts a folder of the host: see hostfs.Main
 	Log     *slog.Logger
 
@@ -256,7 +257,7 @@ func (a *Agent) apply(id agentapi.Identity) error {
 	}
 	warn("growing the root file system", a.Machine.GrowRoot())
 	a.ssh = sshd.Config{
-		HostKey: host, Authorized: keys, Etc: filepath.Join(a.Root.Name(), "etc"), SFTP: a.SFTP, Log: a.Log,
+		HostKey: host, Authorized: keys, Etc: filepath.Join(a.Root.Name(), "etc"), SFTP: a.SFTP, Files: a.Files, Log: a.Log,
 	}
 	a.identity = id.Fingerprint()
 	return nil

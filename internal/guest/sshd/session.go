@@ -21,6 +21,8 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/internal/guest/filestream"
 )
 
 // session is one "session" channel: one command, shell or file transfer.
@@ -132,7 +134,11 @@ func (s *session) request(req *ssh.Request) bool {
 		return ssh.Unmarshal(req.Payload, &v) == nil && s.start([]string{s.acc.shell, "-c", v.Command})
 	case "subsystem":
 		var v struct{ Name string }
-		return ssh.Unmarshal(req.Payload, &v) == nil && v.Name == "sftp" && len(s.SFTP) > 0 && s.start(s.SFTP)
+		if ssh.Unmarshal(req.Payload, &v) != nil {
+			return false
+		}
+		argv := map[string][]string{"sftp": s.SFTP, filestream.Subsystem: s.Files}[v.Name]
+		return len(argv) > 0 && s.start(argv)
 	}
 	return false
 }

@@ -28,6 +28,7 @@ type Config struct {
 	Authorized []ssh.PublicKey
 	Etc        string   // directory of passwd and group; empty means /etc
 	SFTP       []string // argv of a program that serves sftp on its standard input and output: see ServeSFTP
+	Files      []string // the same for filestream.Serve
 	Log        *slog.Logger
 }
 

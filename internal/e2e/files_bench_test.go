@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// script runs a line of sh in the site's folder; $LAB is the program.
+func (s *site) script(line string) time.Duration {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	start := time.Now()
+	if out, err := s.command(ctx, []string{"LAB=" + labBinary}, "sh", "-c", line).CombinedOutput(); err != nil {
+		s.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return time.Since(start)
+}
+
+// ratio measures two things in turns, so that both meet the same weather, and returns
+// their medians.
+func ratio(n int, a, b func() time.Duration) (time.Duration, time.Duration) {
+	var as, bs []time.Duration
+	for range n {
+		as, bs = append(as, a()), append(bs, b())
+	}
+	slices.Sort(as)
+	slices.Sort(bs)
+	return as[n/2], bs[n/2]
+}
+
+// smallFiles makes a folder of so many files.
+func smallFiles(s *site, dir string, n int) {
+	s.Helper()
+	dir = filepath.Join(s.dir, dir)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		s.Fatal(err)
+	}
+	for i := range n {
+		if err := os.WriteFile(fmt.Sprintf("%s/f%d", dir, i), fmt.Appendf(nil, "file %d\n", i), 0o644); err != nil {
+			s.Fatal(err)
+		}
+	}
+	if err := s.w.own(dir); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// BenchmarkCopy measures "lab cp" against tar through "lab exec", both ways.
+func BenchmarkCopy(b *testing.B) {
+	bench(b, func(s *site) {
+		s.ok("up")
+		smallFiles(s, "small", 1000)
+		content := make([]byte, 10e6)
+		_, _ = rand.Read(content) // never fails
+		s.write("big", string(content))
+		for _, c := range []struct{ unit, what string }{{"1000-files", "small"}, {"10-MB", "big"}} {
+			cp, pipe := ratio(rounds,
+				func() time.Duration {
+					s.script(`"$LAB" exec m -- 'rm -rf /root/cp /root/pipe; mkdir /root/cp /root/pipe'; rm -rf cp pipe; mkdir cp pipe`) // what replaces files takes longer
+					return s.script(`"$LAB" cp ` + c.what + ` m:/root/cp/`)
+				},
+				func() time.Duration {
+					return s.script(`tar c ` + c.what + ` | "$LAB" exec m -- tar x -C /root/pipe`)
+				})
+			b.ReportMetric(cp.Seconds(), "s/up-"+c.unit)
+			b.ReportMetric(cp.Seconds()/pipe.Seconds(), "cp/pipe-up-"+c.unit)
+			cp, pipe = ratio(rounds,
+				func() time.Duration {
+					s.script(`rm -rf cp pipe; mkdir cp pipe`)
+					return s.script(`"$LAB" cp m:/root/cp/` + c.what + ` cp/`)
+				},
+				func() time.Duration {
+					return s.script(`"$LAB" exec m -- tar c -C /root/pipe ` + c.what + ` | tar x -C pipe`)
+				})
+			b.ReportMetric(cp.Seconds(), "s/down-"+c.unit)
+			b.ReportMetric(cp.Seconds()/pipe.Seconds(), "cp/pipe-down-"+c.unit)
+		}
+		s.ok("destroy", "--yes")
+	}, one)
+}
