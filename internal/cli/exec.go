@@ -27,9 +27,9 @@ func (a *app) execCommand() *command {
 		long: `Runs a command and passes its exit code on. One word behind "--" is a line for
 the machine's shell; several are a program and its arguments, passed on exactly.
 On one machine the command gets stdin, stdout and stderr as they are. On several
-it runs at the same time, without stdin, and every line of output begins with the
-machine's name; the exit code is the first that is not 0, in the order in which
-the machines were named.`,
+it runs at the same time, without stdin; every line of output begins with the
+machine's name and shows control characters as escapes. The exit code is the first
+that is not 0, in the order in which the machines were named.`,
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "all machines that run"},
 			userFlag(),

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -97,8 +98,10 @@ func NewPrefixer(names []string) *Prefixer {
 	return p
 }
 
-// Writer returns a writer that passes whole lines on to w, each behind name. What
-// is written is passed on as it is. Close writes a last line that has no newline.
+// Writer returns a writer that passes whole lines on to w, each behind name. Whatever
+// could move the cursor is written as an escape, as by Clean, but for tabs: one guest
+// must not be able to write lines in the name of another. Close writes a last line that
+// has no newline.
 func (p *Prefixer) Writer(w io.Writer, name string) io.WriteCloser {
 	return &prefixed{p: p, w: w, prefix: pad(name, p.width) + " | "}
 }
@@ -137,10 +140,32 @@ func (p *prefixed) Write(b []byte) (int, error) {
 func (p *prefixed) line() error {
 	p.p.mu.Lock()
 	defer p.p.mu.Unlock()
-	out := append([]byte(p.prefix), p.rest...)
-	p.rest = p.rest[:0]
-	_, err := p.w.Write(append(out, '\n'))
+	line := bytes.TrimSuffix(p.rest, []byte{'\r'})
+	var left []byte // of a character that was cut in two because the line is too long
+	if len(p.rest) >= maxLine {
+		line, left = cutRune(line)
+	}
+	cells := strings.Split(string(line), "\t")
+	for i, c := range cells {
+		cells[i] = Clean(c)
+	}
+	out := p.prefix + strings.Join(cells, "\t") + "\n"
+	p.rest = append(p.rest[:0], left...)
+	_, err := io.WriteString(p.w, out)
 	return err
+}
+
+// cutRune splits off the beginning of a character that is not complete.
+func cutRune(b []byte) (whole, rest []byte) {
+	for i := len(b) - 1; i >= 0 && i >= len(b)-utf8.UTFMax; i-- {
+		if utf8.RuneStart(b[i]) {
+			if !utf8.FullRune(b[i:]) {
+				return b[:i], bytes.Clone(b[i:])
+			}
+			break
+		}
+	}
+	return b, nil
 }
 
 // Close flushes.

@@ -5,6 +5,7 @@ package ui
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +60,39 @@ func TestPrefixer(t *testing.T) {
 	want := "db    | one\ndb    | two\ndb    | \ndb    | three\n"
 	if b.String() != want {
 		t.Errorf("got %q, want %q", b.String(), want)
+	}
+}
+
+// What one machine prints cannot look like a line of another, however it is cut.
+func TestPrefixerCleans(t *testing.T) {
+	const evil = "a\tb\x1b[2J\x1b]0;owned\x07\r\x1b[1Aweb | forged\x9b2J\u202etxt\u009b\b\r\n\x1b[3"
+	want := `db | a` + "\t" + `b\x1b[2J\x1b]0;owned\x07\r\x1b[1Aweb | forged\x9b2J\u202etxt\u009b\x08` + "\ndb | " + `\x1b[3` + "\n"
+	for n := 1; n <= len(evil); n++ {
+		var b bytes.Buffer
+		w := NewPrefixer([]string{"db"}).Writer(&b, "db")
+		for part := range slices.Chunk([]byte(evil), n) {
+			if _, err := w.Write(part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if b.String() != want {
+			t.Fatalf("in parts of %d: got %q, want %q", n, b.String(), want)
+		}
+	}
+	// A line that is too long is not cut inside a character.
+	var b bytes.Buffer
+	w := NewPrefixer([]string{"db"}).Writer(&b, "db")
+	if _, err := w.Write([]byte(strings.Repeat("x", maxLine-1) + "é\n")[:maxLine]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("é\n")[1:]); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(b.String(), "x\ndb | é\n") {
+		t.Errorf("got %q", b.String()[maxLine-5:])
 	}
 }
 
