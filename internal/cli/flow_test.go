@@ -413,14 +413,14 @@ func TestSSHConfigNamesEveryMachine(t *testing.T) {
 	d := newDesk(t, shop)
 	defer func() { _, _, _ = d.run("destroy", "--yes") }()
 	d.ok("up", "-q")
-	var conf struct{ Hosts []map[string]string }
+	var conf struct{ Hosts []map[string]any }
 	if err := json.Unmarshal([]byte(d.ok("ssh-config", "--json")), &conf); err != nil {
 		t.Fatal(err)
 	}
 	if len(conf.Hosts) != 2 || conf.Hosts[1]["name"] != "web" || conf.Hosts[1]["user"] == "" {
 		t.Errorf("ssh-config --json says %v", conf.Hosts)
 	}
-	if got := d.ok("ssh-config", "web"); strings.Contains(got, "Host db") || !strings.Contains(got, "\nHost web web.shop-") {
+	if got := d.ok("ssh-config", "web"); strings.Contains(got, "Host db") || !strings.Contains(got, "\nHost web.shop web.shop-") {
 		t.Errorf("ssh-config web says\n%s", got)
 	}
 	if code, _, errOut := d.run("ssh-config", "wbe"); code != 3 || !strings.Contains(errOut, `did you mean "web"?`) {

@@ -154,13 +154,14 @@ func TestSSHConfig(t *testing.T) {
 	a := testApp()
 	a.Program = "/opt/my lab/lab"
 	got := a.sshConfig("shop-1f3a9c2b", []engine.SSHHost{{
-		Name: "web", User: "root", KeyFile: "/data/100%/id_ed25519", KnownHostsFile: "/data/100%/known_hosts",
+		Name: "web", Lab: "shop", User: "root", KeyFile: "/data/100%/id_ed25519", KnownHostsFile: "/data/100%/known_hosts",
 		HostKeyAlias: "web.shop-1f3a9c2b.lab.internal",
-	}})
+	}}, sshNames{short: true, bare: true})
 	want := `# machines of lab shop-1f3a9c2b, written by "lab ssh-config"
 
-Host web web.shop-1f3a9c2b
-  HostName web
+Host web web.shop web.shop-1f3a9c2b
+  HostName web.shop-1f3a9c2b
+  CanonicalizeHostname no
   User root
   IdentityFile "/data/100%%/id_ed25519"
   IdentitiesOnly yes

@@ -149,6 +149,9 @@ func (a *app) carryOut(ctx context.Context, l *engine.Lab, do func(*shown) (plan
 	show := a.show()
 	done, err := do(show)
 	show.close()
+	if done.Changes() {
+		a.refreshSSH(l)
+	}
 	if err != nil {
 		return err
 	}

@@ -115,6 +115,12 @@ func (d Dirs) Labs() string { return filepath.Join(d.Data, "labs") }
 // Lab is the directory of one lab.
 func (d Dirs) Lab(id lab.ID) string { return filepath.Join(d.Labs(), string(id)) }
 
+// SSH holds what "lab ssh-config --install" keeps for the user's ssh: a file per lab.
+func (d Dirs) SSH() string { return filepath.Join(d.Data, "ssh") }
+
+// SSHConfig is the lab's file in SSH.
+func (d Dirs) SSHConfig(id lab.ID) string { return filepath.Join(d.SSH(), string(id)+".conf") }
+
 // Ledger is the lab's append-only record.
 func (d Dirs) Ledger(id lab.ID) string { return filepath.Join(d.Lab(id), "ledger.jsonl") }
 

@@ -199,7 +199,7 @@ func loopback(s *site) {
 
 // openSSH uses the programs that everybody has.
 func openSSH(s *site) {
-	config := s.write("ssh.conf", s.ok("ssh-config"))
+	config := s.write("ssh.conf", s.ok("ssh-config", "--bare"))
 	run := func(name string, args ...string) string {
 		s.Helper()
 		ctx, cancel := context.WithTimeout(context.Background(), patience)

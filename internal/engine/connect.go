@@ -226,6 +226,7 @@ func (l *Lab) OpenLog(ctx context.Context, name lab.Name, number int, which prov
 // SSHHost is what an ssh client needs to know of a machine.
 type SSHHost struct {
 	Name           lab.Name
+	Lab            string // what the lab is called, which is not unique
 	User           string
 	KeyFile        string // the lab's private key
 	KnownHostsFile string
@@ -257,7 +258,7 @@ func (l *Lab) SSHConfig() ([]SSHHost, error) {
 		alias := string(name) + "." + string(l.id) + "." + lab.Domain
 		lines = append(lines, guest.KnownHostsLine(alias, key.Signer.PublicKey())...)
 		hosts = append(hosts, SSHHost{
-			Name: name, User: user(state.Machines[name].Create), KeyFile: l.keyFile(labKeyName),
+			Name: name, Lab: state.Opened.Name, User: user(state.Machines[name].Create), KeyFile: l.keyFile(labKeyName),
 			KnownHostsFile: known, HostKeyAlias: alias,
 		})
 	}

@@ -235,7 +235,7 @@ func (s *session) removeFiles(ctx context.Context) error {
 	if err := s.tidy(ctx); err != nil {
 		return err
 	}
-	paths := []string{d.Machines(s.id), d.Keys(s.id)}
+	paths := []string{d.SSHConfig(s.id), d.Machines(s.id), d.Keys(s.id)}
 	if len(kept) == 0 {
 		paths = append(paths, d.Lab(s.id))
 	} else {

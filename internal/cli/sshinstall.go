@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
+)
+
+// includeMark stands above the line that "ssh-config --install" adds.
+const includeMark = "# machines of lab; \"lab ssh-config --uninstall\" takes this line away"
+
+// installSSH keeps the lab's machines in a file that the user's ssh configuration
+// includes, and writes those of the other labs there anew: a short name that two labs
+// have is no name of either.
+func (a *app) installSSH(h *engine.Host, l *engine.Lab) error {
+	include, err := includeLine(h.Dirs.SSH())
+	if err != nil {
+		return err
+	}
+	if _, err := l.SSHConfig(); err != nil { // ErrNoLab before anything is written
+		return err
+	}
+	if err := os.MkdirAll(h.Dirs.SSH(), 0o700); err != nil {
+		return fmt.Errorf("keeping the ssh configuration: %w", err)
+	}
+	if err := a.writeSSH(h, append(installed(h), l.ID())); err != nil {
+		return err
+	}
+	return a.editSSH(func(old string) string { return addInclude(old, include) })
+}
+
+// uninstallSSH takes the lab out of the user's ssh configuration, and the line that
+// includes it with the last lab.
+func (a *app) uninstallSSH(h *engine.Host, id lab.ID) error {
+	if err := os.Remove(h.Dirs.SSHConfig(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the lab's ssh configuration: %w", err)
+	}
+	rest := installed(h)
+	if len(rest) > 0 {
+		return a.writeSSH(h, rest)
+	}
+	include, err := includeLine(h.Dirs.SSH())
+	if err != nil {
+		return err
+	}
+	return a.editSSH(func(old string) string { return dropInclude(old, include) })
+}
+
+// refreshSSH writes the lab's file anew if it is installed: its machines may be others
+// now. What goes wrong is told, as it is not what was asked for.
+func (a *app) refreshSSH(l *engine.Lab) {
+	h, err := a.host()
+	if err != nil {
+		return
+	}
+	if _, err := os.Stat(h.Dirs.SSHConfig(l.ID())); err != nil {
+		return
+	}
+	if err := a.writeSSH(h, installed(h)); err != nil {
+		a.ui.Note("%v", err)
+	}
+}
+
+// installed returns the labs that are installed.
+func installed(h *engine.Host) []lab.ID {
+	files, _ := filepath.Glob(filepath.Join(h.Dirs.SSH(), "*.conf"))
+	var ids []lab.ID
+	for _, f := range files {
+		ids = append(ids, lab.ID(strings.TrimSuffix(filepath.Base(f), ".conf")))
+	}
+	return ids
+}
+
+// writeSSH writes the files of the labs, and removes that of one which is gone.
+func (a *app) writeSSH(h *engine.Host, ids []lab.ID) error {
+	hosts := map[lab.ID][]engine.SSHHost{}
+	called := map[string]int{}
+	for _, id := range ids {
+		if _, again := hosts[id]; again {
+			continue
+		}
+		its, err := h.Lab(id).SSHConfig()
+		if errors.Is(err, engine.ErrNoLab) {
+			_ = os.Remove(h.Dirs.SSHConfig(id))
+			continue
+		}
+		if err != nil {
+			continue // another lab's trouble; its file stays as it is
+		}
+		hosts[id] = its
+		if len(its) > 0 {
+			called[its[0].Lab]++
+		}
+	}
+	for id, its := range hosts {
+		names := sshNames{short: len(its) > 0 && called[its[0].Lab] == 1}
+		if err := replaceUserFile(h.Dirs.SSHConfig(id), []byte(a.sshConfig(id, its, names)), 0o600); err != nil {
+			return fmt.Errorf("keeping the ssh configuration: %w", err)
+		}
+	}
+	return nil
+}
+
+// editSSH changes ~/.ssh/config, or leaves it as it is: nobody sees half of it.
+func (a *app) editSSH(change func(string) string) error {
+	home := a.Getenv("HOME")
+	if !filepath.IsAbs(home) {
+		return usage("set it to your home directory", "HOME is not set: where your ssh configuration is, is not known")
+	}
+	path := filepath.Join(home, ".ssh", "config")
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // a link stays one
+	}
+	old, err := os.ReadFile(path)
+	mode := fs.FileMode(0o600)
+	switch {
+	case err == nil:
+		fi, err := os.Stat(path)
+		if err != nil {
+			return fmt.Errorf("reading your ssh configuration: %w", err)
+		}
+		mode = fi.Mode().Perm()
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("reading your ssh configuration: %w", err)
+	}
+	changed := change(string(old))
+	if changed == string(old) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("writing your ssh configuration: %w", err)
+	}
+	if err := replaceUserFile(path, []byte(changed), mode); err != nil {
+		return fmt.Errorf("writing your ssh configuration: %w", err)
+	}
+	return nil
+}
+
+// includeLine is the line by which ssh reads every file in dir. ssh would take some
+// characters of a path for more than themselves.
+func includeLine(dir string) (string, error) {
+	if strings.ContainsAny(dir, "*?[]{}\"'\\%$~\n\r") {
+		return "", usage("redirect \"lab ssh-config\" to a file and use \"ssh -F FILE\"", "ssh cannot include files from %s", dir)
+	}
+	return "Include \"" + dir + "/*.conf\"", nil
+}
+
+// addInclude puts the line at the top of a configuration, before the first Host or
+// Match: behind one, it would count for those hosts alone.
+func addInclude(config, line string) string {
+	for _, l := range strings.Split(config, "\n") {
+		word, _, _ := strings.Cut(strings.TrimSpace(l), " ")
+		if strings.TrimSpace(l) == line {
+			return config
+		}
+		if strings.EqualFold(word, "Host") || strings.EqualFold(word, "Match") {
+			break
+		}
+	}
+	return includeMark + "\n" + line + "\n" + dropInclude(config, line)
+}
+
+// dropInclude takes the line away, with the mark above it, and nothing else.
+func dropInclude(config, line string) string {
+	lines := strings.SplitAfter(config, "\n")
+	kept := lines[:0:0]
+	for _, l := range lines {
+		if strings.TrimSpace(l) != line {
+			kept = append(kept, l)
+			continue
+		}
+		if n := len(kept); n > 0 && strings.TrimSpace(kept[n-1]) == includeMark {
+			kept = kept[:n-1]
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+// replaceUserFile writes a file so that readers see the old or the new, and a full
+// disk costs neither.
+func replaceUserFile(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // nothing is there any more after a success
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
