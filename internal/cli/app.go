@@ -89,6 +89,11 @@ func (a *app) run(ctx context.Context, args []string) error {
 		return err
 	}
 	a.set = in.values
+	for _, other := range []string{"name", "file"} {
+		if a.set.string("lab") != "" && a.set.string(other) != "" {
+			return usage("leave one of them out", "--lab says which lab is meant, and so does --%s", other)
+		}
+	}
 	a.ui.Quiet = in.values.bool("quiet")
 	a.verbose = in.values.bool("verbose")
 	a.ui.Verbose = a.verbose

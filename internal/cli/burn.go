@@ -71,13 +71,15 @@ func (a *app) burn(ctx context.Context, r request) error {
 	if err != nil {
 		return err
 	}
+	opt.Machines = names
+	victims, err := l.Burnable(ctx, want, opt) // before anybody is asked
+	if err != nil {
+		return err
+	}
 	if !r.Bool("yes") {
-		what := "every machine of lab " + string(l.ID())
-		switch {
-		case opt.Random > 0:
-			what = fmt.Sprintf("machines of lab %s by chance, %d at a time", l.ID(), opt.Random)
-		case len(names) > 0:
-			what = ui.Names(names) + " of lab " + string(l.ID())
+		what := ui.Names(victims) + " of lab " + string(l.ID())
+		if opt.Random > 0 && opt.Random < len(victims) {
+			what = fmt.Sprintf("%d of %s of lab %s by chance", opt.Random, ui.Names(victims), l.ID())
 		}
 		if !a.interactive() {
 			return usage("add --yes", "there is no terminal to ask on whether to destroy %s", what)
@@ -87,7 +89,7 @@ func (a *app) burn(ctx context.Context, r request) error {
 		}
 	}
 	show := a.show()
-	opt.Machines, opt.Events, opt.Command = names, show.event, a.typed
+	opt.Events, opt.Command = show.event, a.typed
 	opt.Tell = func(b engine.Burnt) {
 		if opt.For > 0 && b.Trouble == "" { // a report at the end is far away
 			show.pause()

@@ -102,7 +102,7 @@ func passOn(err error) error {
 }
 
 // errDeclined says that the user answered no.
-var errDeclined = errors.New("nothing was changed")
+var errDeclined = errors.New("cancelled")
 
 // explain returns the exit code for err, and what to tell the user: the error and
 // the next steps. An empty text means that there is nothing to tell.

@@ -427,3 +427,34 @@ func TestSSHConfigNamesEveryMachine(t *testing.T) {
 		t.Errorf("ssh-config wbe: %d, %s", code, errOut)
 	}
 }
+
+// What is about a lab that is there does not make one.
+func TestNothingToReplaceOrBurn(t *testing.T) {
+	d := newDesk(t, shop)
+	want := "lab: error: there is no such lab\nlab: hint: \"lab up\" brings it up; \"lab list\" shows the labs there are\n"
+	for _, args := range [][]string{{"replace", "web"}, {"replace", "--all"}, {"burn"}, {"burn", "web", "--yes"}} {
+		if code, out, errOut := d.run(args...); code != 1 || out != "" || errOut != want {
+			t.Errorf("lab %v: %d, %q, want 1, %q\n%s", args, code, errOut, want, out)
+		}
+	}
+	if got := d.ok("list"); got != "no labs\n" {
+		t.Errorf("list says\n%s", got)
+	}
+	d.ok("up", "-q", "db")
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	code, _, errOut := d.run("burn", "wbe")
+	if want := "lab: error: there is no machine \"wbe\"\n"; code != 3 || !strings.HasPrefix(errOut, want) {
+		t.Errorf("burn wbe: %d, %q, want 3, %q", code, errOut, want)
+	}
+	code, _, errOut = d.run("burn")
+	if want := "there is no terminal to ask on whether to destroy db of lab shop-"; code != 3 || !strings.Contains(errOut, want) {
+		t.Errorf("burn: %d, %q, want 3, %q", code, errOut, want)
+	}
+	for _, other := range []string{"--name", "--file"} {
+		code, _, errOut := d.run("status", "--lab", "shop", other, "two")
+		want := "lab: error: --lab says which lab is meant, and so does " + other + "\nlab: hint: leave one of them out\n"
+		if code != 3 || errOut != want {
+			t.Errorf("status --lab %s: %d, %q, want 3, %q", other, code, errOut, want)
+		}
+	}
+}

@@ -23,6 +23,7 @@ generation wrote to its disk does not come back. The Labfile is not changed: the
 "lab up" says so and follows it again.`,
 		flags: []cli.Flag{
 			&cli.IntFlag{Name: "to", Usage: "go back to generation `N`"},
+			yesFlag(),
 		},
 		complete: a.completeMachines,
 		examples: []string{
@@ -39,7 +40,7 @@ generation wrote to its disk does not come back. The Labfile is not changed: the
 			case r.IsSet("to") && to < 1:
 				return usage("\"lab history "+string(name)+"\" shows the numbers", "--to needs the number of a generation")
 			case number != 0 && r.IsSet("to") && number != to:
-				return usage("say it once", "two generations to go back to")
+				return usage("use NAME@N or --to, not both", "generation given twice")
 			case number != 0:
 				to = number
 			}
@@ -51,7 +52,7 @@ generation wrote to its disk does not come back. The Labfile is not changed: the
 				return l.Rollback(ctx, name, to, engine.Options{
 					Events: show.event, Command: a.typed,
 					Confirm: func(p plan.Plan) error {
-						return a.confirmPlan(ctx, show, p, func(m lab.Name) bool { return m == name }, true)
+						return a.confirmPlan(ctx, show, p, func(m lab.Name) bool { return m == name }, r.Bool("yes"))
 					},
 				})
 			})

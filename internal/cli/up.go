@@ -30,7 +30,8 @@ func (a *app) upCommand() *command {
 those that differ from the Labfile, and waits until all are ready. Machines that
 are as wanted are left alone, so it can be repeated at any time; after an
 interruption it goes on from there. With names, only those machines and what they
-depend on. On a terminal it asks before it replaces or destroys a machine.
+depend on. On a terminal it asks before it replaces or destroys a machine, and says
+what becomes of its disk.
 
 It says what it is going to do before it does it. --plan carries out exactly a plan
 that "lab plan --out" wrote down, without asking, or refuses because something has
@@ -71,12 +72,13 @@ func (a *app) replaceCommand() *command {
 		name: "replace", aliases: []string{"rebuild"}, group: groupDaily, args: "MACHINE... | --all", max: -1, lab: true, reports: true,
 		short: "replace machines by new ones, born from their image",
 		long: `Gives each of the machines a new generation: a new disk, the same name and
-address. What was on the old disk is lost; it does not ask. The lab is brought up as
-by "lab up" besides.`,
+address. The old generation is kept, stopped, as long as "replace.keep" in the Labfile
+says; volumes pass on to the new one. The rest of the lab is brought up as by "lab up".
+On a terminal it asks before a disk is lost, and before other machines are replaced.`,
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "all machines of the lab"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
-			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask about other machines either"},
+			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"},
 		},
 		complete: a.completeMachines,
 		examples: []string{
@@ -185,9 +187,9 @@ func (a *app) tellEmulation(st engine.Status) {
 	}
 }
 
-// confirmPlan shows a plan that changes something. If that loses disks which nobody
-// asked to lose it asks, on a terminal; elsewhere a machine is replaced unasked, for
-// that is what a changed Labfile means, but not destroyed.
+// confirmPlan shows a plan that changes something. On a terminal it asks if machines are
+// replaced that the user did not name for that, or a disk is lost; elsewhere a machine
+// is replaced unasked, for that is what a changed Labfile means, but not destroyed.
 func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
 	if !p.Changes() {
 		return nil
@@ -198,25 +200,59 @@ func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked f
 			return err
 		}
 	}
-	var gone []lab.Name
-	lost := false
-	for _, s := range p.Steps {
-		if s.Action == plan.Destroy {
-			gone = append(gone, s.Machine)
-		}
-		lost = lost || s.Action == plan.Destroy || s.Action == plan.Replace && !asked(s.Machine)
-	}
-	if yes || !lost {
+	loss := lossOf(p, asked)
+	if yes || loss == "" {
 		return nil
 	}
 	if !a.interactive() {
+		var gone []lab.Name
+		for _, s := range p.Steps {
+			if s.Action == plan.Destroy {
+				gone = append(gone, s.Machine)
+			}
+		}
 		if len(gone) > 0 {
 			return usage("add --yes, or put it back into the Labfile",
 				"there is no terminal to ask on whether to destroy what the Labfile no longer has: %s", ui.Names(gone))
 		}
 		return nil
 	}
-	return a.ask(ctx, "The disks of the machines that go are lost. Go on?")
+	return a.ask(ctx, loss+" Continue?")
+}
+
+// lossOf says what a plan takes away: which generations are stopped and kept, and which
+// go with their disks. Machines that are replaced because the user asked for it count
+// only if a disk is lost. It is empty if there is nothing to ask about.
+func lossOf(p plan.Plan, asked func(lab.Name) bool) string {
+	var kept, lost, destroyed []lab.Name
+	for _, s := range p.Steps {
+		old := lab.Name(lab.Generation{Machine: s.Machine, Number: s.Generation}.String())
+		switch {
+		case s.Action == plan.Destroy && s.Generation == 0:
+			destroyed = append(destroyed, s.Machine)
+		case s.Action == plan.Destroy:
+			destroyed = append(destroyed, old)
+		case s.Action != plan.Replace:
+		case slices.Contains(s.Leftovers, s.Generation):
+			lost = append(lost, old)
+		case !asked(s.Machine):
+			kept = append(kept, old)
+		}
+	}
+	var parts []string
+	say := func(names []lab.Name, one, several string) {
+		switch len(names) {
+		case 0:
+		case 1:
+			parts = append(parts, fmt.Sprintf("%s %s.", names[0], one))
+		default:
+			parts = append(parts, fmt.Sprintf("%s %s.", ui.Names(names), several))
+		}
+	}
+	say(kept, "is stopped; its disk is kept", "are stopped; their disks are kept")
+	say(lost, "is replaced; its disk is lost", "are replaced; their disks are lost")
+	say(destroyed, "is destroyed; its disk is lost", "are destroyed; their disks are lost")
+	return strings.Join(parts, " ")
 }
 
 // interactive reports whether somebody can be asked.

@@ -71,6 +71,17 @@ func (l *Lab) Burn(ctx context.Context, want *lab.Lab, o BurnOptions) ([]Burnt, 
 	}
 }
 
+// Burnable returns the machines that Burn would choose from, without Random. It takes no
+// lock and changes nothing. Errors: ErrNoLab, *NoMachineError, and ErrNothingToBurn.
+func (l *Lab) Burnable(ctx context.Context, want *lab.Lab, o BurnOptions) ([]lab.Name, error) {
+	s := &session{Lab: l, opt: o.Options}
+	if err := s.look(ctx, want); err != nil {
+		return nil, err
+	}
+	o.Random = 0
+	return s.victims(want, o)
+}
+
 // burn is one round.
 func (l *Lab) burn(ctx context.Context, want *lab.Lab, o BurnOptions, round int) ([]Burnt, error) {
 	burnt, blow, err := l.strike(ctx, want, o, round)

@@ -30,9 +30,12 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	s := &session{Lab: l, opt: o, lock: lk}
 	defer s.end()
 	s.state, err = s.read()
-	var damaged *ledger.CorruptError
-	if err != nil && (!errors.As(err, &damaged) || len(o.Machines) > 0) {
-		return err
+	if err != nil {
+		if len(o.Machines) > 0 {
+			return err
+		}
+		// Whatever keeps the ledger from being read, the machines are the provider's.
+		s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("going on without the ledger: %v", err)})
 	}
 	found := l.book.Exists()
 	var all []providers.Machine

@@ -39,8 +39,12 @@ func (l *Lab) Up(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, er
 }
 
 // Rebuild replaces the named machines, or all, by new generations: a new disk,
-// the same name and address. The rest of the lab is brought up as by Up.
+// the same name and address. The rest of the lab is brought up as by Up. Errors: ErrNoLab,
+// and those of Up.
 func (l *Lab) Rebuild(ctx context.Context, want *lab.Lab, o UpOptions) (plan.Plan, error) {
+	if !l.book.Exists() {
+		return plan.Plan{}, ErrNoLab
+	}
 	rebuild := o.Machines
 	if len(rebuild) == 0 {
 		for _, m := range want.Machines {

@@ -157,7 +157,11 @@ func (s *Store) Export(ctx context.Context, name string, from Snapshot, format, 
 	if err != nil {
 		return err
 	}
+	// Made first, so that nobody else reads the data meanwhile: qemu-img keeps the mode.
 	tmp := to + ".part"
+	if err := makePrivate(tmp); err != nil {
+		return fmt.Errorf("writing %s: %w", to, err)
+	}
 	if err := flatten(ctx, chain, format, tmp); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("writing %s: %w", to, err)
@@ -167,6 +171,19 @@ func (s *Store) Export(ctx context.Context, name string, from Snapshot, format, 
 		return fmt.Errorf("writing %s: %w", to, err)
 	}
 	return nil
+}
+
+// makePrivate makes an empty file that only its owner reads, in the place of one that an
+// export left which was killed.
+func makePrivate(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Exportable returns an error if Export would not make that file.

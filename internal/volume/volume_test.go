@@ -398,6 +398,9 @@ func testExt4(t *testing.T, s kept) {
 		t.Errorf("the file system has %s blocks", got)
 	}
 	small := filepath.Join(t.TempDir(), "small.raw")
+	if fi, err := os.Stat(file); err != nil || fi.Mode() != 0o600 {
+		t.Errorf("others may read what was exported: %v, %v", fi, err)
+	}
 	if err := s.Export(t.Context(), "db", before, "raw", small); err != nil {
 		t.Fatal(err)
 	}
