@@ -17,16 +17,19 @@ func TestLossOf(t *testing.T) {
 	}{
 		{"nothing", []plan.Step{{Machine: "db", Action: plan.Create, Next: 1}, {Machine: "web", Action: plan.Keep, Generation: 1, Leftovers: []int{2}}}, ""},
 		{
-			"one is kept", []plan.Step{{Machine: "web", Action: plan.Replace, Generation: 2, Next: 3, Leftovers: []int{1}}},
+			"one is kept",
+			[]plan.Step{{Machine: "web", Action: plan.Replace, Generation: 2, Next: 3, Leftovers: []int{1}}},
 			"web@2 is stopped; its disk is kept.",
 		},
 		{"one that was asked for", []plan.Step{{Machine: "named", Action: plan.Replace, Generation: 2, Next: 3}}, ""},
 		{
-			"one that was asked for, with its disk", []plan.Step{{Machine: "named", Action: plan.Replace, Generation: 2, Next: 3, Leftovers: []int{2}}},
+			"one that was asked for, with its disk",
+			[]plan.Step{{Machine: "named", Action: plan.Replace, Generation: 2, Next: 3, Leftovers: []int{2}}},
 			"named@2 is replaced; its disk is lost.",
 		},
 		{
-			"everything", []plan.Step{
+			"everything",
+			[]plan.Step{
 				{Machine: "a", Action: plan.Replace, Generation: 1, Next: 2},
 				{Machine: "b", Action: plan.Replace, Generation: 4, Next: 5},
 				{Machine: "c", Action: plan.Replace, Generation: 1, Next: 2, Leftovers: []int{1}},

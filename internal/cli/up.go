@@ -44,6 +44,7 @@ or built first even then: what they are is part of the answer.`,
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and leave all machines alone"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
 			&cli.StringFlag{Name: "plan", Usage: "carry out the plan in `FILE`, or nothing"},
+			junitFlag(),
 			yesFlag(),
 		},
 		complete: a.completeMachines,
@@ -53,9 +54,13 @@ or built first even then: what they are is part of the answer.`,
 			"lab up --dry-run", "what would be done, and why",
 			"lab up --name two", "a second instance beside the first",
 			"lab up --var VERSION=1.2", "set a variable of the Labfile",
+			"lab up --junit lab.xml", "for a CI server, with what failed",
 		},
 		run: func(ctx context.Context, r request) error {
 			if r.Bool("dry-run") {
+				if r.String("junit") != "" {
+					return usage("leave one of them out", "with --dry-run there is nothing to report")
+				}
 				_, err := a.showPlan(ctx, r)
 				return err
 			}
@@ -79,6 +84,7 @@ On a terminal it asks before a disk is lost, and before other machines are repla
 			&cli.BoolFlag{Name: "all", Usage: "all machines of the lab"},
 			&cli.BoolFlag{Name: "locked", Usage: "refuse to run unless Labfile.lock pins every box"},
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"},
+			junitFlag(),
 		},
 		complete: a.completeMachines,
 		examples: []string{
@@ -114,9 +120,10 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	if err != nil {
 		return err
 	}
-	return a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
+	c := newChecked()
+	return a.reported(ctx, r, l, want, c, func(show *shown) (plan.Plan, error) {
 		return do(l, ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
-			Machines: names, Events: show.event, Command: a.typed,
+			Machines: names, Events: show.event, Command: a.typed, Checked: c.add,
 			Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, asked, r.Bool("yes")) },
 		}})
 	})
@@ -135,9 +142,10 @@ func (a *app) bringPlanned(ctx context.Context, r request, path string) error {
 	if err != nil {
 		return err
 	}
-	return a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
+	c := newChecked()
+	return a.reported(ctx, r, l, want, c, func(show *shown) (plan.Plan, error) {
 		return l.Up(ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Exactly: &planned, Options: engine.Options{
-			Machines: planned.Machines, Events: show.event, Command: a.typed,
+			Machines: planned.Machines, Events: show.event, Command: a.typed, Checked: c.add,
 			Confirm: func(p plan.Plan) error {
 				return a.confirmPlan(ctx, show, p, func(lab.Name) bool { return true }, true)
 			},

@@ -109,22 +109,32 @@ func noChecks(want *lab.Lab, names []lab.Name) string {
 // writeReport prints the report or, if file is not empty, writes it there and
 // prints it for people.
 func (a *app) writeReport(id lab.ID, report verify.Report, format, file string) error {
-	write := func(w io.Writer, format string, color bool) error {
-		switch format {
-		case "json":
-			return ui.JSON(w, ui.NewVerifyJSON(id, report))
-		case "tap":
-			return ui.TAP(w, report)
-		case "junit":
-			return ui.JUnit(w, id, report)
-		}
-		return ui.Verify(w, report, color)
-	}
 	if file == "" {
-		return write(a.Out, format, a.ui.ColorOut)
+		return formatReport(a.Out, id, report, format, a.ui.ColorOut)
 	}
+	if err := a.writeFile(id, report, format, file); err != nil {
+		return err
+	}
+	return formatReport(a.Out, id, report, "human", a.ui.ColorOut)
+}
+
+// formatReport prints a report in one of the reportFormats.
+func formatReport(w io.Writer, id lab.ID, report verify.Report, format string, color bool) error {
+	switch format {
+	case "json":
+		return ui.JSON(w, ui.NewVerifyJSON(id, report))
+	case "tap":
+		return ui.TAP(w, report)
+	case "junit":
+		return ui.JUnit(w, id, report)
+	}
+	return ui.Verify(w, report, color)
+}
+
+// writeFile writes a report to a file, which a relative path finds from here.
+func (a *app) writeFile(id lab.ID, report verify.Report, format, file string) error {
 	var b bytes.Buffer
-	if err := write(&b, format, false); err != nil {
+	if err := formatReport(&b, id, report, format, false); err != nil {
 		return err
 	}
 	dir, err := a.Dir()
@@ -137,5 +147,5 @@ func (a *app) writeReport(id lab.ID, report verify.Report, format, file string) 
 	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
-	return write(a.Out, "human", a.ui.ColorOut)
+	return nil
 }

@@ -241,13 +241,19 @@ func (s *session) verify(ctx context.Context, target guest.Target, l launch) err
 	if len(l.m.Tests) == 0 {
 		return nil
 	}
-	return verify.Machine(ctx, target, l.m.Tests, func(r verify.Result) {
+	results, err := verify.Machine(ctx, target, l.m.Tests, func(r verify.Result) {
 		text := fmt.Sprintf("check %q: %s", r.Name, r.Outcome)
 		if why := r.Why(); why != "" {
 			text += ": " + why
 		}
 		s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageVerify, Text: text})
 	})
+	if s.opt.Checked != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.opt.Checked(l.Machine, results)
+	}
+	return err
 }
 
 // freeze makes the disk, as it is now, the generation's birth.

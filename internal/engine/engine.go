@@ -19,6 +19,7 @@ import (
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/internal/verify"
 	"github.com/labfile/lab/providers"
 )
 
@@ -71,6 +72,10 @@ type Options struct {
 	Confirm  func(plan.Plan) error // called once before anything is changed; an error stops it; may be nil
 	Volumes  bool                  // the volumes go, too; Destroy alone looks at it
 	Force    bool                  // cut the power of machines that cannot be asked to shut down; Stop and Destroy look at it
+
+	// Checked is told the results of the Labfile's checks that a birth carried out, all of
+	// a machine at once, also if some failed; one call at a time. It may be nil.
+	Checked func(lab.Name, []verify.Result)
 
 	due *Due // what made the clock ask for this; nil if somebody did
 }

@@ -117,16 +117,16 @@ func (e *FailedError) Hint() string {
 }
 
 // Machine carries tests out on a machine and tells progress, which may be nil, each
-// result, one call at a time. Nothing to carry out is success.
+// result, one call at a time. It returns all results; nothing to carry out is success.
 //
 // Errors: *FailedError if a test did not pass, or ctx's cause.
-func Machine(ctx context.Context, t guest.Target, tests []lab.Test, progress func(Result)) error {
+func Machine(ctx context.Context, t guest.Target, tests []lab.Test, progress func(Result)) ([]Result, error) {
 	report, err := Run(ctx, []Target{{
 		Machine: t.Machine, Tests: tests,
 		Open: func(context.Context) (guest.Target, error) { return t, nil },
 	}}, progress)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	failed := &FailedError{Machine: t.Machine, Total: len(report.Results) - report.Count(Skipped)}
 	for _, r := range report.Results {
@@ -135,9 +135,9 @@ func Machine(ctx context.Context, t guest.Target, tests []lab.Test, progress fun
 		}
 	}
 	if len(failed.Failed) > 0 {
-		return failed
+		return report.Results, failed
 	}
-	return nil
+	return report.Results, nil
 }
 
 // Target is a machine and its tests.
