@@ -383,7 +383,10 @@ type Machine struct {
 	Written lab.Bytes // of those, what was written since its birth, about; 0 if it was never frozen
 	Exit    Exit      // how it last ended; zero if it runs or never ran
 	Reason  string    // what is wrong, if State is StateBroken, or why it is paused; may be empty
-	Volumes []Volume  // that it has, or will have from its next start on; none if State is StateBroken
+	// Unreachable says why nothing can be plugged into a machine that runs: its sockets
+	// are gone. Empty if they are there.
+	Unreachable string
+	Volumes     []Volume // that it has, or will have from its next start on; none if State is StateBroken
 }
 
 // Exit says how a machine's last run ended.

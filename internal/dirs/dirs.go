@@ -159,8 +159,10 @@ func (d Dirs) Remotes() string { return filepath.Join(d.Data, "remotes") }
 // SupervisorLog is what the lab's supervisors said.
 func (d Dirs) SupervisorLog(id lab.ID) string { return filepath.Join(d.Lab(id), "supervisor.log") }
 
-// RunLab holds the sockets and locks of one lab.
-func (d Dirs) RunLab(id lab.ID) string { return filepath.Join(d.Run, string(id)) }
+// RunLab holds the sockets and locks of one lab: below the runtime directory that the
+// lab's folder names, whatever the caller's environment says, or below Run if it names
+// none that can be used.
+func (d Dirs) RunLab(id lab.ID) string { return filepath.Join(d.runtime(id), string(id)) }
 
 // Socket is a socket of one generation; kind is a word of at most five letters.
 // Long machine names are shortened, so that the path fits a unix socket address.

@@ -183,7 +183,17 @@ func TestLost(t *testing.T) {
 		s.ok("destroy", "--yes")
 		s.nothingLeft()
 
+		// The runtime directory goes with the last logout; the machine is shut down in order.
 		s.ok("up")
+		s.ok("exec", "m", "--", "echo kept > /root/kept")
+		if err := os.RemoveAll(filepath.Join(w.runtime(), string(s.id))); err != nil {
+			t.Fatal(err)
+		}
+		s.equal("state without sockets", s.machine("m").State, "unreachable")
+		s.fails(1, []string{`machine "m" runs, but cannot be reached`, "lab stop m && lab start m"}, "exec", "m", "--", "true")
+		s.ok("up")
+		s.equal("what was written", s.ok("exec", "m", "--", "cat /root/kept"), "kept\n")
+
 		remove(filepath.Join(s.dir, "Labfile"))
 		s.equal("list", fmt.Sprint(strings.Contains(s.ok("list"), string(s.id))), "true")
 		s.ok("exec", "m", "--", "true")

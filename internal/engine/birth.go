@@ -22,10 +22,16 @@ import (
 // makeDirs makes the lab's directories.
 func (l *Lab) makeDirs() error {
 	d := l.host.Dirs
-	for _, dir := range []string{d.Lab(l.id), d.Keys(l.id), d.Machines(l.id), d.RunLab(l.id)} {
+	for _, dir := range []string{d.Lab(l.id), d.Keys(l.id), d.Machines(l.id)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("making the lab's directory: %w", err)
 		}
+	}
+	if err := d.Claim(l.id); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.RunLab(l.id), 0o700); err != nil {
+		return fmt.Errorf("making the lab's directory: %w", err)
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func (s *session) input(want *lab.Lab, images map[lab.Name]Image) plan.Input {
 	}
 	for name, seen := range s.observed {
 		for _, g := range seen {
-			in.Observed[name] = append(in.Observed[name], plan.Observed{Number: g.Number, State: planState(g.State)})
+			in.Observed[name] = append(in.Observed[name], plan.Observed{Number: g.Number, State: planState(g.State), Unreachable: g.Unreachable})
 		}
 	}
 	return in

@@ -109,10 +109,26 @@ func (e *PausedError) Hint() string {
 	return fmt.Sprintf("\"lab up %s\" lets it go on, \"lab replace %s\" puts a new one in its place", e.Machine, e.Machine)
 }
 
+// UnreachableError says that a machine runs but cannot be reached, since its sockets are gone.
+type UnreachableError struct {
+	Machine lab.Name
+	Why     string
+}
+
+// Error implements error.
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("machine %q runs, but cannot be reached: %s", e.Machine, e.Why)
+}
+
+// Hint is the next step.
+func (e *UnreachableError) Hint() string {
+	return fmt.Sprintf("\"lab stop %s && lab start %[1]s\" shuts it down in order and starts it again; so does \"lab up\"", e.Machine)
+}
+
 // running returns the record of a machine that runs.
 //
 // Errors: ErrNoLab, *NoMachineError, and providers.ErrNotRunning with why, as a
-// *PausedError if it is there but halted.
+// *PausedError if it is there but halted, or a *UnreachableError if it cannot be reached.
 func (l *Lab) running(ctx context.Context, name lab.Name) (ledger.Machine, error) {
 	m, p, err := l.known(name)
 	if err != nil {
@@ -128,6 +144,9 @@ func (l *Lab) running(ctx context.Context, name lab.Name) (ledger.Machine, error
 			why = ": " + why
 		}
 		return m, fmt.Errorf("machine %q is %s%s: %w", name, state, why, providers.ErrNotRunning)
+	}
+	if live.Unreachable != "" {
+		return m, &UnreachableError{Machine: name, Why: live.Unreachable}
 	}
 	if live.State == providers.StatePaused {
 		return m, &PausedError{Machine: name, Why: live.Reason}

@@ -72,7 +72,11 @@ func (s *session) recheck(ctx context.Context, g lab.Generation, m lab.Machine, 
 // start boots a stopped machine again.
 func (s *session) start(ctx context.Context, g lab.Generation, m lab.Machine, changes []string) error {
 	began := time.Now()
-	if rec := s.machine(g.Machine); rec.Phase == ledger.PhaseStopping {
+	if rec := s.machine(g.Machine); unreachable(rec, s.observed[g.Machine]) != "" {
+		if err := s.bringBack(ctx, g, rec); err != nil {
+			return err
+		}
+	} else if rec.Phase == ledger.PhaseStopping {
 		if err := s.park(ctx, g, rec); err != nil {
 			return err
 		}

@@ -31,8 +31,11 @@ type holder struct {
 
 // acquire takes the lab's lock, or returns a *LockedError at once.
 func (l *Lab) acquire(command string) (*lock, error) {
-	path := filepath.Join(l.host.Dirs.RunLab(l.id), "lock")
 	for {
+		if err := l.host.Dirs.Claim(l.id); err != nil {
+			return nil, err
+		}
+		path := l.lockPath()
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, fmt.Errorf("locking lab %s: %w", l.id, err)
 		}
@@ -56,7 +59,7 @@ func (l *Lab) acquire(command string) (*lock, error) {
 			f.Close()
 			return nil, fmt.Errorf("locking lab %s: %w", l.id, err)
 		}
-		if !sameFile(f, path) { // destroyed between open and lock
+		if path != l.lockPath() || !sameFile(f, path) { // begun elsewhere, or destroyed, between open and lock
 			f.Close()
 			continue
 		}
@@ -72,6 +75,8 @@ func (l *Lab) acquire(command string) (*lock, error) {
 		return &lock{f}, nil
 	}
 }
+
+func (l *Lab) lockPath() string { return filepath.Join(l.host.Dirs.RunLab(l.id), "lock") }
 
 // heldBy is the error about a lock file that another command has locked.
 func (l *Lab) heldBy(f *os.File) *LockedError {
@@ -95,7 +100,7 @@ func readHolder(f *os.File) holder {
 
 // locked reports whether some process holds the lab's lock.
 func (l *Lab) locked() bool {
-	f, err := os.Open(filepath.Join(l.host.Dirs.RunLab(l.id), "lock"))
+	f, err := os.Open(l.lockPath())
 	if err != nil {
 		return false
 	}
@@ -111,7 +116,7 @@ func taken(f *os.File) bool {
 
 // Busy says which command works on the lab at this moment; nil if none does.
 func (l *Lab) Busy() *LockedError {
-	f, err := os.Open(filepath.Join(l.host.Dirs.RunLab(l.id), "lock"))
+	f, err := os.Open(l.lockPath())
 	if err != nil {
 		return nil
 	}

@@ -394,7 +394,7 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 		return err
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping " + g.String()})
-	if m.Create.Agent || m.Phase == ledger.PhaseReady { // or it may never have had an ssh server
+	if reachable(m, s.observed[g.Machine]) && (m.Create.Agent || m.Phase == ledger.PhaseReady) { // or it may never have had an ssh server
 		s.sync(ctx, m)
 	}
 	if err := s.letGo(ctx, g); err != nil {

@@ -33,8 +33,8 @@ func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Dur
 	}
 	until := time.Now().Add(grace)
 	slow := fmt.Sprintf("it did not shut down within %s", span(grace))
-	err := s.audible(ctx, g)
-	if err == nil && m.Create.Agent && s.askAgent(ctx, m, min(askTime, grace)) {
+	reachable, err := s.audible(ctx, g)
+	if err == nil && reachable && m.Create.Agent && s.askAgent(ctx, m, min(askTime, grace)) {
 		limited, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
 		if _, err := s.provider.Wait(limited, g); err == nil || ctx.Err() != nil {
@@ -60,12 +60,14 @@ func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Dur
 }
 
 // audible returns an error that is providers.ErrUnasked if a machine is paused: it would
-// not notice its power button.
-func (s *session) audible(ctx context.Context, g lab.Generation) error {
-	if m, err := s.provider.Inspect(ctx, g); err == nil && m.State == providers.StatePaused {
-		return fmt.Errorf("%w: %s", providers.ErrUnasked, pausedText(m))
+// not notice its power button. Otherwise it says whether the machine's agent can be
+// reached.
+func (s *session) audible(ctx context.Context, g lab.Generation) (reachable bool, err error) {
+	m, err := s.provider.Inspect(ctx, g)
+	if err == nil && m.State == providers.StatePaused {
+		return false, fmt.Errorf("%w: %s", providers.ErrUnasked, pausedText(m))
 	}
-	return nil
+	return err == nil && m.Unreachable == "", nil
 }
 
 // askAgent asks the agent to shut the guest down, and reports whether it said that it

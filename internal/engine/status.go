@@ -22,14 +22,15 @@ type MachineState string
 
 // The states of a machine.
 const (
-	StateReady    MachineState = "ready"
-	StateStarting MachineState = "starting" // some command works on it
-	StateFailed   MachineState = "failed"   // it runs, and never became ready
-	StateStopped  MachineState = "stopped"  // on purpose
-	StateExited   MachineState = "exited"   // it ended by itself, or was killed
-	StateBroken   MachineState = "broken"   // interrupted half-way; "lab up" replaces it
-	StatePaused   MachineState = "paused"   // its processors are halted
-	StateMissing  MachineState = "missing"  // recorded, but the provider does not have it
+	StateReady       MachineState = "ready"
+	StateStarting    MachineState = "starting"    // some command works on it
+	StateFailed      MachineState = "failed"      // it runs, and never became ready
+	StateStopped     MachineState = "stopped"     // on purpose
+	StateExited      MachineState = "exited"      // it ended by itself, or was killed
+	StateBroken      MachineState = "broken"      // interrupted half-way; "lab up" replaces it
+	StatePaused      MachineState = "paused"      // its processors are halted
+	StateMissing     MachineState = "missing"     // recorded, but the provider does not have it
+	StateUnreachable MachineState = "unreachable" // it runs, and cannot be reached: its sockets are gone
 )
 
 // Status is the state of a lab. Its JSON is the schema of "lab status --json".
@@ -196,6 +197,8 @@ func judge(m ledger.Machine, there bool, live providers.Machine, busy bool) (Mac
 		return StateMissing, "the provider does not have it"
 	case live.State == providers.StateBroken:
 		return StateBroken, live.Reason
+	case running && live.Unreachable != "":
+		return StateUnreachable, live.Unreachable
 	case live.State == providers.StatePaused:
 		return StatePaused, live.Reason
 	case running:

@@ -34,6 +34,9 @@ func (s *session) supervisor(ctx context.Context) (*supervise.Client, error) {
 // ensure connects to the supervisor, starting one if needed. A new one knows
 // nothing: every machine that runs is plugged in again.
 func (l *Lab) ensure(ctx context.Context) (*supervise.Client, error) {
+	if err := l.host.Dirs.Claim(l.id); err != nil {
+		return nil, err
+	}
 	started := false
 	c, err := supervise.Ensure(ctx, l.host.Dirs, l.id, func() error {
 		started = true
@@ -68,7 +71,7 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	}
 	var errs []error
 	for _, m := range state.Machines {
-		if !runs(m, seen[m.Name]) || m.Phase == ledger.PhaseDestroying {
+		if !reachable(m, seen[m.Name]) || m.Phase == ledger.PhaseDestroying {
 			continue
 		}
 		g := lab.Generation{Lab: l.id, Machine: m.Name, Number: m.Generation}
@@ -117,11 +120,26 @@ func runs(m ledger.Machine, seen []providers.Machine) bool {
 	return false
 }
 
+// reachable reports whether a machine runs and its sockets are there.
+func reachable(m ledger.Machine, seen []providers.Machine) bool {
+	return runs(m, seen) && unreachable(m, seen) == ""
+}
+
+// unreachable says why a machine that runs cannot be reached; empty if it can.
+func unreachable(m ledger.Machine, seen []providers.Machine) string {
+	for _, g := range seen {
+		if g.Number == m.Generation {
+			return g.Unreachable
+		}
+	}
+	return ""
+}
+
 // recover brings a dead supervisor back if machines run without one. It is
 // called by everything that reads, so that a lab heals at the next command.
 func (l *Lab) recover(ctx context.Context, state ledger.State, seen map[lab.Name][]providers.Machine) error {
 	for name, m := range state.Machines {
-		if !runs(m, seen[name]) {
+		if !reachable(m, seen[name]) {
 			continue
 		}
 		c, err := l.ensure(ctx)
@@ -143,7 +161,7 @@ func (l *Lab) heal(ctx context.Context, c *supervise.Client, state ledger.State,
 		return err
 	}
 	for name, m := range state.Machines {
-		if runs(m, seen[name]) && !slices.ContainsFunc(st.Machines, func(p supervise.MachineStatus) bool {
+		if reachable(m, seen[name]) && !slices.ContainsFunc(st.Machines, func(p supervise.MachineStatus) bool {
 			return p.Generation.Machine == name
 		}) {
 			return l.replug(ctx, c)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -357,6 +358,10 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 func (s *session) open(want *lab.Lab) error {
 	if err := s.makeDirs(); err != nil {
 		return err
+	}
+	if filepath.Dir(s.lock.file.Name()) != s.host.Dirs.RunLab(s.id) {
+		// Another command began the same lab at the same time, with another runtime directory.
+		return &LockedError{Lab: s.id}
 	}
 	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires}
 	if a, ok := s.provider.(providers.Addressed); ok {

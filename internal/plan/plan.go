@@ -117,8 +117,9 @@ const (
 
 // Observed is a generation that the provider has.
 type Observed struct {
-	Number int
-	State  State
+	Number      int
+	State       State
+	Unreachable string // why it cannot be reached though it runs; empty if it can
 }
 
 // Image is what a machine is to be born from: a box, with provision steps baked in.
@@ -190,7 +191,7 @@ func (in Input) step(m lab.Machine) Step {
 		rec.Failed = nil
 		s.Leftovers, s.Retire = rec.leftovers(others, present, m.Replace.Keep)
 		if a == Replace {
-			s.Strategy, s.StrategyWhy = strategy(m, present != 0 && seen.State == Running && !rec.Stopping)
+			s.Strategy, s.StrategyWhy = strategy(m, present != 0 && seen.State == Running && !rec.Stopping, seen.Unreachable)
 		}
 		return s
 	}
@@ -233,9 +234,11 @@ func (in Input) step(m lab.Machine) Step {
 		return renew(Replace, why...)
 	}
 	s.Action, s.Changes = Keep, inPlace(rec.Spec, m)
-	if seen.State == Stopped || rec.Stopping {
+	if seen.State == Stopped || rec.Stopping || seen.Unreachable != "" {
 		s.Action = Start
 		switch {
+		case seen.Unreachable != "":
+			s.Reasons = []string{fmt.Sprintf("it cannot be reached: %s; it is shut down and started again", seen.Unreachable)}
 		case seen.State != Stopped:
 			s.Reasons = []string{"a command was interrupted that was about to stop it"}
 		case rec.Stopped:

@@ -35,7 +35,7 @@ func TestStep(t *testing.T) {
 		return &r
 	}
 	as := rec(func(*Recorded) {})
-	runs := []Observed{{3, Running}}
+	runs := []Observed{{Number: 3, State: Running}}
 	for _, tt := range []struct {
 		name     string
 		want     lab.Machine
@@ -78,10 +78,10 @@ func TestStep(t *testing.T) {
 			}), as, runs, false,
 			Step{Action: Keep, Changes: []string{"checks changed"}, Generation: 3},
 		},
-		{"stopped on purpose", db, rec(func(r *Recorded) { r.Stopped = true }), []Observed{{3, Stopped}}, false, Step{Action: Start, Reasons: []string{"it is stopped"}, Generation: 3}},
+		{"stopped on purpose", db, rec(func(r *Recorded) { r.Stopped = true }), []Observed{{Number: 3, State: Stopped}}, false, Step{Action: Start, Reasons: []string{"it is stopped"}, Generation: 3}},
 		{
 			"killed", db, rec(func(r *Recorded) { r.Trouble = "its process was killed from outside" }),
-			[]Observed{{3, Stopped}},
+			[]Observed{{Number: 3, State: Stopped}},
 			false,
 			Step{Action: Start, Reasons: []string{"it no longer runs: its process was killed from outside"}, Generation: 3},
 		},
@@ -95,7 +95,7 @@ func TestStep(t *testing.T) {
 		},
 		{
 			"half made", db, as,
-			[]Observed{{3, Broken}},
+			[]Observed{{Number: 3, State: Broken}},
 			false,
 			Step{Action: Replace, Reasons: []string{"generation 3 is half made"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
@@ -103,17 +103,23 @@ func TestStep(t *testing.T) {
 		{"destroyed before", db, rec(func(r *Recorded) { r.Phase = PhaseGone }), nil, false, Step{Action: Create, Reasons: []string{"it was destroyed"}, Next: 4}},
 		{
 			"half destroyed", db, rec(func(r *Recorded) { r.Phase = PhaseDestroying }),
-			[]Observed{{3, Stopped}},
+			[]Observed{{Number: 3, State: Stopped}},
 			false,
 			Step{Action: Replace, Reasons: []string{"generation 3 is half destroyed"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
 		{
 			"ledger lost", db, nil,
-			[]Observed{{7, Running}},
+			[]Observed{{Number: 7, State: Running}},
 			false,
 			Step{Action: Replace, Reasons: []string{"it was found without a record"}, Generation: 7, Next: 8, Leftovers: []int{7}},
 		},
-		{"an old generation is left over", db, as, []Observed{{2, Running}, {3, Running}}, false, Step{Action: Keep, Generation: 3, Leftovers: []int{2}}},
+		{
+			"unreachable", db, as,
+			[]Observed{{Number: 3, State: Running, Unreachable: "its sockets are gone"}},
+			false,
+			Step{Action: Start, Reasons: []string{"it cannot be reached: its sockets are gone; it is shut down and started again"}, Generation: 3},
+		},
+		{"an old generation is left over", db, as, []Observed{{Number: 2, State: Running}, {Number: 3, State: Running}}, false, Step{Action: Keep, Generation: 3, Leftovers: []int{2}}},
 		{
 			"rebuild", db, as, runs, true,
 			Step{Action: Replace, Reasons: []string{"replacing it was asked for"}, Generation: 3, Next: 4, Leftovers: []int{3}},
@@ -145,7 +151,7 @@ func TestStep(t *testing.T) {
 func TestOrderAndSelection(t *testing.T) {
 	l := want(machine("web", "db"), machine("db", "disk"), machine("disk"), machine("other"))
 	recorded := map[lab.Name]Recorded{"old": lived(machine("old"), 1), "past": {Generation: 2, Phase: PhaseGone}}
-	observed := map[lab.Name][]Observed{"old": {{1, Running}}, "stray": {{4, Running}}}
+	observed := map[lab.Name][]Observed{"old": {{Number: 1, State: Running}}, "stray": {{Number: 4, State: Running}}}
 	for _, tt := range []struct {
 		only []lab.Name
 		want []string

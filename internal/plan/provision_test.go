@@ -102,7 +102,7 @@ func TestImageChanges(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := Make(Input{
 				Want: want(db), Recorded: map[lab.Name]Recorded{"db": tt.have},
-				Observed: map[lab.Name][]Observed{"db": {{1, Running}}}, Images: map[lab.Name]Image{"db": tt.image},
+				Observed: map[lab.Name][]Observed{"db": {{Number: 1, State: Running}}}, Images: map[lab.Name]Image{"db": tt.image},
 			})
 			if diff := cmp.Diff(tt.why, p.Steps[0].Reasons); diff != "" {
 				t.Error(diff)

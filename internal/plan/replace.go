@@ -13,13 +13,16 @@ import (
 const NotRunning = "there is nothing to hand over: it does not run"
 
 // strategy says how a machine is replaced, and why that is not what the Labfile says.
-func strategy(m lab.Machine, runs bool) (lab.Strategy, string) {
+func strategy(m lab.Machine, runs bool, unreachable string) (lab.Strategy, string) {
 	s := m.Replace.Strategy
 	if s != lab.BlueGreen && s != lab.Rolling {
 		return s, ""
 	}
 	if !runs {
 		return lab.StopFirst, NotRunning
+	}
+	if unreachable != "" {
+		return lab.StopFirst, "there is nothing to hand over: " + unreachable
 	}
 	for _, v := range m.Volumes {
 		if !v.ReadOnly {

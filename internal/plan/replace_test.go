@@ -39,9 +39,9 @@ func TestReplaceStep(t *testing.T) {
 			m.Volumes, m.Replace = tt.volumes, lab.Replace{Strategy: tt.strategy, Keep: tt.keep}
 			rec := lived(m, 5)
 			rec.Retired, rec.Failed = tt.retired, tt.failed
-			seen := []Observed{{5, tt.state}}
+			seen := []Observed{{Number: 5, State: tt.state}}
 			for _, n := range append(tt.retired, tt.failed...) {
-				seen = append(seen, Observed{n, Stopped})
+				seen = append(seen, Observed{Number: n, State: Stopped})
 			}
 			in := Input{
 				Want: want(m), Recorded: map[lab.Name]Recorded{"web": rec},

@@ -134,7 +134,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a dead one
 		return fmt.Errorf("starting the supervisor: %w", err)
 	}
-	ln, err := net.Listen("unix", path) // its Close removes the file
+	ln, err := listen(path)
 	if err != nil {
 		return fmt.Errorf("starting the supervisor: %w", err)
 	}

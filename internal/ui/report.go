@@ -19,7 +19,7 @@ func stateColor(state engine.MachineState) Color {
 	switch state {
 	case engine.StateReady:
 		return Green
-	case engine.StateFailed, engine.StateExited, engine.StateBroken, engine.StatePaused, engine.StateMissing:
+	case engine.StateFailed, engine.StateExited, engine.StateBroken, engine.StatePaused, engine.StateMissing, engine.StateUnreachable:
 		return Red
 	case engine.StateStarting:
 		return Yellow

@@ -108,6 +108,11 @@ func conform(t *testing.T, daemon *daemontest.Daemon) {
 					time.Sleep(time.Millisecond)
 				}
 			},
+			Isolate: func(t *testing.T, m providers.Machine) {
+				if err := os.RemoveAll(d.RunLab(m.Lab)); err != nil {
+					t.Fatal(err)
+				}
+			},
 			Halve: func(t *testing.T, g lab.Generation) {
 				undefine(t, g)
 				if err := os.Truncate(local.OverlayPath(p.dir(g), 0), 100); err != nil {

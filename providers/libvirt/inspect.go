@@ -126,6 +126,7 @@ func (p *Provider) describe(ctx context.Context, g lab.Generation, d *domain) (m
 	if err := p.describeRun(&m, s, reason); err != nil {
 		return m, false, err
 	}
+	m.Unreachable = p.socketsGone(def, m.Since)
 	switch {
 	case m.State == providers.StatePaused:
 		if _, why := local.Paused(dir); why != "" {

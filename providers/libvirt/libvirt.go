@@ -367,6 +367,23 @@ func (p *Provider) removeSockets(g lab.Generation) {
 	}
 }
 
+// socketsGone says that the sockets of a machine that runs since then are gone; empty if
+// one is there, or may yet come: libvirt makes the agent's before QEMU starts, and QEMU
+// the cable's when it gets to it.
+func (p *Provider) socketsGone(def local.Definition, since time.Time) string {
+	var paths []string
+	if def.Agent {
+		paths = append(paths, p.socket(def.Generation(), socketAgent))
+	}
+	if def.MAC != "" {
+		paths = append(paths, p.socket(def.Generation(), socketNIC))
+	}
+	if len(paths) == 0 || !def.Agent && time.Since(since) < local.CableTime {
+		return ""
+	}
+	return local.SocketsGone(paths)
+}
+
 // Destroy ends the domain, undefines it, moves the directory out of the way and then
 // removes it: interrupted anywhere, it leaves what List shows and the next Destroy
 // removes.

@@ -31,6 +31,8 @@ type Guest struct {
 	since  time.Time
 	paused bool // guarded by Provider.mu
 
+	isolated bool // likewise
+
 	wrote func(lab.Bytes) // notes what is written to the disk
 
 	button  chan struct{} // closed when the power button is pressed

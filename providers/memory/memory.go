@@ -57,6 +57,8 @@ func New(cfg Config) *Provider {
 	return &Provider{cfg: cfg, machines: map[lab.Generation]*machine{}}
 }
 
+var errIsolated = errors.New("its sockets are gone")
+
 // machine is one generation. Its fields are guarded by Provider.mu.
 type machine struct {
 	spec    providers.Spec
@@ -147,6 +149,16 @@ func (p *Provider) Pause(g lab.Generation, paused bool) {
 	}
 }
 
+// Isolate makes a running machine unreachable, or reachable again, as if its sockets
+// were gone: it still hears its power button. Tests use it.
+func (p *Provider) Isolate(g lab.Generation, isolated bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m := p.machines[g]; m != nil && m.running != nil {
+		m.running.isolated = isolated
+	}
+}
+
 // get returns a whole generation.
 func (p *Provider) get(ctx context.Context, g lab.Generation) (*machine, error) {
 	if err := ctx.Err(); err != nil {
@@ -173,6 +185,20 @@ func (p *Provider) guest(ctx context.Context, g lab.Generation) (*machine, *Gues
 		return nil, nil, providers.ErrNotRunning
 	}
 	return m, m.running, nil
+}
+
+// reach returns what runs on a generation that is not isolated.
+func (p *Provider) reach(ctx context.Context, g lab.Generation) (*machine, *Guest, error) {
+	m, guest, err := p.guest(ctx, g)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if guest.isolated {
+		return nil, nil, errIsolated
+	}
+	return m, guest, nil
 }
 
 // Start runs the generation's program.
@@ -315,6 +341,9 @@ func (m *machine) facts() providers.Machine {
 		if m.running.paused {
 			f.State = providers.StatePaused
 		}
+		if m.running.isolated {
+			f.Unreachable = errIsolated.Error()
+		}
 	default:
 		f.Exit = m.exit
 	}
@@ -366,7 +395,7 @@ func (p *Provider) Wait(ctx context.Context, g lab.Generation) (providers.Exit, 
 
 // Console opens the guest's console. A second user is refused.
 func (p *Provider) Console(ctx context.Context, g lab.Generation) (io.ReadWriteCloser, error) {
-	m, guest, err := p.guest(ctx, g)
+	m, guest, err := p.reach(ctx, g)
 	if err == nil && !m.busy.TryLock() {
 		err = errors.New("somebody else is using it")
 	}
@@ -401,7 +430,7 @@ func (p *Provider) OpenLog(ctx context.Context, g lab.Generation, l providers.Lo
 // DialNIC plugs the machine's cable in; the guest gets the other end from
 // Guest.AcceptNIC.
 func (p *Provider) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	_, guest, err := p.guest(ctx, g)
+	_, guest, err := p.reach(ctx, g)
 	if err == nil && guest.Spec.MAC == "" {
 		err = errors.New("it has no network card")
 	}
@@ -414,7 +443,7 @@ func (p *Provider) DialNIC(ctx context.Context, g lab.Generation) (net.Conn, err
 // DialAgent opens the agent's port; the guest gets the other end from
 // Guest.AcceptAgent.
 func (p *Provider) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, error) {
-	_, guest, err := p.guest(ctx, g)
+	_, guest, err := p.reach(ctx, g)
 	if err == nil && !guest.Spec.Agent {
 		err = errors.New("it has no port for the agent")
 	}
@@ -426,7 +455,7 @@ func (p *Provider) DialAgent(ctx context.Context, g lab.Generation) (net.Conn, e
 
 // DialPort connects to a port that the guest listens on.
 func (p *Provider) DialPort(ctx context.Context, g lab.Generation, port uint16) (net.Conn, error) {
-	_, guest, err := p.guest(ctx, g)
+	_, guest, err := p.reach(ctx, g)
 	if err != nil {
 		return nil, fmt.Errorf("dialing port %d of machine %q: %w", port, g, err)
 	}

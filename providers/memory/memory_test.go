@@ -34,6 +34,7 @@ func TestConformance(t *testing.T) {
 			Provider: p, Other: p, Image: testImage, Deaf: deaf, Memory: lab.MiB, Patience: 10 * time.Second,
 			Kill:         func(_ *testing.T, m providers.Machine) { p.Kill(m.Generation) },
 			Freeze:       func(_ *testing.T, m providers.Machine) { p.Pause(m.Generation, true) },
+			Isolate:      func(_ *testing.T, m providers.Machine) { p.Isolate(m.Generation, true) },
 			Halve:        func(_ *testing.T, g lab.Generation) { p.Break(g, "its creation was interrupted") },
 			HalveDestroy: func(_ *testing.T, g lab.Generation) { p.Break(g, "its removal was interrupted") },
 			Leftovers: func(t *testing.T) []string {

@@ -31,6 +31,9 @@ type Host struct {
 	Kill func(t *testing.T, m providers.Machine)
 	// Freeze makes a machine's hypervisor deaf and dumb without ending it.
 	Freeze func(t *testing.T, m providers.Machine)
+	// Isolate removes a running machine's sockets. It is nil if machines have none on
+	// this host.
+	Isolate func(t *testing.T, m providers.Machine)
 	// Halve leaves of a created, stopped generation what a Create that was
 	// killed half-way would have left.
 	Halve func(t *testing.T, g lab.Generation)
@@ -66,6 +69,7 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 		{"HalfMade", testHalfMade},
 		{"List", testList},
 		{"Frozen", testFrozen},
+		{"Isolated", testIsolated},
 		{"Contexts", testContexts},
 		{"DestroyRunning", testDestroyRunning},
 		{"Standby", testStandby},

@@ -374,6 +374,30 @@ func testFrozen(b *bench) {
 	}
 }
 
+// A machine whose sockets are gone runs on, says so, and still hears its power button.
+func testIsolated(b *bench) {
+	if b.Isolate == nil {
+		return
+	}
+	g := gen("web", 1)
+	b.up(b.spec(g))
+	if m := b.inspect(g); m.Unreachable != "" {
+		b.Errorf("it cannot be reached from the beginning: %s", m.Unreachable)
+	}
+	b.Isolate(b.T, b.inspect(g))
+	if m := b.state(g, providers.StateRunning); m.Unreachable == "" {
+		b.Errorf("it can be reached without sockets: %+v", m)
+	}
+	b.ok("Stop", b.Provider.Stop(b.ctx(), g, b.Patience))
+	if m := b.state(g, providers.StateStopped); m.Exit.Reason != providers.ExitHost || m.Exit.Forced() || m.Unreachable != "" {
+		b.Errorf("after it was stopped: %+v", m)
+	}
+	b.ok("Start", b.Provider.Start(b.ctx(), g))
+	if m := b.state(g, providers.StateRunning); m.Unreachable != "" {
+		b.Errorf("it cannot be reached after another start: %s", m.Unreachable)
+	}
+}
+
 func testContexts(b *bench) {
 	g := gen("web", 1)
 	ended, cancel := context.WithCancel(context.Background())

@@ -93,9 +93,10 @@ func (l Launch) Argv() []string {
 
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", monitorFD),
 		"-mon", "chardev=monitor,mode=control",
-		// A second monitor that nobody talks to: its input is a file with the
-		// one command that makes it speak, its output a file that collects the
-		// events. So the reason of an exit is on disk, whoever watched.
+		// A second monitor that nobody talks to as long as the first one's socket is
+		// there: its input is a FIFO, from which it reads the one command that makes
+		// it speak, its output a file that collects the events. So the reason of an
+		// exit is on disk, whoever watched.
 		"-chardev", "pipe,id=events,path="+comma(l.Events),
 		"-mon", "chardev=events,mode=control",
 

@@ -73,6 +73,11 @@ func TestConformance(t *testing.T) {
 					time.Sleep(time.Millisecond)
 				}
 			},
+			Isolate: func(t *testing.T, m providers.Machine) {
+				if err := os.RemoveAll(d.RunLab(m.Lab)); err != nil {
+					t.Fatal(err)
+				}
+			},
 			Halve: func(t *testing.T, g lab.Generation) {
 				dir := d.Generation(g)
 				if err := os.Remove(filepath.Join(dir, local.FileDefinition)); err != nil {

@@ -76,6 +76,7 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 		return m, true, nil
 	}
 	m.State = providers.StateRunning
+	m.Unreachable = local.SocketsGone(p.sockets(g))
 	switch isPaused, why := local.Paused(dir); {
 	case isPaused:
 		m.State, m.Reason = providers.StatePaused, why

@@ -154,7 +154,16 @@ func (p *Provider) destroy(ctx context.Context, g lab.Generation) error {
 // removeSockets removes what a QEMU that was killed left behind. The caller
 // holds the generation's lock and QEMU is dead.
 func (p *Provider) removeSockets(g lab.Generation) {
-	for _, kind := range []string{socketMonitor, socketNIC, socketAgent, socketConsole} {
-		os.Remove(p.cfg.Dirs.Socket(g, kind))
+	for _, path := range p.sockets(g) {
+		os.Remove(path)
 	}
+}
+
+// sockets are the paths of all sockets that a generation may have.
+func (p *Provider) sockets(g lab.Generation) []string {
+	var paths []string
+	for _, kind := range []string{socketMonitor, socketNIC, socketAgent, socketConsole} {
+		paths = append(paths, p.cfg.Dirs.Socket(g, kind))
+	}
+	return paths
 }

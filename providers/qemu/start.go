@@ -91,6 +91,13 @@ func (p *Provider) start(ctx context.Context, g lab.Generation) error {
 	if err := local.FreshRecords(dir, local.FileLog); err != nil {
 		return err
 	}
+	events, err := local.OpenEvents(dir)
+	if err != nil {
+		return err
+	}
+	if events != nil {
+		defer events.Close() // QEMU has it open by the time that it answers
+	}
 	r := local.Run{ID: rand.Text(), Started: time.Now().UTC(), Accel: how.Name, Boot: local.BootID()}
 	if err := local.WriteJSON(filepath.Join(dir, local.FileRun), r); err != nil {
 		return err

@@ -83,7 +83,7 @@ func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, p
 		// The button is pressed again and again: a guest that is still booting
 		// does not notice the first time.
 		wait := buttonInterval
-		err := command(ctx, monitor, "system_powerdown")
+		err := press(ctx, monitor, dir)
 		if err != nil {
 			p.log.Debug("power button", "machine", g.String(), "error", err)
 			wait = endTime // it may be about to end
@@ -108,6 +108,21 @@ func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, p
 		return err
 	}
 	return proc.Wait(ctx)
+}
+
+// press presses the power button, by way of the machine's directory if the monitor's
+// socket is gone.
+func press(ctx context.Context, monitor, dir string) error {
+	err := command(ctx, monitor, "system_powerdown")
+	if err == nil || !local.Gone(err) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	if perr := local.Press(ctx, dir); perr != nil {
+		return fmt.Errorf("%w; %w", err, perr)
+	}
+	return nil
 }
 
 // command runs one monitor command on a connection of its own.

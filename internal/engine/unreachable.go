@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
+)
+
+// bringBack shuts a machine down that runs and cannot be reached, so that it can be
+// started again. Its supervisor, if it lives, cannot be reached either: it ends by itself
+// with the last of its machines.
+func (s *session) bringBack(ctx context.Context, g lab.Generation, m ledger.Machine) error {
+	if err := s.record(ledger.MachineStop, g, nil); err != nil {
+		return err
+	}
+	since := s.machine(g.Machine)
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "shutting down, since it cannot be reached"})
+	how, err := s.shutDown(ctx, m, letGoTime, false)
+	if err != nil {
+		return s.stays(g, err)
+	}
+	if err := s.record(ledger.MachineStopped, g, how); err != nil {
+		return err
+	}
+	if how.Forced {
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: stoppedText(how)})
+	}
+	s.letGoOf(ctx, since.Ports)
+	return nil
+}
+
+// letGoOf waits until nobody listens on the host ports that a machine had, for a while:
+// a supervisor that cannot be reached gives them up when it notices that the machine has
+// ended.
+func (s *session) letGoOf(ctx context.Context, ports []ledger.Port) {
+	ctx, cancel := context.WithTimeout(ctx, noticeTime)
+	defer cancel()
+	for _, p := range ports {
+		for !vacant(p.Host) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// vacant reports whether nobody listens on a port of this host's loopback address.
+func vacant(port uint16) bool {
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	return l.Close() == nil
+}
