@@ -94,6 +94,27 @@ type Provider interface {
 	OpenLog(ctx context.Context, g lab.Generation, l Log) (io.ReadCloser, error)
 }
 
+// SpecChecker is a provider that can say, before anything is made, what its Create would
+// refuse.
+type SpecChecker interface {
+	// CheckSpec returns the error that Create would return for what spec says: its
+	// powers, and the files on this host. Neither the seed nor the address need be known
+	// yet. It changes nothing, and asks no daemon.
+	CheckSpec(ctx context.Context, spec Spec) error
+}
+
+// MemoryCounter is a provider that knows the memory of the host that its machines run on.
+type MemoryCounter interface {
+	// HostMemory returns what that host has. It changes nothing.
+	HostMemory(ctx context.Context) (HostMemory, error)
+}
+
+// HostMemory is the memory of a host.
+type HostMemory struct {
+	RAM, Swap lab.Bytes
+	Unbounded bool // its kernel promises more than it has, whatever is asked for
+}
+
 // Cabled is implemented by providers whose machines are plugged into the lab's
 // own switch.
 type Cabled interface {

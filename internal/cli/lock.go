@@ -29,7 +29,7 @@ moved to what its source has now; machines follow at the next "lab up".`,
 			"lab lock --update", "move to newer boxes",
 		},
 		run: func(ctx context.Context, r request) error {
-			want, l, err := a.wanted(ctx)
+			want, l, err := a.wantedBy(ctx, a.load)
 			if err != nil {
 				return err
 			}

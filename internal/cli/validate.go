@@ -30,8 +30,10 @@ func (a *app) validateCommand() *command {
 	return &command{
 		name: "validate", group: groupLook, lab: true, reports: true,
 		short: "check a Labfile and report every problem at once",
-		long: `Reads the Labfile and says what is wrong with it, by line and column. It
-looks at nothing else. Exit code 3 if there are problems.`,
+		long: `Reads the Labfile and says what is wrong with it, by line and column. Folders
+that are mounted and files of provision steps must be there; user data must be what
+cloud-init reads. No box is looked at, and nothing is started: "lab plan" finds out
+the rest. Exit code 3 if there are problems.`,
 		examples: []string{
 			"lab validate", "the Labfile of this folder",
 			"lab validate -f demo/Labfile --json", "for an editor",
@@ -41,7 +43,7 @@ looks at nothing else. Exit code 3 if there are problems.`,
 			if err != nil {
 				return err
 			}
-			want, err := a.load(path)
+			want, err := a.loadWhole(path)
 			var bad *labfile.Problems
 			if a.asJSON && (err == nil || errors.As(err, &bad)) {
 				out := validateJSON{File: path, Valid: err == nil, Problems: []problemJSON{}}

@@ -73,13 +73,18 @@ func (a *app) vars() (map[string]string, error) {
 }
 
 // load reads the Labfile at path.
-func (a *app) load(path string) (*lab.Lab, error) {
+func (a *app) load(path string) (*lab.Lab, error) { return a.read(path, false) }
+
+// loadWhole is load, and looks at the files of this host that the Labfile names.
+func (a *app) loadWhole(path string) (*lab.Lab, error) { return a.read(path, true) }
+
+func (a *app) read(path string, files bool) (*lab.Lab, error) {
 	vars, err := a.vars()
 	if err != nil {
 		return nil, err
 	}
 	want, err := labfile.Load(path, labfile.Options{
-		Vars: vars, Name: a.setting("name", "LAB_NAME"),
+		Vars: vars, Name: a.setting("name", "LAB_NAME"), HostFiles: files,
 		LookupEnv: func(name string) (string, bool) {
 			v := a.Getenv(name)
 			return v, v != ""
@@ -111,8 +116,14 @@ func (a *app) uri(provider string) string {
 }
 
 // wanted returns what the Labfile says and the lab that it is about. With --lab
-// the Labfile is the one that the lab was made from.
+// the Labfile is the one that the lab was made from. The files of this host that the
+// Labfile names are looked at: machines are to be made.
 func (a *app) wanted(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
+	return a.wantedBy(ctx, a.loadWhole)
+}
+
+// wantedBy is wanted, with the Labfile read by load.
+func (a *app) wantedBy(ctx context.Context, load func(path string) (*lab.Lab, error)) (*lab.Lab, *engine.Lab, error) {
 	h, err := a.host()
 	if err != nil {
 		return nil, nil, err
@@ -127,7 +138,7 @@ func (a *app) wanted(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
 			return nil, nil, err
 		}
 		a.set["name"] = []string{st.Name}
-		want, err := a.load(st.Labfile)
+		want, err := load(st.Labfile)
 		delete(a.set, "name")
 		return want, l, err
 	}
@@ -135,7 +146,7 @@ func (a *app) wanted(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	want, err := a.load(path)
+	want, err := load(path)
 	if err != nil {
 		return nil, nil, err
 	}

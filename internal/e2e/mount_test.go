@@ -35,7 +35,7 @@ machines:
 func TestMounts(t *testing.T) {
 	w := ordinary(t).debian(t)
 	s := w.site(t, mounted)
-	s.fails(1, []string{`mount at /src: there is no folder ` + filepath.Join(s.dir, "src")}, "plan")
+	s.fails(3, []string{`machines.tiny.mounts[0]: there is no folder ` + filepath.Join(s.dir, "src")}, "plan")
 	for _, dir := range []string{"src", "src/many", "out"} {
 		if err := os.Mkdir(filepath.Join(s.dir, dir), 0o755); err != nil {
 			t.Fatal(err)

@@ -136,6 +136,10 @@ func (l *Lab) strike(ctx context.Context, want *lab.Lab, o BurnOptions, round in
 	if err != nil {
 		return nil, nil, err
 	}
+	// Nothing is destroyed that would not come back.
+	if _, _, _, err := s.plan(ctx, want, UpOptions{Locked: o.Locked}, names); err != nil {
+		return nil, nil, err
+	}
 	var (
 		mu    sync.Mutex
 		burnt []Burnt

@@ -210,12 +210,21 @@ func replaceWithTakenPort(b *bench, l *Lab, w *lab.Lab) error {
 	if err != nil {
 		return err
 	}
-	defer other.Close()
-	port := uint16(other.Addr().(*net.TCPAddr).Port)
-	_, err = l.Rebuild(b.ctx, with(b, w, func(m *lab.Machine) {
+	address := other.Addr()
+	port := uint16(address.(*net.TCPAddr).Port)
+	other.Close()
+	// It is taken when the plan has been made, which would have refused it.
+	take := func(plan.Plan) error {
+		other, err = net.Listen("tcp", address.String())
+		return err
+	}
+	_, rerr := l.Rebuild(b.ctx, with(b, w, func(m *lab.Machine) {
 		m.Ports = []lab.Forward{{HostPort: port, GuestPort: 80}}
-	}), UpOptions{})
-	return err
+	}), UpOptions{Options: Options{Confirm: take}})
+	if err == nil {
+		other.Close()
+	}
+	return rerr
 }
 
 // unable is a provider that cannot start any generation but the first.

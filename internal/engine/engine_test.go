@@ -683,7 +683,7 @@ func TestFailureToStartAgainCostsNoDisk(t *testing.T) {
 		t.Fatalf("up with the port taken gave %v", err)
 	}
 	ln.Close()
-	if diff := cmp.Diff([]string{"keep db"}, actions(b.up(l, b.want(db)))); diff != "" {
+	if diff := cmp.Diff([]string{"start db"}, actions(b.up(l, b.want(db)))); diff != "" {
 		t.Error(diff)
 	}
 	b.expect(l, "db@1 ready")

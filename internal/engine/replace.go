@@ -152,6 +152,9 @@ func (s *session) endLeftovers(ctx context.Context, step plan.Step, m lab.Machin
 func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []string, old ledger.Machine, born func(birth)) error {
 	g := s.generation(old)
 	ran := runs(old, s.observed[old.Name])
+	if _, err := s.supervisor(ctx); err != nil { // the next one needs it
+		return &MachineError{Machine: g.Machine, Instead: g.Number, Stage: StageBoot, Err: err}
+	}
 	if l.m.Role != string(l.Machine) && ran { // no more is asked of it by its role's name
 		if err := s.withdraw(ctx, g); err != nil {
 			return err

@@ -120,6 +120,10 @@ func (l *Lab) Rollback(ctx context.Context, name lab.Name, to int, o Options) (p
 	in.Why = fmt.Sprintf("a rollback to generation %d was asked for", target.Number)
 	p := plan.Make(in)
 	p.Steps = slices.DeleteFunc(p.Steps, func(step plan.Step) bool { return step.Machine != name })
+	images := map[lab.Name]Image{name: img}
+	if err := s.preflightRecorded(ctx, want, p, images); err != nil {
+		return plan.Plan{}, fmt.Errorf("going back to %s: %w", target, err)
+	}
 	if o.Confirm != nil {
 		if err := o.Confirm(p); err != nil {
 			return p, err
@@ -129,7 +133,7 @@ func (l *Lab) Rollback(ctx context.Context, name lab.Name, to int, o Options) (p
 	if target.Rollback != 0 {
 		s.rollback = target.Rollback // that is where the image and the specification are from
 	}
-	return p, s.apply(ctx, want, p, map[lab.Name]Image{name: img})
+	return p, s.apply(ctx, want, p, images)
 }
 
 // earlier returns the generation to go back to.

@@ -250,6 +250,9 @@ func (l *Lab) Renew(ctx context.Context, why string, o Options) (plan.Plan, erro
 	in.Only, in.Rebuild, in.Why = names, names, why
 	p := plan.Make(in)
 	p.Steps = slices.DeleteFunc(p.Steps, func(step plan.Step) bool { return !slices.Contains(names, step.Machine) })
+	if err := s.preflightRecorded(ctx, want, p, images); err != nil {
+		return plan.Plan{}, err
+	}
 	if o.Confirm != nil {
 		if err := o.Confirm(p); err != nil {
 			return p, err

@@ -97,18 +97,15 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	if err != nil {
 		return nil, plan.Plan{}, nil, err
 	}
-	if err := fits(want, images); err != nil {
-		return nil, plan.Plan{}, nil, err
-	}
-	if err := s.storable(want); err != nil {
-		return nil, plan.Plan{}, nil, err
-	}
 	if want, err = s.networked(ctx, want, images); err != nil {
 		return nil, plan.Plan{}, nil, err
 	}
 	in := s.input(want, images)
 	in.Only, in.Rebuild = only, rebuild
 	p := plan.Make(in)
+	if err := s.preflight(ctx, want, p, images); err != nil {
+		return nil, plan.Plan{}, nil, err
+	}
 	for i, step := range p.Steps {
 		if why := s.undone[step.Machine]; why != "" && !s.locked() { // else somebody is at it
 			p.Steps[i].Undone = why

@@ -20,6 +20,7 @@ const maxMachines = lab.LastHost - lab.FirstHost
 type converter struct {
 	*report
 	doc   *document
+	dir   string // of the host's files; empty to look at none
 	boxes map[string]lab.Box
 	roles []*role
 	names map[lab.Name]*role // of all machines
@@ -36,9 +37,10 @@ func (r *role) name() string { return r.row.name }
 // count returns how many machines are wanted: none is said if there is one.
 func (r *role) replicated() bool { return r.row.value.Count.set() }
 
-// convert returns the lab, which makes sense only if no problem was noted.
-func convert(r *report, doc *document) *lab.Lab {
-	c := &converter{report: r, doc: doc, names: map[lab.Name]*role{}}
+// convert returns the lab, which makes sense only if no problem was noted. The files of
+// the host that it names are looked at, relative to dir, unless that is empty.
+func convert(r *report, doc *document, dir string) *lab.Lab {
+	c := &converter{report: r, doc: doc, dir: dir, names: map[lab.Name]*role{}}
 	c.boxes = c.boxEntries()
 	c.expand()
 	needs := c.dependencies()

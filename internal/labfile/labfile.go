@@ -32,6 +32,11 @@ type Options struct {
 	LookupEnv func(string) (string, bool) // os.LookupEnv, or nil for no environment
 	Name      string                      // --name: replaces the key lab; empty keeps it
 
+	// HostFiles has Load look at the files and folders of this host that mounts and
+	// provision steps name. Only what makes machines needs them.
+	HostFiles bool
+
+	dir    string // that such names are relative to; empty to look at none
 	dotenv string // the file .env beside the Labfile; empty for none
 }
 
@@ -119,6 +124,9 @@ func Load(path string, o Options) (*lab.Lab, error) {
 		return nil, fmt.Errorf("reading the Labfile: %w", err)
 	}
 	o.dotenv = filepath.Join(filepath.Dir(file), ".env")
+	if o.HostFiles {
+		o.dir = filepath.Dir(file)
+	}
 	l, err := parse(display(path), data, o)
 	if err != nil {
 		return nil, err
@@ -246,7 +254,7 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 		return nil, r.err()
 	}
 	r.others = vars.dotenv.list
-	l := convert(r, &doc)
+	l := convert(r, &doc, o.dir)
 	if o.Name != "" {
 		if l.Name = o.Name; !lab.ValidLabel(o.Name) {
 			r.add(place{}, "the name %q given for this lab is not a name; %s", shorten(o.Name), labelRule)

@@ -71,13 +71,16 @@ func (c *converter) shell(e *shellStep, p *lab.Provision) {
 		p.Shell = e.Run.value
 		if words := scriptWords(e.Run.value); words != nil {
 			p.Shell, p.Script = "", words[0]
+			c.hostFile(text{e.Run.place, words[0]}, scriptFile)
 			p.Args = append(p.Args, words[1:]...)
 		}
 	case e.Run.set():
 		p.Shell = e.Run.value
 	case e.Script.set():
 		p.Script = e.Script.value
-		c.hostPath(e.Script)
+		if c.hostPath(e.Script) {
+			c.hostFile(e.Script, scriptFile)
+		}
 	case e.Args.set() && !c.noted(e.path):
 		c.add(e.place, "args belong to a script; add %q", "script: ./install.sh")
 	}
@@ -107,7 +110,9 @@ func (c *converter) fileStep(e *fileStep, p *lab.Provision) {
 		c.add(e.Content.place, "a file has from or content, not both")
 	case e.From.set():
 		p.From = e.From.value
-		c.hostPath(e.From)
+		if c.hostPath(e.From) {
+			c.hostFile(e.From, anyFile)
+		}
 	case e.Content.set():
 		content := e.Content.value
 		p.Content = &content
@@ -116,17 +121,5 @@ func (c *converter) fileStep(e *fileStep, p *lab.Provision) {
 		}
 	case e.To.set() && !c.noted(e.path):
 		c.add(e.place, "says where to, but not what; add from or content")
-	}
-}
-
-// hostPath notes what cannot be a path of the host.
-func (c *converter) hostPath(t text) {
-	switch {
-	case strings.HasPrefix(t.value, "~"):
-		c.add(t.place, "~ is not expanded; write ${HOME}%s", shorten(strings.TrimPrefix(t.value, "~")))
-	case strings.Contains(t.value, "://"):
-		c.add(t.place, "%q is a URL; name a file of this host, or fetch it in a shell step", shorten(t.value))
-	case strings.ContainsAny(t.value, "\n\r"):
-		c.add(t.place, "a path has one line")
 	}
 }

@@ -156,7 +156,9 @@ func (c *converter) mounts(r *role) []lab.Mount {
 		}
 		from := e.From
 		from.value = m.From
-		c.hostPath(from)
+		if c.hostPath(from) {
+			c.hostFile(from, mountFolder)
+		}
 		m.To = path.Clean(m.To)
 		out = append(out, m)
 	}

@@ -40,6 +40,17 @@ func (e *PortError) Hint() string {
 	return fmt.Sprintf("`ss -ltnp sport = :%d` shows which program listens there; or choose another host port, or 0 to have one picked", e.Port)
 }
 
+// Free returns a *PortError if a port of the host's loopback cannot be listened on at
+// this moment.
+func Free(ctx context.Context, hostPort uint16) error {
+	f, err := Listen(ctx, hostPort, nil)
+	if err != nil {
+		return err
+	}
+	f.Stop()
+	return nil
+}
+
 // Forward makes a guest port reachable on the host's loopback.
 type Forward struct {
 	port   uint16

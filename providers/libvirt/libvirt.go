@@ -77,6 +77,9 @@ var (
 	_ providers.DiskReader  = (*Provider)(nil)
 	_ providers.LogTrimmer  = (*Provider)(nil)
 	_ providers.Addressed   = (*Provider)(nil)
+
+	_ providers.SpecChecker   = (*Provider)(nil)
+	_ providers.MemoryCounter = (*Provider)(nil)
 )
 
 // New returns the provider of the daemon that cfg names: a *Provider if it is one of this
@@ -266,6 +269,23 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := p.enter(ctx, spec.Generation); err != nil {
 		return err
 	}
+	if err := p.CheckSpec(ctx, spec); err != nil {
+		return err
+	}
+	g := spec.Generation
+	dir := p.dir(g)
+	defined := func() (bool, error) {
+		_, ok, err := p.find(ctx, g)
+		return ok && exists(dir), err
+	}
+	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
+		_, err := p.define(ctx, domainName(g), dir, def)
+		return err
+	})
+}
+
+// CheckSpec says what Create would refuse.
+func (p *Provider) CheckSpec(ctx context.Context, spec providers.Spec) error {
 	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
 		return err
 	}
@@ -279,20 +299,14 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		if err != nil {
 			return err
 		}
-		if err := local.Has9P(ctx, binary); err != nil {
-			return err
-		}
+		return local.Has9P(ctx, binary)
 	}
-	g := spec.Generation
-	dir := p.dir(g)
-	defined := func() (bool, error) {
-		_, ok, err := p.find(ctx, g)
-		return ok && exists(dir), err
-	}
-	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
-		_, err := p.define(ctx, domainName(g), dir, def)
-		return err
-	})
+	return nil
+}
+
+// HostMemory returns the memory of this host.
+func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
+	return local.HostMemory()
 }
 
 // binary finds QEMU.

@@ -41,6 +41,7 @@ var (
 	_ providers.DiskReader  = (*Remote)(nil)
 	_ providers.Addressed   = (*Remote)(nil)
 	_ providers.Pruner      = (*Remote)(nil)
+	_ providers.SpecChecker = (*Remote)(nil)
 )
 
 func newRemote(p *Provider) *Remote {
@@ -163,6 +164,19 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 	if err := r.p.enter(ctx, g); err != nil {
 		return err
 	}
+	if err := r.CheckSpec(ctx, spec); err != nil {
+		return err
+	}
+	dir := r.p.dir(g)
+	defined := func() (bool, error) {
+		_, ok, err := r.p.find(ctx, g)
+		return ok && exists(dir), err
+	}
+	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error { return r.finish(ctx, dir, def) })
+}
+
+// CheckSpec says what Create would refuse.
+func (r *Remote) CheckSpec(_ context.Context, spec providers.Spec) error {
 	if err := local.CheckSpec(spec, local.CheckAbsolute); err != nil {
 		return err
 	}
@@ -174,12 +188,7 @@ func (r *Remote) create(ctx context.Context, spec providers.Spec) error {
 	if len(spec.Mounts) > 0 {
 		return fmt.Errorf("%w: %s is on another host, which cannot see this one's folders", providers.ErrIncapable, r.URI())
 	}
-	dir := r.p.dir(g)
-	defined := func() (bool, error) {
-		_, ok, err := r.p.find(ctx, g)
-		return ok && exists(dir), err
-	}
-	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error { return r.finish(ctx, dir, def) })
+	return nil
 }
 
 // finish makes of a generation that has its directory one that has a domain.

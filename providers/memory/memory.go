@@ -30,6 +30,10 @@ type Config struct {
 	// Dir is where the overlays that Freeze and Snapshot make are; empty makes a
 	// temporary directory that goes with the last machine that was frozen.
 	Dir string
+	// Memory is what HostMemory returns; zero if that is not known.
+	Memory providers.HostMemory
+	// Refuse says what Create refuses besides; nil for nothing.
+	Refuse func(providers.Spec) error
 }
 
 // Provider is a host with its machines. They end with the process.
@@ -47,6 +51,9 @@ var (
 	_ providers.AgentDialer = (*Provider)(nil)
 	_ providers.PortDialer  = (*Provider)(nil)
 	_ providers.Freezer     = (*Provider)(nil)
+
+	_ providers.SpecChecker   = (*Provider)(nil)
+	_ providers.MemoryCounter = (*Provider)(nil)
 )
 
 // New returns a host without machines.
@@ -83,7 +90,7 @@ func (p *Provider) Check(ctx context.Context) ([]providers.Finding, error) {
 
 // Create keeps the spec. A half-made generation becomes whole.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) error {
-	err := cmp.Or(ctx.Err(), checkSpec(spec))
+	err := cmp.Or(ctx.Err(), p.CheckSpec(ctx, spec))
 	if err != nil {
 		return fmt.Errorf("creating machine %q: %w", spec.Generation, err)
 	}
@@ -94,6 +101,22 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) error {
 	}
 	p.machines[spec.Generation] = &machine{spec: spec, console: &log{}}
 	return nil
+}
+
+// CheckSpec says what Create would refuse.
+func (p *Provider) CheckSpec(_ context.Context, spec providers.Spec) error {
+	if err := checkSpec(spec); err != nil {
+		return err
+	}
+	if p.cfg.Refuse != nil {
+		return p.cfg.Refuse(spec)
+	}
+	return nil
+}
+
+// HostMemory returns the configured memory.
+func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
+	return p.cfg.Memory, nil
 }
 
 func checkSpec(s providers.Spec) error {

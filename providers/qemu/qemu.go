@@ -48,6 +48,9 @@ var (
 	_ providers.AgentDialer = (*Provider)(nil)
 	_ providers.Freezer     = (*Provider)(nil)
 	_ providers.DiskReader  = (*Provider)(nil)
+
+	_ providers.SpecChecker   = (*Provider)(nil)
+	_ providers.MemoryCounter = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing.
@@ -92,16 +95,8 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
+	if err := p.check(ctx, spec); err != nil {
 		return err
-	}
-	if spec.Network != lab.NetworkSwitch {
-		return fmt.Errorf("%w: QEMU alone has no networks", providers.ErrIncapable)
-	}
-	if len(spec.Mounts) > 0 {
-		if err := p.canMount(ctx); err != nil {
-			return err
-		}
 	}
 	dir := p.cfg.Dirs.Generation(spec.Generation)
 	defined := func() (bool, error) {
@@ -111,6 +106,32 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 	return local.Make(ctx, dir, spec, defined, func(def local.Definition) error {
 		return local.WriteJSON(filepath.Join(dir, local.FileDefinition), def)
 	})
+}
+
+// CheckSpec says what Create would refuse, and whether there is a QEMU to start.
+func (p *Provider) CheckSpec(ctx context.Context, spec providers.Spec) error {
+	if _, err := p.binary(); err != nil {
+		return err
+	}
+	return p.check(ctx, spec)
+}
+
+func (p *Provider) check(ctx context.Context, spec providers.Spec) error {
+	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
+		return err
+	}
+	if spec.Network != lab.NetworkSwitch {
+		return fmt.Errorf("%w: QEMU alone has no networks", providers.ErrIncapable)
+	}
+	if len(spec.Mounts) > 0 {
+		return p.canMount(ctx)
+	}
+	return nil
+}
+
+// HostMemory returns the memory of this host.
+func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
+	return local.HostMemory()
 }
 
 // Destroy kills QEMU, moves the directory out of the way in one step and then

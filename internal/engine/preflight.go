@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/network"
+	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/volume"
+	"github.com/labfile/lab/providers"
+)
+
+// preflight finds out, before anything is changed, whatever would refuse a birth or a
+// start of the plan: a machine is not stopped for one that cannot be born. Whatever a
+// birth checks by itself, and what can be known without it, is checked here, too. All
+// that is wrong is in the error.
+func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) error {
+	unfit := fits(want, images)
+	errs := []error{unfit, s.storable(want)}
+	for _, step := range p.Steps {
+		m, ok := want.Machine(step.Machine)
+		if !ok || step.Action == plan.Destroy {
+			continue
+		}
+		refuse := func(err error) {
+			if err != nil {
+				errs = append(errs, fmt.Errorf("machine %q: %w", m.Name, err))
+			}
+		}
+		if unfit == nil && (step.Action == plan.Create || step.Action == plan.Replace) {
+			refuse(s.bearable(ctx, step, m, images[m.Name]))
+		}
+		if step.Action != plan.Keep || len(step.Changes) > 0 {
+			for _, f := range m.Ports {
+				refuse(s.forwardable(ctx, f))
+			}
+		}
+		if step.Action != plan.Keep {
+			for _, v := range m.Volumes {
+				refuse(s.attachable(ctx, m, v, p))
+			}
+		}
+	}
+	errs = append(errs, s.affordable(ctx, want, p))
+	return errors.Join(errs...)
+}
+
+// bearable says what the provider, or cloud-init, would refuse of a machine that is to be
+// born.
+func (s *session) bearable(ctx context.Context, step plan.Step, m lab.Machine, img Image) error {
+	if err := guest.CheckUserData(m.UserData); err != nil {
+		return err
+	}
+	c, ok := s.provider.(providers.SpecChecker)
+	if !ok {
+		return nil
+	}
+	return c.CheckSpec(ctx, providers.Spec{
+		Generation: lab.Generation{Lab: s.id, Machine: m.Name, Number: step.Next},
+		Image:      img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk, Agent: img.Agent,
+		Append: early(img, m), Network: m.Network,
+	})
+}
+
+// forwardable returns a *network.PortError if a host port is neither free nor the lab's
+// own.
+func (s *session) forwardable(ctx context.Context, f lab.Forward) error {
+	if f.HostPort == 0 {
+		return nil
+	}
+	for name, m := range s.state.Machines {
+		if !runs(m, s.observed[name]) {
+			continue
+		}
+		for _, p := range m.Ports {
+			if p.Host == f.HostPort {
+				return nil // the supervisor has it, and hands it on
+			}
+		}
+	}
+	return network.Free(ctx, f.HostPort)
+}
+
+// attachable returns a *VolumeInUseError if another machine writes to a volume, and goes
+// on doing so.
+func (s *session) attachable(ctx context.Context, m lab.Machine, want lab.Volume, p plan.Plan) error {
+	if want.ReadOnly {
+		return nil
+	}
+	v, err := s.volumes().Get(want.Name)
+	if errors.Is(err, volume.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	users, err := s.users(ctx, v)
+	if err != nil {
+		return err
+	}
+	for _, u := range users {
+		if u.disk.ReadOnly || u.generation.Machine == m.Name || ends(p, u.generation.Machine) {
+			continue
+		}
+		return &VolumeInUseError{Volume: v.Name, By: u.generation}
+	}
+	return nil
+}
+
+// ends reports whether the present generation of a machine ends with the plan.
+func ends(p plan.Plan, name lab.Name) bool {
+	for _, step := range p.Steps {
+		if step.Machine == name {
+			return step.Action == plan.Destroy || step.Action == plan.Replace
+		}
+	}
+	return false
+}
+
+// affordable compares the memory of the machines with the host's. Guests rarely use all
+// of theirs, so that more than there is together is worth a note. One machine alone that
+// asks for more than memory and swap cannot start: the kernel refuses it.
+func (s *session) affordable(ctx context.Context, want *lab.Lab, p plan.Plan) error {
+	c, ok := s.provider.(providers.MemoryCounter)
+	if !ok {
+		return nil
+	}
+	host, err := c.HostMemory(ctx)
+	if err != nil || host.RAM == 0 {
+		return err
+	}
+	var (
+		errs   []error
+		total  lab.Bytes
+		starts bool
+	)
+	for _, m := range want.Machines {
+		action := plan.Keep
+		for _, step := range p.Steps {
+			if step.Machine == m.Name {
+				action = step.Action
+			}
+		}
+		if action == plan.Keep {
+			if runs(s.machine(m.Name), s.observed[m.Name]) {
+				total += m.Memory
+			}
+			continue
+		}
+		starts = true
+		total += m.Memory
+		if m.Memory > host.RAM+host.Swap && !host.Unbounded {
+			errs = append(errs, fmt.Errorf("machine %q: %w: it asks for %s of memory, and the host has %s", m.Name, providers.ErrIncapable, m.Memory, memoryText(host)))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if starts && total > host.RAM {
+		s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("the machines ask for %s of memory together, and the host has %s: it may swap, or end some of them", total, memoryText(host))})
+	}
+	return nil
+}
+
+// memoryText says how much memory a host has.
+func memoryText(h providers.HostMemory) string {
+	text := gib(h.RAM)
+	if h.Swap > 0 {
+		text += " and " + gib(h.Swap) + " of swap"
+	}
+	return text
+}
+
+// gib renders a size that is no whole number of anything.
+func gib(b lab.Bytes) string {
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(b)/float64(lab.GiB)), ".0") + "GiB"
+}
+
+// preflightRecorded is preflight for machines that are to be born as it was recorded:
+// nothing is asked of those that the plan leaves alone.
+func (s *session) preflightRecorded(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) error {
+	some := *want
+	some.Machines = nil
+	for _, m := range want.Machines {
+		if slices.ContainsFunc(p.Steps, func(step plan.Step) bool { return step.Machine == m.Name }) {
+			some.Machines = append(some.Machines, m)
+		}
+	}
+	return s.preflight(ctx, &some, p, images)
+}
