@@ -119,7 +119,7 @@ func (r *Remote) stop(ctx context.Context, g lab.Generation, grace time.Duration
 	}
 	// Whatever ends it from now on was asked for.
 	r.p.note(local.Intend(dir, "powered off"))
-	if err := r.p.shutDown(ctx, d, dir, grace); err != nil {
+	if err := r.p.shutDown(ctx, d, s, dir, grace); err != nil {
 		r.p.note(os.Remove(filepath.Join(dir, local.FileExit)))
 		return err
 	}

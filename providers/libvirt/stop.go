@@ -45,7 +45,7 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 	}
 	dir := p.dir(g)
 	if p.lives(s) {
-		if err := p.shutDown(ctx, d, dir, grace); err != nil {
+		if err := p.shutDown(ctx, d, s, dir, grace); err != nil {
 			return err
 		}
 		p.note(local.Settle(dir, p.lastWords(d.Name)))
@@ -69,8 +69,12 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 	return nil
 }
 
-// shutDown ends the domain. It returns nil once that is so.
-func (p *Provider) shutDown(ctx context.Context, d domain, dir string, grace time.Duration) error {
+// shutDown ends the domain, which is in the state s. It returns nil once that is so.
+func (p *Provider) shutDown(ctx context.Context, d domain, s golibvirt.DomainState, dir string, grace time.Duration) error {
+	if s == golibvirt.DomainPaused && grace > 0 {
+		// libvirt would take the request, and the guest would never see it.
+		return fmt.Errorf("%w: it is paused", providers.ErrUnasked)
+	}
 	until := time.Now().Add(grace)
 	asked := false
 	for left := grace; left > 0; left = time.Until(until) {

@@ -241,11 +241,21 @@ func (d *Daemon) await(ctx context.Context, socket string) {
 	}
 }
 
-// Signal sends the daemon a signal; SIGKILL leaves its socket and its machines.
+// Signal sends the daemon a signal; SIGKILL leaves its socket and its machines. Signal
+// returns after a killed daemon has ended: until then its socket accepts connections, and
+// Start would take it for the next one's.
 func (d *Daemon) Signal(s syscall.Signal) {
 	d.t.Helper()
 	if err := syscall.Kill(d.PID, s); err != nil {
 		d.t.Fatal(err)
+	}
+	if s != syscall.SIGKILL {
+		return
+	}
+	for deadline := time.Now().Add(time.Minute); syscall.Kill(d.PID, 0) == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			d.t.Fatal("libvirtd outlived SIGKILL")
+		}
 	}
 }
 
