@@ -8,8 +8,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/labfile/lab/internal/ui"
 )
 
 // command is one command or, with subs, a group of them.
@@ -22,7 +25,8 @@ type command struct {
 	long     string
 	examples []string // pairs: command line, what it does
 	flags    []cli.Flag
-	min, max int // arguments before "--"; max < 0 for any number
+	min, max int    // arguments before "--"; max < 0 for any number
+	asks     string // for the arguments, if they are missing: "name a machine to taint"
 	tail     tail
 	lab      bool // works on a lab: takes --file and its like
 	reports  bool // takes --json
@@ -70,17 +74,12 @@ func (c *command) allFlags() []cli.Flag {
 	return append(flags, outputFlags()...)
 }
 
-// whichLab are the flags that say which lab is meant. A letter that the command
-// uses itself stays its own.
+// whichLab are the flags that say which lab is meant.
 func (c *command) whichLab() []cli.Flag {
 	if !c.lab {
 		return nil
 	}
-	flags := labFlags()
-	if file := flags[0].(*cli.StringFlag); lookup(c.flags, "f") != nil {
-		file.Aliases = nil
-	}
-	return flags
+	return labFlags()
 }
 
 func jsonFlag() cli.Flag {
@@ -228,14 +227,16 @@ func (in input) check(c *command) error {
 	switch n := len(in.args); {
 	case len(c.subs) > 0:
 		return usage(fmt.Sprintf("run %q for the list", c.path()+" --help"), "%q needs a command", c.path())
-	case n < c.min && c.max == 1:
-		return usage(hint, "%q needs an argument", c.path())
+	case n < c.min && c.asks != "":
+		return usage(hint, "%s", c.asks)
+	case n < c.min && strings.HasPrefix(c.args, "MACHINE"):
+		return usage(hint, "name a machine")
 	case n < c.min:
-		return usage(hint, "%q needs %d arguments, got %d", c.path(), c.min, n)
+		return usage(hint, "%q needs %s", c.path(), c.args)
 	case c.max == 0 && n > 0:
 		return usage(hint, "%q takes no arguments, got %q", c.path(), in.args[0])
 	case c.max > 0 && n > c.max:
-		return usage(hint, "%q takes at most %d arguments, got %d", c.path(), c.max, n)
+		return usage(hint, "%q is too much: %q takes only %s", in.args[c.max], c.path(), c.args)
 	}
 	return nil
 }
@@ -257,11 +258,6 @@ func (in *input) flag(c *command, word string, rest []string) (int, error) {
 		flags = append(append(labFlags(), jsonFlag()), outputFlags()...)
 	}
 	f := lookup(flags, name)
-	if in.path[len(in.path)-1] != c { // still before the command: the letter is not its own
-		if early := lookup(append(labFlags(), outputFlags()...), name); early != nil && lookup(flags, early.Names()[0]) != nil {
-			f = early
-		}
-	}
 	if f == nil && !strings.HasPrefix(word, "--") && len(word) > 2 {
 		return in.short(c, flags, word, rest)
 	}
@@ -273,12 +269,15 @@ func (in *input) flag(c *command, word string, rest []string) (int, error) {
 	case !given && isBool(f):
 		value = "true"
 	case !given && len(rest) == 0:
-		return 0, usage(fmt.Sprintf("run %q for what it takes", c.path()+" --help"), "flag %s needs a value", word)
+		hint := fmt.Sprintf("run %q for what it takes", c.path()+" --help")
+		if name == "f" && lookup(flags, "follow") != nil {
+			hint = fmt.Sprintf("-f is --file; \"%s -F\" follows", c.path())
+		}
+		return 0, usage(hint, "flag %s needs a value", word)
 	case !given:
 		value, used = rest[0], 1
 	}
-	in.put(f, value)
-	return used, nil
+	return used, in.put(f, value)
 }
 
 // short takes letters that were written together: "-qv", "-fLabfile".
@@ -289,26 +288,55 @@ func (in *input) short(c *command, flags []cli.Flag, word string, rest []string)
 			return 0, unknownFlag(c, flags, word)
 		}
 		if isBool(f) {
-			in.put(f, "true")
+			if err := in.put(f, "true"); err != nil {
+				return 0, err
+			}
 			continue
 		}
 		if value := word[1+i+len(string(letter)):]; value != "" {
-			in.put(f, strings.TrimPrefix(value, "="))
-			return 0, nil
+			return 0, in.put(f, strings.TrimPrefix(value, "="))
 		}
 		if len(rest) == 0 {
 			return 0, usage(fmt.Sprintf("run %q for what it takes", c.path()+" --help"), "flag -%c needs a value", letter)
 		}
-		in.put(f, rest[0])
-		return 1, nil
+		return 1, in.put(f, rest[0])
 	}
 	return 0, nil
 }
 
-func (in *input) put(f cli.Flag, value string) {
+// put notes a flag's value, which must be of its kind.
+func (in *input) put(f cli.Flag, value string) error {
 	name := f.Names()[0]
+	if err := fits(f, name, value); err != nil {
+		return err
+	}
 	in.values[name] = append(in.values[name], value)
 	in.order = append(in.order, name)
+	return nil
+}
+
+// fits returns a usage error if the value is not one that the flag can have.
+func fits(f cli.Flag, name, value string) error {
+	shown := ui.Clean(value)
+	switch f.(type) {
+	case *cli.BoolFlag:
+		if _, err := strconv.ParseBool(value); err != nil {
+			return usage("write --"+name+" alone, or --"+name+"=false", "--%s takes no value, got %q", name, shown)
+		}
+	case *cli.IntFlag:
+		if _, err := strconv.Atoi(value); err != nil {
+			return usage("write digits, such as --"+name+" 3", "--%s needs a whole number, got %q", name, shown)
+		}
+	case *cli.DurationFlag:
+		if _, err := time.ParseDuration(value); err == nil {
+			return nil
+		}
+		if _, err := strconv.ParseFloat(value, 64); err == nil {
+			return usage("s is for seconds, m for minutes, h for hours", "--%s needs a unit: %ss", name, shown)
+		}
+		return usage("write 30s, 10m or 1h30m", "--%s needs a time, got %q", name, shown)
+	}
+	return nil
 }
 
 func lookup(flags []cli.Flag, name string) cli.Flag {

@@ -55,8 +55,8 @@ func TestParse(t *testing.T) {
 		{"ssh web uname -a --help", result{Path: "lab ssh", Args: []string{"web"}, Tail: []string{"uname", "-a", "--help"}}},
 		{"ssh web -l u -- uname", result{Path: "lab ssh", Values: values{"user": {"u"}}, Args: []string{"web"}, Tail: []string{"uname"}}},
 		{"ssh help", result{Path: "lab ssh", Args: []string{"help"}}},
-		{"logs web -f", result{Path: "lab logs", Values: values{"follow": {"true"}}, Args: []string{"web"}}},
-		{"-f X logs web -f", result{Path: "lab logs", Values: values{"file": {"X"}, "follow": {"true"}}, Args: []string{"web"}}},
+		{"-f X logs web -F", result{Path: "lab logs", Values: values{"file": {"X"}, "follow": {"true"}}, Args: []string{"web"}}},
+		{"logs web -f X", result{Path: "lab logs", Values: values{"file": {"X"}}, Args: []string{"web"}}},
 		{"logs web --file X", result{Path: "lab logs", Values: values{"file": {"X"}}, Args: []string{"web"}}},
 		{"cp -r a web:/x", result{Path: "lab cp", Values: values{"recursive": {"true"}}, Args: []string{"a", "web:/x"}}},
 		{"cp - web:/x", result{Path: "lab cp", Args: []string{"-", "web:/x"}}},
@@ -91,10 +91,10 @@ func TestParseRefuses(t *testing.T) {
 		{"version --file X", `"lab version" has no flag --file`, `run "lab version --help" for what it takes`},
 		{"up --file", `flag --file needs a value`, `run "lab up --help" for what it takes`},
 		{"up -qf", `flag -f needs a value`, `run "lab up --help" for what it takes`},
-		{"ssh", `"lab ssh" needs an argument`, `usage: lab ssh MACHINE [-- COMMAND...]`},
-		{"cp x", `"lab cp" needs 2 arguments, got 1`, `usage: lab cp SOURCE... TARGET`},
+		{"ssh", `name a machine`, `usage: lab ssh MACHINE [-- COMMAND...]`},
+		{"cp x", `"lab cp" needs SOURCE... TARGET`, `usage: lab cp SOURCE... TARGET`},
 		{"list x", `"lab list" takes no arguments, got "x"`, `usage: lab list `},
-		{"logs a b", `"lab logs" takes at most 1 arguments, got 2`, `usage: lab logs MACHINE[@N]`},
+		{"logs a b", `"b" is too much: "lab logs" takes only MACHINE[@N]`, `usage: lab logs MACHINE[@N]`},
 	} {
 		t.Run(tc.line, func(t *testing.T) {
 			_, err := parse(testApp().root, strings.Fields(tc.line))

@@ -30,7 +30,7 @@ file, 4 the lab is locked, 5 this host cannot do it, 130 interrupted. "exec" and
 		},
 		subs: []*command{
 			a.initCommand(), a.upCommand(), a.statusCommand(), a.sshCommand(), a.execCommand(), a.cpCommand(),
-			a.logsCommand(), a.stopCommand(), a.startCommand(), a.replaceCommand(), a.rollbackCommand(), a.destroyCommand(),
+			a.logsCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(), a.replaceCommand(), a.rollbackCommand(), a.destroyCommand(),
 			a.planCommand(), a.diffCommand(), a.verifyCommand(), a.validateCommand(), a.listCommand(), a.historyCommand(), a.showCommand(), a.consoleCommand(), a.doctorCommand(),
 			a.taintCommand(), a.untaintCommand(), a.burnCommand(),
 			a.bakeCommand(), a.volumeCommand(), a.boxCommand(), a.lockCommand(), a.gcCommand(),

@@ -27,37 +27,37 @@ func (a *app) consoleCommand() *command {
 does not, and from the first line of the boot. Ctrl-] leaves it; the machine runs
 on. One user at a time. What the guest prints reaches your terminal as it is.
 When stdin is a file or a pipe, it ends once that is sent and the machine has
-printed nothing for a second; "lab logs -f" follows without an end.`,
+printed nothing for a second; "lab logs -F" follows without an end.`,
 		complete: a.completeMachines,
 		examples: []string{
 			"lab console web", "Enter may be needed to see a prompt",
 			"echo help | lab console web", "send a line, print the answer",
 		},
 		run: func(ctx context.Context, r request) error {
-			l, names, err := a.named(ctx, r)
+			l, name, err := a.one(ctx, r)
 			if err != nil {
 				return err
 			}
-			if err := l.Admit(names[0], "console"); err != nil {
+			if err := l.Admit(name, "console"); err != nil {
 				return err
 			}
-			con, err := l.Console(ctx, names[0])
+			con, err := l.Console(ctx, name)
 			if err != nil {
 				return err
 			}
 			defer con.Close()
-			if err := a.entered(ctx, l, names[0], "console", nil); err != nil {
+			if err := a.entered(ctx, l, name, "console", nil); err != nil {
 				return err
 			}
 			if f, ok := a.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-				a.ui.Note("this is the console of %s; Ctrl-] leaves it", names[0])
+				a.ui.Note("this is the console of %s; Ctrl-] leaves it", name)
 				old, err := term.MakeRaw(int(f.Fd()))
 				if err != nil {
 					return err
 				}
 				defer func() {
 					_ = term.Restore(int(f.Fd()), old)
-					a.ui.Note("left the console of %s", names[0])
+					a.ui.Note("left the console of %s", name)
 				}()
 			}
 			return bridge(ctx, a.In, a.Out, con, quietEnd)

@@ -74,6 +74,11 @@ func (a *app) diff(ctx context.Context, r request) error {
 	if err != nil {
 		return err
 	}
+	for i := range subjects {
+		if subjects[i].Machine, err = l.One(subjects[i].Machine); err != nil {
+			return err
+		}
+	}
 	o := engine.DiffOptions{New: subjects[len(subjects)-1], Content: r.Bool("content")}
 	if len(subjects) == 2 {
 		o.Old = &subjects[0]

@@ -207,7 +207,15 @@ func (a *app) table() []rule {
 			return "", "wait for it to end, or stop it; readers such as \"" + a.say("status") + "\" work meanwhile"
 		}),
 		as(ExitUsage, a.noMachine),
-		is(engine.ErrNoLab, ExitFailed, a.noLab()),
+		as(ExitUsage, func(e *engine.SeveralError) (string, string) {
+			return "", fmt.Sprintf("say which one: %s", ui.Names(e.Machines))
+		}),
+		func(err error) (int, string, string, bool) {
+			if !errors.Is(err, engine.ErrNoLab) {
+				return 0, "", "", false
+			}
+			return ExitFailed, "", a.noLab(), true
+		},
 		is(engine.ErrNothingToBurn, ExitFailed, "\""+a.say("up")+"\" brings them up first"),
 		as(ExitFailed, func(e *ledger.CorruptError) (string, string) {
 			return "", "put the ledger back from a copy, or remove the lab: \"" + a.say("destroy") + "\" works without it"
@@ -230,6 +238,9 @@ func (a *app) table() []rule {
 // ID cannot be brought up: which Labfile it had is not known.
 func (a *app) noLab() string {
 	const list = "\"lab list\" shows the labs there are"
+	if up := a.named(); len(up) > 0 {
+		return fmt.Sprintf("\"--name %s\" addresses what is up from this Labfile", up[0].Name)
+	}
 	if a.set.string("lab") != "" {
 		return list
 	}
@@ -299,7 +310,7 @@ func (a *app) say(command string) string {
 		if v := a.set.string(flag); v != "" {
 			dashes := " --"
 			if flag == "file" {
-				dashes, flag = " -", "f"
+				dashes, flag = " -", "f" // short, as people type it
 			}
 			command += dashes + flag + " " + guest.Quote([]string{v})
 		}

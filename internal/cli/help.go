@@ -19,6 +19,9 @@ func help(path []*command) string {
 	} else {
 		fmt.Fprintf(&b, "\nUsage: %s\n", strings.TrimSpace(c.path()+" [FLAGS] "+c.args))
 	}
+	if len(c.aliases) > 0 {
+		fmt.Fprintf(&b, "Also called: %s\n", strings.Join(c.aliases, ", "))
+	}
 	if c.long != "" {
 		b.WriteString("\n" + strings.TrimSpace(c.long) + "\n")
 	}
@@ -66,7 +69,11 @@ func overview(b *strings.Builder, c *command) {
 		}
 		fmt.Fprintf(b, "\n%s:\n", heading)
 		for _, s := range members[g] {
-			fmt.Fprintf(b, "  %-*s  %s\n", wide, s.name, s.short)
+			also := ""
+			if len(s.aliases) > 0 {
+				also = " (also: " + strings.Join(s.aliases, ", ") + ")"
+			}
+			fmt.Fprintf(b, "  %-*s  %s%s\n", wide, s.name, s.short, also)
 		}
 	}
 }

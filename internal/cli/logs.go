@@ -26,14 +26,14 @@ messages and whatever else goes there. NAME@N is another generation that still e
 one that was retired, or that failed. On a terminal, control characters are shown
 rather than obeyed.`,
 		flags: []cli.Flag{
-			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on as more is printed, until interrupted"},
+			&cli.BoolFlag{Name: "follow", Aliases: []string{"F"}, Usage: "go on as more is printed, until interrupted"},
 			&cli.BoolFlag{Name: "hypervisor", Usage: "the hypervisor's own messages instead"},
 			&cli.IntFlag{Name: "tail", Aliases: []string{"n"}, Value: -1, Usage: "only the last `N` lines"},
 		},
 		complete: a.completeMachines,
 		examples: []string{
 			"lab logs web", "everything so far",
-			"lab logs web -f", "and what follows",
+			"lab logs web -F", "and what follows",
 			"lab logs web --hypervisor", "why it did not start",
 			"lab logs web@4", "of generation 4",
 		},
@@ -51,6 +51,9 @@ rather than obeyed.`,
 			}
 			l, err := a.existing(ctx)
 			if err != nil {
+				return err
+			}
+			if name, err = l.One(name); err != nil {
 				return err
 			}
 			log, err := l.OpenLog(ctx, name, number, which)

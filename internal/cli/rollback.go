@@ -48,6 +48,9 @@ generation wrote to its disk does not come back. The Labfile is not changed: the
 			if err != nil {
 				return err
 			}
+			if name, err = l.One(name); err != nil {
+				return err
+			}
 			return a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
 				return l.Rollback(ctx, name, to, engine.Options{
 					Events: show.event, Command: a.typed,

@@ -34,6 +34,9 @@ present one. "lab history MACHINE" lists them all.`,
 			if err != nil {
 				return err
 			}
+			if name, err = l.One(name); err != nil {
+				return err
+			}
 			g, err := l.Generation(name, number)
 			if err != nil {
 				return err

@@ -76,7 +76,11 @@ func (a *app) connect(ctx context.Context, machine, user, how string, command []
 	if err != nil {
 		return nil, err
 	}
-	return a.enter(ctx, l, names[0], user, how, command)
+	name, err := l.One(names[0])
+	if err != nil {
+		return nil, err
+	}
+	return a.enter(ctx, l, name, user, how, command)
 }
 
 // rawTerminal is our terminal while it belongs to a guest.
@@ -137,19 +141,19 @@ func (a *app) sshProxyCommand() *command {
 		short: "connect stdin and stdout to a machine's ssh server",
 		long:  `For ssh's ProxyCommand: see "lab ssh-config".`,
 		run: func(ctx context.Context, r request) error {
-			l, names, err := a.named(ctx, r)
+			l, name, err := a.one(ctx, r)
 			if err != nil {
 				return err
 			}
-			if err := l.Admit(names[0], "ssh"); err != nil {
+			if err := l.Admit(name, "ssh"); err != nil {
 				return err
 			}
-			conn, err := l.DialSSH(ctx, names[0])
+			conn, err := l.DialSSH(ctx, name)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
-			if err := a.entered(ctx, l, names[0], "ssh", nil); err != nil {
+			if err := a.entered(ctx, l, name, "ssh", nil); err != nil {
 				return err
 			}
 			stop := context.AfterFunc(ctx, func() { conn.Close() })

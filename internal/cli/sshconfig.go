@@ -71,6 +71,9 @@ A MACHINE.LAB that two installed labs would share is left out of both.`,
 			if install || remove {
 				return a.keepSSH(l, install)
 			}
+			if names, err = l.Expand(names); err != nil {
+				return err
+			}
 			hosts, err := l.SSHConfig()
 			if err != nil {
 				return err

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,10 +16,11 @@ import (
 
 func (a *app) statusCommand() *command {
 	return &command{
-		name: "status", group: groupDaily, lab: true, reports: true,
+		name: "status", aliases: []string{"ps"}, group: groupDaily, lab: true, reports: true,
 		short: "show the lab's machines",
 		long: `Shows what there is, from live facts. It never waits for another command, and
-brings the lab's supervisor back if that died.`,
+brings the lab's supervisor back if that died. If only instances with a --name are up
+from the Labfile, it lists those.`,
 		examples: []string{
 			"lab status", "the lab of this folder",
 			"lab status --json | jq '.machines[].address'", "for a script",
@@ -29,6 +31,13 @@ brings the lab's supervisor back if that died.`,
 				return err
 			}
 			st, err := l.Status(ctx)
+			if errors.Is(err, engine.ErrNoLab) && !a.asJSON {
+				if others := a.named(); len(others) > 0 {
+					if err := ui.Labs(a.Out, others, a.ui.ColorOut); err != nil {
+						return err
+					}
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -124,7 +133,7 @@ for one machine also its generations. "lab show MACHINE@N" shows one of those.`,
 			"lab history web", "of one machine",
 		},
 		run: func(ctx context.Context, r request) error {
-			l, names, err := a.named(ctx, r)
+			l, name, err := a.one(ctx, r)
 			if err != nil {
 				return err
 			}
@@ -134,13 +143,9 @@ for one machine also its generations. "lab show MACHINE@N" shows one of those.`,
 			}
 			records := []ledger.Record{}
 			for _, rec := range all {
-				if len(names) == 0 || rec.Machine == names[0] {
+				if name == "" || rec.Machine == name {
 					records = append(records, rec)
 				}
-			}
-			name := lab.Name("")
-			if len(names) > 0 {
-				name = names[0]
 			}
 			generations, err := l.Generations(name)
 			if err != nil {

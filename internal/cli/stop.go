@@ -21,12 +21,7 @@ func (a *app) stopCommand() *command {
 		long: `Asks the guests to shut down, and cuts the power of those that take longer than
 --grace. A machine that cannot be asked runs on, and the command fails, unless you say
 --force. Disks, names and addresses stay.`,
-		flags: []cli.Flag{
-			&cli.DurationFlag{
-				Name: "grace", Value: 30 * time.Second, Usage: "give guests `TIME` to shut down; 0 cuts the power at once (default: 30s)",
-			},
-			&cli.BoolFlag{Name: "force", Usage: "cut the power of machines that cannot be asked to shut down"},
-		},
+		flags:    stopFlags(),
 		complete: a.completeMachines,
 		examples: []string{
 			"lab stop", "all machines",
@@ -34,13 +29,64 @@ func (a *app) stopCommand() *command {
 			"lab stop web --grace 0s", "one machine, without asking it",
 		},
 		run: func(ctx context.Context, r request) error {
-			grace := r.Duration("grace")
-			if grace < 0 {
-				return usage("write a time such as 30s", "--grace cannot be negative")
+			if err := checkGrace(r); err != nil {
+				return err
+			}
+			return a.change(ctx, r, func(l *engine.Lab, o engine.Options) error { return stop(ctx, r, l, o) })
+		},
+	}
+}
+
+func stopFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.DurationFlag{
+			Name: "grace", Value: 30 * time.Second, Usage: "give guests `TIME` to shut down; 0 cuts the power at once (default: 30s)",
+		},
+		&cli.BoolFlag{Name: "force", Usage: "cut the power of machines that cannot be asked to shut down"},
+	}
+}
+
+// stop carries out engine.Lab.Stop as the stopFlags say.
+func stop(ctx context.Context, r request, l *engine.Lab, o engine.Options) error {
+	o.Force = r.Bool("force")
+	return l.Stop(ctx, engine.StopOptions{Options: o, Grace: r.Duration("grace")})
+}
+
+// checkGrace refuses a --grace that no guest can be given.
+func checkGrace(r request) error {
+	if r.Duration("grace") < 0 {
+		return usage("write a time such as 30s", "--grace cannot be negative")
+	}
+	return nil
+}
+
+func (a *app) restartCommand() *command {
+	return &command{
+		name: "restart", group: groupDaily, args: "[MACHINE...]", max: -1, lab: true,
+		short: "shut machines down and boot them again",
+		long: `Stops the machines as "lab stop" does and starts them as "lab start" does: disks, names
+and addresses stay, and nothing is replaced. A machine that cannot be asked to shut
+down runs on, and the command fails, unless you say --force.`,
+		flags:    stopFlags(),
+		complete: a.completeMachines,
+		examples: []string{
+			"lab restart web", "one machine",
+			"lab restart", "all machines",
+		},
+		run: func(ctx context.Context, r request) error {
+			if err := checkGrace(r); err != nil {
+				return err
 			}
 			return a.change(ctx, r, func(l *engine.Lab, o engine.Options) error {
-				o.Force = r.Bool("force")
-				return l.Stop(ctx, engine.StopOptions{Options: o, Grace: grace})
+				err := stop(ctx, r, l, o)
+				var some *engine.UpError // the others are down by now
+				if err != nil && !errors.As(err, &some) {
+					return err
+				}
+				if serr := l.Start(ctx, o); err == nil {
+					return serr
+				}
+				return err
 			})
 		},
 	}

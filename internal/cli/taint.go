@@ -48,7 +48,7 @@ func (a *app) entered(ctx context.Context, l *engine.Lab, name lab.Name, how str
 
 func (a *app) taintCommand() *command {
 	return &command{
-		name: "taint", group: groupLook, args: "MACHINE...", min: 1, max: -1, lab: true,
+		name: "taint", group: groupLook, args: "MACHINE...", min: 1, max: -1, asks: "name a machine to taint", lab: true,
 		short: "mark machines for replacement by the next \"lab up\"",
 		long: `Notes that the present generation of each machine is not to be trusted any more.
 It runs on; "lab plan" says why it is to be replaced, and "lab up" replaces it. A
@@ -68,7 +68,7 @@ waits for another command.`,
 
 func (a *app) untaintCommand() *command {
 	return &command{
-		name: "untaint", group: groupLook, args: "MACHINE...", min: 1, max: -1, lab: true,
+		name: "untaint", group: groupLook, args: "MACHINE...", min: 1, max: -1, asks: "name a machine to trust again", lab: true,
 		short: "trust tainted machines again",
 		long: `Takes the taint off the present generation of each machine: "lab up" leaves it
 alone then. The history keeps both.`,

@@ -67,7 +67,7 @@ or built first even then: what they are is part of the answer.`,
 			if path := r.String("plan"); path != "" {
 				return a.bringPlanned(ctx, r, path)
 			}
-			return a.bring(ctx, r, (*engine.Lab).Up, func(lab.Name) bool { return false })
+			return a.bring(ctx, r, (*engine.Lab).Up, func(lab.Machine) bool { return false })
 		},
 	}
 }
@@ -95,8 +95,8 @@ On a terminal it asks before a disk is lost, and before other machines are repla
 			if r.Bool("all") == (len(r.args) > 0) {
 				return usage("usage: lab replace MACHINE... | --all", "say which machines to replace, or --all")
 			}
-			return a.bring(ctx, r, (*engine.Lab).Rebuild, func(m lab.Name) bool {
-				return r.Bool("all") || slices.Contains(r.args, everyMachine) || slices.Contains(r.args, string(m))
+			return a.bring(ctx, r, (*engine.Lab).Rebuild, func(m lab.Machine) bool {
+				return r.Bool("all") || slices.Contains(r.args, everyMachine) || slices.Contains(r.args, string(m.Name)) || slices.Contains(r.args, m.Role)
 			})
 		},
 	}
@@ -111,7 +111,7 @@ type raise func(*engine.Lab, context.Context, *lab.Lab, engine.UpOptions) (plan.
 
 // bring carries out Up or Rebuild and prints the lab's state. asked reports
 // whether it was the user's own word that the machine is to be replaced.
-func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Name) bool) error {
+func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Machine) bool) error {
 	names, err := several(r.args)
 	if err != nil {
 		return err
@@ -120,11 +120,15 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Nam
 	if err != nil {
 		return err
 	}
+	named := func(name lab.Name) bool {
+		m, ok := want.Machine(name)
+		return ok && asked(m)
+	}
 	c := newChecked()
 	return a.reported(ctx, r, l, want, c, func(show *shown) (plan.Plan, error) {
 		return do(l, ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
 			Machines: names, Events: show.event, Command: a.typed, Checked: c.add,
-			Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, asked, r.Bool("yes")) },
+			Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, named, r.Bool("yes")) },
 		}})
 	})
 }

@@ -28,7 +28,7 @@ type problemJSON struct {
 
 func (a *app) validateCommand() *command {
 	return &command{
-		name: "validate", group: groupLook, lab: true, reports: true,
+		name: "validate", group: groupLook, args: "[LABFILE]", max: 1, lab: true, reports: true,
 		short: "check a Labfile and report every problem at once",
 		long: `Reads the Labfile and says what is wrong with it, by line and column. Folders
 that are mounted and files of provision steps must be there; user data must be what
@@ -36,9 +36,15 @@ cloud-init reads. No box is looked at, and nothing is started: "lab plan" finds 
 the rest. Exit code 3 if there are problems.`,
 		examples: []string{
 			"lab validate", "the Labfile of this folder",
-			"lab validate -f demo/Labfile --json", "for an editor",
+			"lab validate demo/Labfile --json", "another one, for an editor",
 		},
-		run: func(context.Context, request) error {
+		run: func(_ context.Context, r request) error {
+			if len(r.args) == 1 {
+				if a.set.string("file") != "" {
+					return usage("leave one of them out", "two Labfiles are named: %q and --file", r.args[0])
+				}
+				a.set["file"] = r.args
+			}
 			path, err := a.labfilePath()
 			if err != nil {
 				return err

@@ -274,15 +274,45 @@ func several(args []string) ([]lab.Name, error) {
 // everyMachine may be written for all machines.
 const everyMachine = "all"
 
-// named returns the lab that the command is about, which must exist, and the
-// machines that its arguments name.
-func (a *app) named(ctx context.Context, r request) (*engine.Lab, []lab.Name, error) {
+// one returns the lab that the command is about and the one machine that its argument
+// names, which may be the role of a single replica; none if there is no argument.
+func (a *app) one(ctx context.Context, r request) (*engine.Lab, lab.Name, error) {
 	names, err := machines(r.args)
 	if err != nil {
-		return nil, nil, err
+		return nil, "", err
 	}
 	l, err := a.existing(ctx)
-	return l, names, err
+	if err != nil || len(names) == 0 {
+		return l, "", err
+	}
+	name, err := l.One(names[0])
+	return l, name, err
+}
+
+// named returns the labs that are up from the Labfile which is meant, under other names
+// than the one that was asked for.
+func (a *app) named() []engine.Summary {
+	path, err := a.labfilePath()
+	if err != nil || a.Host == nil || a.set.string("lab") != "" {
+		return nil
+	}
+	h, err := a.host()
+	if err != nil {
+		return nil
+	}
+	dir := filepath.Dir(path)
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	ids, err := h.FindByDir(dir)
+	if err != nil {
+		return nil
+	}
+	labs, err := h.Summaries(context.Background(), ids)
+	if err != nil {
+		return nil
+	}
+	return labs
 }
 
 // machines turns arguments into names of machines.

@@ -254,9 +254,9 @@ func logsFollow(s *site) {
 	if out := s.ok("logs", "web-1"); len(out) == 0 {
 		s.Error("lab logs is empty")
 	}
-	p := s.start("logs", "-f", "web-1")
+	p := s.start("logs", "-F", "web-1")
 	s.ok("exec", "web-1", "--", "echo followed-line > /dev/console")
-	s.wait("lab logs -f shows a new line", func() bool { return strings.Contains(p.stdout.String(), "followed-line") })
+	s.wait("lab logs -F shows a new line", func() bool { return strings.Contains(p.stdout.String(), "followed-line") })
 	p.signal(syscall.SIGINT)
 	s.failed(p.end(), 130)
 	if out := s.ok("logs", "web-1"); !strings.Contains(out, "followed-line") {

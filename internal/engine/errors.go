@@ -66,6 +66,17 @@ func (e *UnaskedError) Hint() string {
 	return fmt.Sprintf("\"lab stop %s --force\" cuts its power: what it has not written to its disks is lost", e.Machine)
 }
 
+// SeveralError says that a role stands for several machines where one is needed.
+type SeveralError struct {
+	Role     lab.Name
+	Machines []lab.Name
+}
+
+// Error implements error.
+func (e *SeveralError) Error() string {
+	return fmt.Sprintf("%q is several machines: %s", e.Role, join(e.Machines))
+}
+
 // MachineError is what went wrong with one machine.
 type MachineError struct {
 	Machine    lab.Name

@@ -242,6 +242,11 @@ func (h *Host) List(ctx context.Context) ([]Summary, error) {
 	if err != nil {
 		return nil, err
 	}
+	return h.Summaries(ctx, ids)
+}
+
+// Summaries is List for some labs; those that do not exist are left out.
+func (h *Host) Summaries(ctx context.Context, ids []lab.ID) ([]Summary, error) {
 	list := make([]Summary, 0, len(ids))
 	for _, id := range ids {
 		st, err := h.Lab(id).Status(ctx)
@@ -346,6 +351,25 @@ func (l *Lab) Expand(names []lab.Name) ([]lab.Name, error) {
 		return nil, err
 	}
 	return (&session{Lab: l, state: state}).choose(names)
+}
+
+// One returns the machine that a name stands for: its own, or that of a role with one
+// replica. A machine that is gone keeps its name. Errors: *SeveralError, and those of
+// reading the ledger.
+func (l *Lab) One(name lab.Name) (lab.Name, error) {
+	names, err := l.Expand([]lab.Name{name})
+	var none *NoMachineError
+	switch {
+	case errors.As(err, &none), errors.Is(err, ErrNoLab):
+		return name, nil
+	case err != nil:
+		return name, err
+	case len(names) > 1 && !slices.Contains(names, name):
+		return name, &SeveralError{Role: name, Machines: names}
+	case len(names) > 1:
+		return name, nil // a machine of that name, and others of a role that is called like it
+	}
+	return names[0], nil
 }
 
 // History returns everything that was recorded, oldest first. With a
