@@ -245,7 +245,7 @@ web: ready: IP TIME
 		t.Errorf("ssh to a stopped machine: %d, %s", code, errOut)
 	}
 	d.ok("start", "web")
-	for _, want := range []string{"web@1: ready", "web@2: ready", "  lab rebuild web\n"} {
+	for _, want := range []string{"web@1: ready", "web@2: ready", "\nlab rebuild web\n  20"} {
 		if got := d.ok("history", "web"); !strings.Contains(got, want) {
 			t.Errorf("history does not say %q:\n%s", want, got)
 		}

@@ -85,7 +85,7 @@ func (a *app) report(ctx context.Context, l *engine.Lab, want *lab.Lab, p plan.P
 // reported is carryOut for an operation whose report may be wanted in a file.
 func (a *app) reported(ctx context.Context, r request, l *engine.Lab, want *lab.Lab, c *checked, do func(*shown) (plan.Plan, error)) error {
 	var p plan.Plan
-	err := a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
+	err := a.carryOut(ctx, l, want, func(show *shown) (plan.Plan, error) {
 		var err error
 		p, err = do(show)
 		return p, err

@@ -79,5 +79,5 @@ func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
 		}
 		return p, ui.JSON(a.Out, ui.PlanJSON{Changes: p.Changes(), Plan: p})
 	}
-	return p, ui.Plan(a.Out, p, a.ui.ColorOut)
+	return p, ui.Plan(a.Out, p, a.ui.OutPage())
 }

@@ -3,6 +3,7 @@
 package cli_test
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -98,5 +99,31 @@ func TestValidateNamesAFile(t *testing.T) {
 	}
 	if code, _, _ := d.run("validate", "other.yaml", "-f", "Labfile"); code != 3 {
 		t.Errorf("validate of two files: exit code %d, want 3", code)
+	}
+}
+
+// The order of the Labfile is the order of its machines, as long as it can be read.
+func TestStatusKeepsTheOrderOfTheLabfile(t *testing.T) {
+	d := newDesk(t, strings.Replace(replicated, "count: 2", "count: 11", 1))
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	order := func(table string) string {
+		var names []string
+		for line := range strings.Lines(table) {
+			if f := strings.Fields(line); len(f) > 2 && f[2] == "ready" {
+				names = append(names, f[0])
+			}
+		}
+		return strings.Join(names, " ")
+	}
+	const want = "web-1 web-2 web-3 web-4 web-5 web-6 web-7 web-8 web-9 web-10 web-11 solo-1"
+	id := strings.Fields(d.ok("up"))[1]
+	for _, args := range [][]string{{"status"}, {"up"}, {"status", "--lab", id}} {
+		if got := order(d.ok(args...)); got != want {
+			t.Errorf("lab %v: %s, want %s", args, got, want)
+		}
+	}
+	must(t, os.Remove(filepath.Join(d.folder, "Labfile")))
+	if got, want := order(d.ok("status")), "solo-1 "+strings.TrimSuffix(want, " solo-1"); got != want {
+		t.Errorf("without the Labfile: %s, want %s", got, want)
 	}
 }

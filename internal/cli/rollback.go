@@ -51,7 +51,7 @@ generation wrote to its disk does not come back. The Labfile is not changed: the
 			if name, err = l.One(name); err != nil {
 				return err
 			}
-			return a.carryOut(ctx, l, func(show *shown) (plan.Plan, error) {
+			return a.carryOut(ctx, l, nil, func(show *shown) (plan.Plan, error) {
 				return l.Rollback(ctx, name, to, engine.Options{
 					Events: show.event, Command: a.typed,
 					Confirm: func(p plan.Plan) error {

@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/labfile/lab/internal/engine"
@@ -20,7 +23,7 @@ func (a *app) statusCommand() *command {
 		short: "show the lab's machines",
 		long: `Shows what there is, from live facts. It never waits for another command, and
 brings the lab's supervisor back if that died. If only instances with a --name are up
-from the Labfile, it lists those.`,
+from the Labfile, it lists those. A narrow terminal gets fewer columns; --json has all.`,
 		examples: []string{
 			"lab status", "the lab of this folder",
 			"lab status --json | jq '.machines[].address'", "for a script",
@@ -33,7 +36,7 @@ from the Labfile, it lists those.`,
 			st, err := l.Status(ctx)
 			if errors.Is(err, engine.ErrNoLab) && !a.asJSON {
 				if others := a.named(); len(others) > 0 {
-					if err := ui.Labs(a.Out, others, a.ui.ColorOut); err != nil {
+					if err := ui.Labs(a.Out, others, a.ui.OutPage()); err != nil {
 						return err
 					}
 				}
@@ -41,6 +44,7 @@ from the Labfile, it lists those.`,
 			if err != nil {
 				return err
 			}
+			a.inOrder(&st, want)
 			missing := absent(want, st)
 			if a.asJSON {
 				return ui.JSON(a.Out, statusJSON{st, missing})
@@ -54,6 +58,38 @@ from the Labfile, it lists those.`,
 			return nil
 		},
 	}
+}
+
+// inOrder puts the machines into the order of the Labfile: of want or, if that is nil, of
+// the one that the lab was made from, if it can still be read. Others come behind, by
+// name and number.
+func (a *app) inOrder(st *engine.Status, want *lab.Lab) {
+	if want == nil && st.Labfile != "" {
+		want, _ = a.load(st.Labfile) // its trouble is not what was asked about
+	}
+	place := map[lab.Name]int{}
+	if want != nil {
+		for i, m := range want.Machines {
+			place[m.Name] = i - len(want.Machines)
+		}
+	}
+	slices.SortStableFunc(st.Machines, func(x, y engine.MachineStatus) int {
+		if c := place[x.Name] - place[y.Name]; c != 0 {
+			return c
+		}
+		return natural(string(x.Name), string(y.Name))
+	})
+}
+
+// natural compares names as people order them: "web-2" before "web-10".
+func natural(x, y string) int {
+	i, j := strings.LastIndexByte(x, '-')+1, strings.LastIndexByte(y, '-')+1
+	m, merr := strconv.Atoi(x[i:])
+	n, nerr := strconv.Atoi(y[j:])
+	if x[:i] == y[:j] && merr == nil && nerr == nil && m != n {
+		return m - n
+	}
+	return strings.Compare(x, y)
 }
 
 // statusJSON is the schema of "lab status --json".
@@ -110,7 +146,7 @@ func (a *app) listCommand() *command {
 				}
 				return ui.JSON(a.Out, listJSON{labs})
 			}
-			return ui.Labs(a.Out, labs, a.ui.ColorOut)
+			return ui.Labs(a.Out, labs, a.ui.OutPage())
 		},
 	}
 }
@@ -155,12 +191,12 @@ for one machine also its generations. "lab show MACHINE@N" shows one of those.`,
 				return ui.JSON(a.Out, historyJSON{records, generations})
 			}
 			if name != "" {
-				if err := ui.Generations(a.Out, generations, time.Now(), a.ui.ColorOut); err != nil {
+				if err := ui.Generations(a.Out, generations, time.Now(), a.ui.OutPage()); err != nil {
 					return err
 				}
 				fmt.Fprintln(a.Out)
 			}
-			return ui.History(a.Out, records, a.ui.ColorOut)
+			return ui.History(a.Out, records, a.ui.OutPage())
 		},
 	}
 }

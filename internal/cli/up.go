@@ -157,8 +157,9 @@ func (a *app) bringPlanned(ctx context.Context, r request, path string) error {
 	})
 }
 
-// carryOut shows the progress of what changes a lab, and the lab's state after it.
-func (a *app) carryOut(ctx context.Context, l *engine.Lab, do func(*shown) (plan.Plan, error)) error {
+// carryOut shows the progress of what changes a lab, and the lab's state after it, in the
+// order of want if that is not nil.
+func (a *app) carryOut(ctx context.Context, l *engine.Lab, want *lab.Lab, do func(*shown) (plan.Plan, error)) error {
 	known := wasReady(l)
 	show := a.show()
 	done, err := do(show)
@@ -179,6 +180,7 @@ func (a *app) carryOut(ctx context.Context, l *engine.Lab, do func(*shown) (plan
 	if a.ui.Quiet && !a.asJSON {
 		return nil
 	}
+	a.inOrder(&st, want)
 	return a.printStatus(st)
 }
 
@@ -208,7 +210,7 @@ func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked f
 	}
 	show.pause()
 	if !a.ui.Quiet {
-		if err := ui.Plan(a.Err, p, a.ui.ColorErr); err != nil {
+		if err := ui.Plan(a.Err, p, a.ui.ErrPage()); err != nil {
 			return err
 		}
 	}
@@ -332,5 +334,5 @@ func (a *app) printStatus(st engine.Status) error {
 	if a.asJSON {
 		return ui.JSON(a.Out, st)
 	}
-	return ui.Status(a.Out, st, time.Now(), a.ui.ColorOut)
+	return ui.Status(a.Out, st, time.Now(), a.ui.OutPage())
 }

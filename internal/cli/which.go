@@ -292,8 +292,11 @@ func (a *app) one(ctx context.Context, r request) (*engine.Lab, lab.Name, error)
 // named returns the labs that are up from the Labfile which is meant, under other names
 // than the one that was asked for.
 func (a *app) named() []engine.Summary {
+	if a.Host == nil || a.set.string("lab") != "" {
+		return nil
+	}
 	path, err := a.labfilePath()
-	if err != nil || a.Host == nil || a.set.string("lab") != "" {
+	if err != nil {
 		return nil
 	}
 	h, err := a.host()

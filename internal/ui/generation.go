@@ -83,8 +83,8 @@ func Generation(w io.Writer, g ledger.Generation, now time.Time, color bool) err
 }
 
 // Generations prints the generations of machines as a table.
-func Generations(w io.Writer, all []ledger.Generation, now time.Time, color bool) error {
-	var t Table
+func Generations(w io.Writer, all []ledger.Generation, now time.Time, page Page) error {
+	t := Table{squeezes: []squeeze{{how: fold, column: 4, least: 30}, {how: drop, column: 3}, {how: under, column: 4}}}
 	t.Row("GENERATION", "STATE", "BORN", "IMAGE", "WHY")
 	for _, g := range all {
 		born := "never"
@@ -93,5 +93,5 @@ func Generations(w io.Writer, all []ledger.Generation, now time.Time, color bool
 		}
 		t.Row(g.String(), string(g.Phase), born, ShortDigest(g.Image), Clean(strings.Join(g.Why, "; ")))
 	}
-	return t.Write(w, color)
+	return t.Print(w, page)
 }

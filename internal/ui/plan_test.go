@@ -25,7 +25,7 @@ func TestPlan(t *testing.T) {
 		{Machine: "old", Action: plan.Destroy, Generation: 7, Reasons: []string{"it is no longer in the Labfile\x1b"}},
 	}}
 	var b bytes.Buffer
-	if err := Plan(&b, p, false); err != nil {
+	if err := Plan(&b, p, Page{}); err != nil {
 		t.Fatal(err)
 	}
 	want := `lab shop-1f3a9c2b
@@ -43,7 +43,7 @@ func TestPlan(t *testing.T) {
               there is none
   ~    api    keep     generation 1
               ~ port 8080:80 added
-              ~ left-over generation 2 is removed
+              ~ generation 2 is removed
   -    old    destroy  generation 7
               it is no longer in the Labfile\x1b
 
@@ -62,7 +62,7 @@ func TestPlanWithNothingToDo(t *testing.T) {
 		"lab a-1\n\nNothing to do: 0 machines as wanted.\n": {Lab: "a-1"},
 	} {
 		var b bytes.Buffer
-		if err := Plan(&b, p, false); err != nil {
+		if err := Plan(&b, p, Page{}); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, b.String()); diff != "" {

@@ -28,15 +28,24 @@ func stateColor(state engine.MachineState) Color {
 }
 
 // Status prints a lab's machines. now is what uptimes are counted to.
-func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
+func Status(w io.Writer, s engine.Status, now time.Time, page Page) error {
 	fmt.Fprintf(w, "lab %s (%s)\n", s.ID, s.Provider)
 	if len(s.Machines) == 0 {
 		_, err := fmt.Fprintln(w, "no machines")
 		return err
 	}
 	fmt.Fprintln(w)
-	var t Table
-	t.Row("NAME", "GEN", "STATE", "ADDRESS", "PORTS", "BOX", "CPUS", "MEMORY", "DISK", "DRIFT", "UPTIME")
+	t := Table{squeezes: []squeeze{
+		{how: fold, column: 4},
+		{how: drop, column: 6},
+		{how: drop, column: 7},
+		{how: drop, column: 8},
+		{how: drop, column: 5},
+		{how: drop, column: 9},
+		{how: drop, column: 10},
+		{how: under, column: 4},
+	}}
+	t.Row("NAME", "GEN", "STATE", "ADDRESS", "PORTS", "BOX", "CPUS", "MEMORY", "DISK", "WRITTEN", "UPTIME")
 	for _, m := range s.Machines {
 		var ports []string
 		for _, p := range m.Ports {
@@ -64,7 +73,7 @@ func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
 		t.Row(string(m.Name), gen, string(m.State), m.Address, strings.Join(ports, " "), m.Box, cpus, memory, disk, drift, uptime)
 		t.Paint(2, stateColor(m.State))
 	}
-	if err := t.Write(w, color); err != nil {
+	if err := t.Print(w, page); err != nil {
 		return err
 	}
 	gap := "\n"
@@ -72,8 +81,11 @@ func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
 		if text == "" {
 			return nil
 		}
-		_, err := fmt.Fprintf(w, "%s%s: %s\n", gap, what, Clean(text))
+		var b strings.Builder
+		b.WriteString(gap)
+		hanging(&b, "", what+": "+Clean(text), 2, page)
 		gap = ""
+		_, err := io.WriteString(w, b.String())
 		return err
 	}
 	for _, m := range s.Machines {
@@ -100,12 +112,14 @@ func Status(w io.Writer, s engine.Status, now time.Time, color bool) error {
 }
 
 // Labs prints the labs of the user.
-func Labs(w io.Writer, labs []engine.Summary, color bool) error {
+func Labs(w io.Writer, labs []engine.Summary, page Page) error {
 	if len(labs) == 0 {
 		_, err := fmt.Fprintln(w, "no labs")
 		return err
 	}
-	var t Table
+	t := Table{squeezes: []squeeze{
+		{how: under, column: 6}, {how: under, column: 5}, {how: drop, column: 2}, {how: drop, column: 4},
+	}}
 	t.Row("LAB", "MACHINES", "RUNNING", "READY", "PROVIDER", "LABFILE", "NOTE")
 	for _, s := range labs {
 		note := s.Problem
@@ -118,19 +132,27 @@ func Labs(w io.Writer, labs []engine.Summary, color bool) error {
 		t.Row(string(s.ID), strconv.Itoa(s.Machines), strconv.Itoa(s.Running), strconv.Itoa(s.Ready), s.Provider, s.Labfile, note)
 		t.Paint(6, Yellow)
 	}
-	return t.Write(w, color)
+	return t.Print(w, page)
 }
 
-// History prints the ledger, oldest record first, in local time.
-func History(w io.Writer, records []ledger.Record, color bool) error {
-	var t Table
-	t.Row("TIME", "WHAT", "COMMAND")
+// History prints the ledger, oldest record first, in local time: a command once, and
+// below it what it did. What no command did stands by itself.
+func History(w io.Writer, records []ledger.Record, page Page) error {
+	var b strings.Builder
+	command := ""
 	for _, r := range records {
-		t.Row(r.Time.Local().Format(time.DateTime), r.Summary(), r.Command)
-		t.Paint(0, Dim)
-		t.Paint(2, Dim)
+		if r.Command != command && r.Command != "" {
+			hanging(&b, "", Clean(r.Command), 4, page)
+		}
+		head := r.Time.Local().Format(time.DateTime)
+		if r.Command != "" { // what a supervisor records stands between, and does not end it
+			head, command = "  "+head, r.Command
+		}
+		indent := width(head) + 2
+		hanging(&b, Dim.paint(head, page.Color)+"  ", Clean(r.Summary()), indent, page)
 	}
-	return t.Write(w, color)
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // Findings prints what lab needs of the host and what it found.

@@ -29,7 +29,7 @@ func TestStatus(t *testing.T) {
 		{Name: "web", Generation: 12, State: engine.StateFailed, Reason: "not ready after 3m: \x1b[2Jport 80", Address: "10.64.1.11", Box: "base"},
 	}}
 	var b bytes.Buffer
-	if err := Status(&b, s, noon, false); err != nil {
+	if err := Status(&b, s, noon, Page{}); err != nil {
 		t.Fatal(err)
 	}
 	want := `lab shop-1f3a9c2b (qemu)
@@ -53,14 +53,14 @@ func TestStatusTellsOfPolicies(t *testing.T) {
 	}}
 	want := "db: the guest shut itself down\ndb: tainted: ssh by ann: vi; by\\x1b ben\nweb: expired: it is 25h old, and max_age is 24h\nthe lab: it is destroyed in 1h30m\n"
 	var b bytes.Buffer
-	if err := Status(&b, s, noon, false); err != nil {
+	if err := Status(&b, s, noon, Page{}); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.HasSuffix(b.String(), "\n\n"+want) {
 		t.Errorf("got\n%s\nwant it to end in\n%s", b.String(), want)
 	}
 	b.Reset()
-	if err := Status(&b, s, noon.Add(2*time.Hour), false); err != nil {
+	if err := Status(&b, s, noon.Add(2*time.Hour), Page{}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "the lab: its time is over; its supervisor destroys it\n"; !strings.HasSuffix(b.String(), want) {
@@ -70,7 +70,7 @@ func TestStatusTellsOfPolicies(t *testing.T) {
 
 func TestStatusOfAnEmptyLab(t *testing.T) {
 	var b bytes.Buffer
-	if err := Status(&b, engine.Status{ID: "a-1", Provider: "memory"}, noon, true); err != nil {
+	if err := Status(&b, engine.Status{ID: "a-1", Provider: "memory"}, noon, Page{Color: true}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "lab a-1 (memory)\nno machines\n"; b.String() != want {
@@ -84,7 +84,7 @@ func TestLabs(t *testing.T) {
 		{ID: "a-1", Labfile: "/home/u/a/Labfile", Provider: "qemu", Machines: 3, Running: 2, Ready: 1},
 		{ID: "b-2", Labfile: "/home/u/b/Labfile", Provider: "qemu", LabfileGone: true},
 	}
-	if err := Labs(&b, labs, false); err != nil {
+	if err := Labs(&b, labs, Page{}); err != nil {
 		t.Fatal(err)
 	}
 	want := `LAB  MACHINES  RUNNING  READY  PROVIDER  LABFILE            NOTE
@@ -95,7 +95,7 @@ b-2  0         0        0      qemu      /home/u/b/Labfile  the Labfile is gone
 		t.Error(diff)
 	}
 	b.Reset()
-	if err := Labs(&b, nil, false); err != nil || b.String() != "no labs\n" {
+	if err := Labs(&b, nil, Page{}); err != nil || b.String() != "no labs\n" {
 		t.Errorf("Labs of none printed %q, %v", b.String(), err)
 	}
 }

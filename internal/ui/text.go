@@ -6,7 +6,6 @@ package ui
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"time"
 	"unicode"
@@ -143,63 +142,6 @@ func cut(s string, n int) string {
 // pad fills s with spaces up to n columns.
 func pad(s string, n int) string {
 	return s + strings.Repeat(" ", max(n-width(s), 0))
-}
-
-// Table is plain aligned text: columns two spaces apart, no lines, nothing cut.
-type Table struct {
-	rows   [][]string
-	colors []map[int]Color
-}
-
-// Row appends a row of cells, which are cleaned.
-func (t *Table) Row(cells ...string) {
-	for i, c := range cells {
-		cells[i] = Clean(c)
-	}
-	t.rows = append(t.rows, cells)
-	t.colors = append(t.colors, nil)
-}
-
-// Paint colours one cell of the last row.
-func (t *Table) Paint(column int, c Color) {
-	last := len(t.rows) - 1
-	if t.colors[last] == nil {
-		t.colors[last] = map[int]Color{}
-	}
-	t.colors[last][column] = c
-}
-
-// Write prints the table. Columns that are empty in every row but the first,
-// the header, are left out.
-func (t *Table) Write(w io.Writer, color bool) error {
-	var widths []int
-	var used []bool
-	for i, row := range t.rows {
-		for j, cell := range row {
-			if j == len(widths) {
-				widths, used = append(widths, 0), append(used, false)
-			}
-			widths[j] = max(widths[j], width(cell))
-			used[j] = used[j] || (i > 0 && cell != "")
-		}
-	}
-	var b strings.Builder
-	for i, row := range t.rows {
-		var line strings.Builder
-		gap := ""
-		for j, cell := range row {
-			if !used[j] && len(t.rows) > 1 {
-				continue
-			}
-			line.WriteString(gap)
-			fill := strings.Repeat(" ", widths[j]-width(cell))
-			line.WriteString(t.colors[i][j].paint(cell, color) + fill)
-			gap = "  "
-		}
-		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 // Color is a colour of a terminal.

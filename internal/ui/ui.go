@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -19,6 +20,8 @@ import (
 type UI struct {
 	Out, Err io.Writer
 	Size     func() (columns, rows int) // of the terminal that Err is; nil if it is none
+	Width    int                        // columns of Out; 0 if it is no terminal, unless COLUMNS says how many
+	ErrWidth int                        // likewise of Err
 	ColorOut bool
 	ColorErr bool
 	Quiet    bool // no progress, no notes
@@ -45,7 +48,29 @@ func New(out, err io.Writer, getenv func(string) string) *UI {
 	if _, ok := terminal(out); ok {
 		u.ColorOut = color
 	}
+	u.Width, u.ErrWidth = columns(out, getenv), columns(err, getenv)
 	return u
+}
+
+// OutPage is what answers are printed on, ErrPage what is told beside them.
+func (u *UI) OutPage() Page { return Page{u.ColorOut, u.Width} }
+
+// ErrPage is described at OutPage.
+func (u *UI) ErrPage() Page { return Page{u.ColorErr, u.ErrWidth} }
+
+// columns is the width of what w is, or 0 if it has none: lines in a file or a pipe are
+// for programs, which look for words in them.
+func columns(w io.Writer, getenv func(string) string) int {
+	if f, ok := terminal(w); ok {
+		if n, _, err := term.GetSize(int(f.Fd())); err == nil && n > 0 {
+			return n
+		}
+	}
+	n, err := strconv.Atoi(getenv("COLUMNS"))
+	if err != nil || n <= 0 {
+		return 0
+	}
+	return n
 }
 
 func terminal(w io.Writer) (*os.File, bool) {
