@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,7 +21,9 @@ func (a *app) enter(ctx context.Context, l *engine.Lab, name lab.Name, user, how
 	if err := l.Admit(name, how); err != nil {
 		return nil, err
 	}
+	waiting := time.AfterFunc(silence, func() { a.ui.Note("%s %s; waiting for it", name, l.Silence(ctx, name)) })
 	client, err := l.Connect(ctx, name, user)
+	waiting.Stop()
 	if err != nil {
 		return nil, err
 	}
@@ -28,8 +31,18 @@ func (a *app) enter(ctx context.Context, l *engine.Lab, name lab.Name, user, how
 		client.Close()
 		return nil, err
 	}
+	go client.Watch(ctx, func(silent bool) {
+		if silent {
+			a.ui.Note("%s %s; waiting for it, Ctrl-C ends that", name, l.Silence(ctx, name))
+		} else {
+			a.ui.Note("%s answers again", name)
+		}
+	})
 	return client, nil
 }
+
+// silence is how long a machine is waited for without a word.
+const silence = 4 * time.Second
 
 // entered records that a machine is entered by hand, and tells what that means.
 func (a *app) entered(ctx context.Context, l *engine.Lab, name lab.Name, how string, command []string) error {

@@ -16,12 +16,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/creack/pty"
+
+	"github.com/labfile/lab/providers/qmp"
 )
 
 func execCommands(s *site) {
@@ -100,6 +103,52 @@ func cpBothWays(s *site) {
 	s.ok("cp", "db:/root/tree/[a-s]*", "again/sub")
 	s.ok("cp", "again/sub/.", "db:/root/tree/sub")
 	s.equal("contents", s.ok("exec", "db", "--", "cd /root/tree/sub; echo *"), "a b sub\n")
+}
+
+// standsStill has a machine stand still, by its monitor or else by a signal to its
+// hypervisor: who waits for the guest is told within five seconds, and its clock is right
+// again afterwards.
+func standsStill(s *site) {
+	const name = "web-2"
+	pid := s.machine(name).PID
+	signal := func(sig syscall.Signal) func() error { return func() error { return syscall.Kill(pid, sig) } }
+	stop, cont := signal(syscall.SIGSTOP), signal(syscall.SIGCONT)
+	if socket := filepath.Join(s.w.run, "lab", string(s.id), name+".qmp"); exists(socket) {
+		tell := func(word string) func() error {
+			return func() error {
+				c, err := qmp.Dial(s.Context(), socket)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				return c.Execute(s.Context(), word, nil, nil)
+			}
+		}
+		stop, cont = tell("stop"), tell("cont")
+	}
+	p := s.start("exec", name, "--", "echo begun; sleep 3")
+	s.wait("the command runs", func() bool { return p.stdout.String() != "" })
+	stopped := time.Now()
+	if err := stop(); err != nil {
+		s.Fatal(err)
+	}
+	s.wait("the pause is told", func() bool { return strings.Contains(p.stderr.String(), name+" is paused") })
+	s.wait("it has stood still for six seconds", func() bool { return time.Since(stopped) > 6*time.Second })
+	if err := cont(); err != nil {
+		s.Fatal(err)
+	}
+	if r := p.end(); r.code != 0 {
+		s.Error(r)
+	}
+	s.wait("the clock is right", func() bool {
+		guest, err := strconv.ParseInt(strings.TrimSpace(s.ok("exec", name, "--", "date +%s")), 10, 64)
+		return err == nil && time.Since(time.Unix(guest, 0)) < 3*time.Second
+	})
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // pings checks that one machine knows another by name, at its address.

@@ -49,6 +49,7 @@ var life = []step{
 	{"status and list", statusAndList},
 	{"exec", execCommands},
 	{"cp", cpBothWays},
+	{"standstill", standsStill},
 	{"names", names},
 	{"forwards", forwards},
 	{"loopback", loopback},

@@ -20,7 +20,7 @@ import (
 
 // here are the steps of a life that end processes of this host, where there are none of
 // machines' that run on another.
-var here = []string{"supervisor killed", "hypervisor killed", "reboot of the host"}
+var here = []string{"standstill", "supervisor killed", "hypervisor killed", "reboot of the host"}
 
 // TestLibvirtRemote goes through the life of a lab whose machines run on another host, of
 // which nothing can be reached but its libvirt: by ssh as an ordinary user, by TLS as root.

@@ -202,17 +202,27 @@ func orUnknown(why string) string {
 const pauseInterval = time.Second
 
 // watchPause ends the wait for a machine that its hypervisor halted, as QEMU does
-// when the disk is full.
+// when the disk is full. One that somebody paused is waited for, and that is said.
 func (s *session) watchPause(ctx context.Context, g lab.Generation, halted context.CancelCauseFunc) {
+	paused := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(pauseInterval):
 		}
-		if m, err := s.provider.Inspect(ctx, g); err == nil && m.State == providers.StatePaused && m.Reason != "" {
+		m, err := s.provider.Inspect(ctx, g)
+		if err != nil {
+			continue
+		}
+		was := paused
+		switch paused = m.State == providers.StatePaused; {
+		case paused && m.Reason != "":
+			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageNote, Text: "is paused: " + m.Reason})
 			halted(&endError{"is paused: " + m.Reason})
 			return
+		case paused && !was:
+			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageNote, Text: "is paused; lab waits until it goes on"})
 		}
 	}
 }

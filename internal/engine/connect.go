@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
@@ -171,9 +172,46 @@ func (l *Lab) known(name lab.Name) (ledger.Machine, providers.Provider, error) {
 	return m, p, err
 }
 
+// connectTime bounds how long a machine that runs may take to let somebody in. One that
+// boots may be waited for; one whose agent says nothing is not, for ever.
+const connectTime = time.Minute
+
+// SilentError says that a machine runs but does not answer.
+type SilentError struct {
+	Machine lab.Name
+	Waited  time.Duration
+	Agent   bool // it is its agent that does not answer
+}
+
+func (e *SilentError) Error() string {
+	who := string(e.Machine)
+	if e.Agent {
+		who = "the agent of " + who
+	}
+	return fmt.Sprintf("%s has not answered for %v", who, e.Waited)
+}
+
+// Hint is the next step.
+func (e *SilentError) Hint() string {
+	return fmt.Sprintf("\"lab console %[1]s\" and \"lab logs %[1]s\" show what it does; \"lab replace %[1]s\" puts a new one in its place", e.Machine)
+}
+
+// Silence says why a machine that was heard does not answer now, in a few words.
+func (l *Lab) Silence(ctx context.Context, name lab.Name) string {
+	_, err := l.running(ctx, name)
+	var paused *PausedError
+	switch {
+	case errors.As(err, &paused) && paused.Why != "":
+		return "is paused: " + paused.Why
+	case errors.As(err, &paused):
+		return "is paused"
+	}
+	return "does not answer"
+}
+
 // Connect logs in to a machine, as login or, if that is empty, as the machine's
 // own user. Errors: ErrNoLab, *NoMachineError, providers.ErrNotRunning, and those
-// of guest.Connect.
+// of guest.Connect; a *SilentError if it has not answered for a minute.
 func (l *Lab) Connect(ctx context.Context, name lab.Name, login string) (*guest.Client, error) {
 	m, err := l.running(ctx, name)
 	if err != nil {
@@ -183,7 +221,14 @@ func (l *Lab) Connect(ctx context.Context, name lab.Name, login string) (*guest.
 	if err != nil {
 		return nil, err
 	}
-	return guest.Connect(ctx, t)
+	silent := &SilentError{Machine: name, Waited: connectTime, Agent: t.Agent != nil}
+	limit, cancel := context.WithTimeoutCause(ctx, connectTime, silent)
+	defer cancel()
+	c, err := guest.Connect(limit, t)
+	if err != nil && ctx.Err() == nil && context.Cause(limit) == silent {
+		err = silent
+	}
+	return c, err
 }
 
 // DialPort connects to a TCP port of a machine.

@@ -60,11 +60,24 @@ func (o *oven) run(ctx context.Context, j *job, c bake.Chain, lock *bake.Lock, l
 				return o.failed(ctx, j, i, err)
 			}
 		}
-		if err := o.step(ctx, j, i, g, m); err != nil {
+		if err := o.watched(ctx, g, func(ctx context.Context) error { return o.step(ctx, j, i, g, m) }); err != nil {
 			return o.failed(ctx, j, i, err)
 		}
 	}
 	return nil
+}
+
+// watched does something in a machine, and gives up if its hypervisor halts it.
+func (o *oven) watched(ctx context.Context, g lab.Generation, do func(context.Context) error) error {
+	alive, died := context.WithCancelCause(ctx)
+	defer died(nil)
+	go o.s.watchPause(alive, g, died)
+	err := do(alive)
+	var end *endError
+	if err != nil && errors.As(context.Cause(alive), &end) && ctx.Err() == nil {
+		return end
+	}
+	return err
 }
 
 // failed records that a step failed, unless that was an interruption.

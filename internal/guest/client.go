@@ -27,6 +27,7 @@ var (
 // Client is a login to a machine. Its methods may be called at the same time.
 type Client struct {
 	ssh     *ssh.Client
+	conn    *heard
 	machine string // its name
 }
 
@@ -70,7 +71,8 @@ func login(ctx context.Context, conn net.Conn, t Target) (*Client, error) {
 		},
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	sc, chans, reqs, err := ssh.NewClientConn(conn, string(t.Machine), cc)
+	h := &heard{Conn: conn}
+	sc, chans, reqs, err := ssh.NewClientConn(h, string(t.Machine), cc)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -84,7 +86,7 @@ func login(ctx context.Context, conn net.Conn, t Target) (*Client, error) {
 		}
 		return nil, fmt.Errorf("logging in to machine %q: %w", t.Machine, err)
 	}
-	return &Client{ssh: ssh.NewClient(sc, chans, reqs), machine: string(t.Machine)}, nil
+	return &Client{ssh: ssh.NewClient(sc, chans, reqs), conn: h, machine: string(t.Machine)}, nil
 }
 
 // Close ends the login and everything that still runs in it.

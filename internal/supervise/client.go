@@ -18,12 +18,17 @@ import (
 )
 
 // helloTimeout bounds how long a supervisor may take to say hello: it has nothing
-// else to do then.
-const helloTimeout = 10 * time.Second
+// else to do then. One that is stopped by a signal is given up after haltedTimeout.
+const (
+	helloTimeout  = 10 * time.Second
+	haltedTimeout = 2 * time.Second
+)
 
 // errGoing says that a supervisor holds its lock but does not serve: it is
 // starting or ending.
 var errGoing = errors.New("it is starting or ending, and does not get on")
+
+var errHalted = errors.New("it is stopped by a signal")
 
 // Client talks to a lab's supervisor, which does not end by itself while a Client
 // is open. Its methods may be called by several goroutines at once.
@@ -100,8 +105,16 @@ func listenerOf(socket string) int {
 // dialOnce gives a supervisor limit to say hello.
 func dialOnce(ctx context.Context, d dirs.Dirs, id lab.ID, limit time.Duration) (*Client, error) {
 	c := &Client{socket: socketPath(d, id)}
-	hctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+	tctx, stop := context.WithTimeout(ctx, limit)
+	defer stop()
+	hctx, cancel := context.WithCancelCause(tctx)
+	defer cancel(nil)
+	look := time.AfterFunc(min(haltedTimeout, limit), func() {
+		if halted(listenerOf(c.socket)) {
+			cancel(errHalted)
+		}
+	})
+	defer look.Stop()
 	conn, r, err := c.ask(hctx, request{Op: opHello})
 	switch {
 	case err == nil:
@@ -111,6 +124,9 @@ func dialOnce(ctx context.Context, d dirs.Dirs, id lab.ID, limit time.Duration) 
 		return nil, fmt.Errorf("reaching the lab's supervisor: %w", context.Cause(ctx))
 	case hctx.Err() != nil:
 		pid := listenerOf(c.socket)
+		if context.Cause(hctx) == errHalted {
+			limit = min(limit, haltedTimeout)
+		}
 		return nil, &SilentError{PID: pid, Waited: limit, Halted: halted(pid)}
 	case !gone(err):
 		return nil, err

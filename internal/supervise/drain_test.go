@@ -28,6 +28,9 @@ func (v *vm) saying(at netip.Addr, connections *atomic.Int64) (asked *atomic.Int
 			return
 		}
 		_ = agentapi.Serve(c, func(r agentapi.Request) agentapi.Response {
+			if r.Op != agentapi.OpHello { // the clock's keeper
+				return agentapi.Response{Hello: &agentapi.Hello{}}
+			}
 			n := connections.Load()
 			asked.Add(1)
 			if n < 0 {

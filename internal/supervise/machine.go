@@ -241,6 +241,7 @@ func (m *machine) keepAgent(dialer providers.AgentDialer) {
 			return
 		}
 		m.setSession(sess, LinkConnected)
+		m.wg.Go(func() { m.keepClock(sess) })
 		select {
 		case <-sess.Done():
 			m.s.log.Debug("agent is gone", "machine", m.spec.Generation, "reason", sess.Err())

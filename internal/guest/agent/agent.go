@@ -156,7 +156,7 @@ func (a *Agent) handle(req agentapi.Request) agentapi.Response {
 
 func (a *Agent) do(req agentapi.Request) error {
 	switch req.Op {
-	case agentapi.OpHello:
+	case agentapi.OpHello, agentapi.OpPing:
 		return nil
 	case agentapi.OpIdentify:
 		if req.Identity == nil {

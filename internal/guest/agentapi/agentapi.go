@@ -53,6 +53,7 @@ const (
 	OpHello    Op = "hello"    // who are you?
 	OpIdentify Op = "identify" // become Request.Identity, now and on every boot
 	OpRefresh  Op = "refresh"  // take Request.Time and Request.Entropy
+	OpPing     Op = "ping"     // are you there?
 	OpSync     Op = "sync"     // write everything to the disk
 	OpPoweroff Op = "poweroff" // shut down; answered before it begins
 	OpReboot   Op = "reboot"   // the same, but come back
