@@ -157,7 +157,7 @@ func plug(ctx context.Context, super *supervise.Client, mc supervise.Machine, be
 func ports(bound []lab.Forward) []ledger.Port {
 	var ps []ledger.Port
 	for _, f := range bound {
-		ps = append(ps, ledger.Port{Host: f.HostPort, Guest: f.GuestPort})
+		ps = append(ps, ledger.Port{Host: f.HostPort, Guest: f.GuestPort, UDP: f.UDP})
 	}
 	return ps
 }
@@ -165,7 +165,7 @@ func ports(bound []lab.Forward) []ledger.Port {
 func readyText(addr netip.Addr, bound []lab.Forward) string {
 	text := addr.String()
 	for _, f := range bound {
-		text += fmt.Sprintf(", 127.0.0.1:%d -> %d", f.HostPort, f.GuestPort)
+		text += fmt.Sprintf(", 127.0.0.1:%d -> %d%s", f.HostPort, f.GuestPort, ledger.Port{UDP: f.UDP}.Protocol())
 	}
 	return text
 }

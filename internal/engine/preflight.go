@@ -80,12 +80,12 @@ func (s *session) forwardable(ctx context.Context, f lab.Forward) error {
 			continue
 		}
 		for _, p := range m.Ports {
-			if p.Host == f.HostPort {
+			if p.Host == f.HostPort && p.UDP == f.UDP {
 				return nil // the supervisor has it, and hands it on
 			}
 		}
 	}
-	return network.Free(ctx, f.HostPort)
+	return network.Free(ctx, f.HostPort, f.UDP)
 }
 
 // attachable returns a *VolumeInUseError if another machine writes to a volume, and goes

@@ -104,7 +104,7 @@ func rebind(want []lab.Forward, bound []ledger.Port) []lab.Forward {
 	out := make([]lab.Forward, len(want))
 	for i, f := range want {
 		out[i] = f
-		if f.HostPort == 0 && i < len(bound) && bound[i].Guest == f.GuestPort {
+		if f.HostPort == 0 && i < len(bound) && bound[i].Guest == f.GuestPort && bound[i].UDP == f.UDP {
 			out[i].HostPort = bound[i].Host
 		}
 	}

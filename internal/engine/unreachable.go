@@ -4,12 +4,11 @@ package engine
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/network"
 )
 
 // bringBack shuts a machine down that runs and cannot be reached, so that it can be
@@ -42,7 +41,7 @@ func (s *session) letGoOf(ctx context.Context, ports []ledger.Port) {
 	ctx, cancel := context.WithTimeout(ctx, noticeTime)
 	defer cancel()
 	for _, p := range ports {
-		for !vacant(p.Host) {
+		for network.Free(ctx, p.Host, p.UDP) != nil {
 			select {
 			case <-ctx.Done():
 				return
@@ -50,13 +49,4 @@ func (s *session) letGoOf(ctx context.Context, ports []ledger.Port) {
 			}
 		}
 	}
-}
-
-// vacant reports whether nobody listens on a port of this host's loopback address.
-func vacant(port uint16) bool {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return false
-	}
-	return l.Close() == nil
 }

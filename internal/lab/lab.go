@@ -135,10 +135,17 @@ type Machine struct {
 type Forward struct {
 	HostPort  uint16 // 0 lets the supervisor pick a free one
 	GuestPort uint16
+	UDP       bool `json:",omitempty"` // else TCP
 }
 
 // String renders the forward as a Labfile writes it.
-func (f Forward) String() string { return fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort) }
+func (f Forward) String() string {
+	text := fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort)
+	if f.UDP {
+		text += "/udp"
+	}
+	return text
+}
 
 // CheckKind says how readiness is found out.
 type CheckKind string

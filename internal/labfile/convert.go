@@ -190,16 +190,19 @@ func (c *converter) machine(r *role, used map[string]lab.Box) lab.Machine {
 	if n, ok := builtins()[box.From]; ok && !n.cloudInit && e.UserData.set() {
 		c.add(e.UserData.place, "%s has no cloud-init, which reads user data; use builtin/debian-12 or an image that has it", box.From)
 	}
-	guests := map[uint16]bool{}
+	guests := map[string]bool{}
 	for _, p := range e.Ports.items {
-		if !p.set() {
-			continue
+		for _, v := range p.values {
+			port := guestPort(v)
+			if v.HostPort == 0 && guests[port] {
+				c.add(p.place, "guest port %s is forwarded already", port)
+			}
+			guests[port] = true
+			m.Ports = append(m.Ports, v)
 		}
-		if p.value.HostPort == 0 && guests[p.value.GuestPort] {
-			c.add(p.place, "guest port %d is forwarded already", p.value.GuestPort)
-		}
-		guests[p.value.GuestPort] = true
-		m.Ports = append(m.Ports, p.value)
+	}
+	if len(m.Ports) > maxForwards {
+		c.add(e.Ports.place, "%d ports are too many; a machine has at most %d", len(m.Ports), maxForwards)
 	}
 	for i := range e.Ready.items {
 		if check, ok := c.check(&e.Ready.items[i]); ok {
@@ -211,26 +214,45 @@ func (c *converter) machine(r *role, used map[string]lab.Box) lab.Machine {
 	return m
 }
 
+// maxForwards bounds how many ports of a machine are forwarded: each takes a file
+// descriptor of the supervisor, which has 1024 on many hosts.
+const maxForwards = 200
+
+// guestPort names the guest's port of a forward.
+func guestPort(f lab.Forward) string {
+	if f.UDP {
+		return fmt.Sprintf("%d/udp", f.GuestPort)
+	}
+	return fmt.Sprint(f.GuestPort)
+}
+
 // hostPorts notes host ports that two machines would need.
 func (c *converter) hostPorts() {
 	type owner struct {
 		role string
 		line int
 	}
-	taken := map[uint16]owner{}
+	type hostPort struct {
+		port uint16
+		udp  bool
+	}
+	taken := map[hostPort]owner{}
 	for _, r := range c.roles {
 		for _, p := range r.row.value.Ports.items {
-			port := p.value.HostPort
-			if port == 0 {
-				continue
-			}
-			if before, ok := taken[port]; ok {
-				c.add(p.place, "host port %d is forwarded to %s already (line %d); write %q for a free one", port, before.role, before.line, fmt.Sprintf("0:%d", p.value.GuestPort))
-				continue
-			}
-			taken[port] = owner{r.name(), p.line}
-			if len(r.names) > 1 {
-				c.add(p.place, "all %d replicas would need host port %d; write %q, so that each gets a free one", len(r.names), port, fmt.Sprintf("0:%d", p.value.GuestPort))
+			for _, v := range p.values {
+				port := hostPort{v.HostPort, v.UDP}
+				if v.HostPort == 0 {
+					continue
+				}
+				if before, ok := taken[port]; ok {
+					c.add(p.place, "host port %d is forwarded to %s already (line %d); write %q for a free one", v.HostPort, before.role, before.line, "0:"+guestPort(v))
+					break
+				}
+				taken[port] = owner{r.name(), p.line}
+				if len(r.names) > 1 {
+					c.add(p.place, "all %d replicas would need host port %d; write %q, so that each gets a free one", len(r.names), v.HostPort, "0:"+guestPort(v))
+					break
+				}
 			}
 		}
 	}

@@ -4,6 +4,7 @@ package labfile
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
 
@@ -80,17 +81,18 @@ func checkLab(t *testing.T, l *lab.Lab) {
 		}
 		place[m.Name] = i
 	}
-	host := map[uint16]bool{}
+	host := map[string]bool{}
 	waits := map[lab.Name]int{}
 	for _, m := range l.Machines {
 		if !boxes[m.Box] || m.CPUs < 1 || m.Memory < 16*lab.MiB || m.Memory%lab.MiB != 0 || m.Disk < 0 || m.Disk%lab.MiB != 0 {
 			t.Errorf("machine %+v", m)
 		}
 		for _, p := range m.Ports {
-			if p.GuestPort == 0 || p.HostPort != 0 && host[p.HostPort] {
+			port := fmt.Sprint(p.HostPort, p.UDP)
+			if p.GuestPort == 0 || p.HostPort != 0 && host[port] {
 				t.Errorf("%s forwards %v", m.Name, p)
 			}
-			host[p.HostPort] = true
+			host[port] = true
 		}
 		for _, c := range m.Ready {
 			if c.Timeout <= 0 || c.Interval <= 0 || c.String() == "" {

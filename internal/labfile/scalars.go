@@ -242,37 +242,3 @@ func (t *duration) parse(s string, tag reflect.StructTag) error {
 	t.value = v
 	return nil
 }
-
-// forward is a port forward: GUEST, HOST:GUEST or 127.0.0.1:HOST:GUEST.
-type forward struct {
-	place
-	value lab.Forward
-}
-
-func (f *forward) parse(s string, _ reflect.StructTag) error {
-	rest := s
-	if i := strings.LastIndexByte(s, ':'); i >= 0 {
-		if j := strings.LastIndexByte(s[:i], ':'); j >= 0 {
-			if host := s[:j]; host != "127.0.0.1" && host != "localhost" {
-				return fmt.Errorf("forwarding from %s is refused: ports are opened on 127.0.0.1 only; write %q", shorten(host), shorten(s[j+1:]))
-			}
-			rest = s[j+1:]
-		}
-	}
-	host, guest, both := strings.Cut(rest, ":")
-	if !both {
-		host, guest = "0", rest
-	}
-	h, errHost := strconv.Atoi(host)
-	g, errGuest := strconv.Atoi(guest)
-	switch {
-	case errors.Is(errHost, strconv.ErrSyntax) || errors.Is(errGuest, strconv.ErrSyntax):
-		return fmt.Errorf("%q is not a port forward; write \"HOST:GUEST\", such as \"8080:80\", or GUEST alone (only TCP is forwarded)", shorten(s))
-	case errHost != nil || h < 0 || h > 65535:
-		return fmt.Errorf("host port %s is not between 0 and 65535", shorten(host))
-	case errGuest != nil || g < 1 || g > 65535:
-		return fmt.Errorf("guest port %s is not between 1 and 65535", shorten(guest))
-	}
-	f.value = lab.Forward{HostPort: uint16(h), GuestPort: uint16(g)}
-	return nil
-}

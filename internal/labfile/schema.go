@@ -198,7 +198,7 @@ func (f *forward) schema(reflect.StructTag) *schema {
 	least, most := 1, 65535
 	return &schema{
 		Type: []string{"string", "integer"}, Minimum: &least, Maximum: &most,
-		Pattern: oneOf(`^((127\.0\.0\.1|localhost):)?([0-9]{1,5}:)?[0-9]{1,5}$`, variable),
+		Pattern: oneOf(`^((127\.0\.0\.1|localhost):)?([0-9]{1,5}(-[0-9]{1,5})?:)?[0-9]{1,5}(-[0-9]{1,5})?(/(tcp|udp))?$`, variable),
 	}
 }
 

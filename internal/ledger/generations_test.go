@@ -38,7 +38,7 @@ func TestGenerations(t *testing.T) {
 	add(MachineDestroy, "web", 2, Destroy{Why: []string{"it never became ready"}})                              // 8
 	add(MachineDestroyed, "web", 2, nil)                                                                        // 9
 	add(MachineCreate, "web", 3, Create{Spec: spec, Image: "sha256:a", Rollback: 1})                            // 10
-	add(MachineReady, "web", 3, Ready{Took: 2 * time.Second, Ports: []Port{{8080, 80}}})                        // 11
+	add(MachineReady, "web", 3, Ready{Took: 2 * time.Second, Ports: []Port{{Host: 8080, Guest: 80}}})           // 11
 	add(MachineDestroy, "web", 1, Destroy{Why: []string{"replaced"}})                                           // 12
 	add(MachineDestroyed, "web", 1, nil)                                                                        // 13
 	records, err := book.Read()
@@ -63,7 +63,7 @@ func TestGenerations(t *testing.T) {
 		},
 		{
 			Machine: "web", Number: 3, Phase: PhaseReady, Why: []string{}, Command: "lab up",
-			Spec: spec, SpecDigest: spec.Digest(), Image: "sha256:a", Rollback: 1, Ports: []Port{{8080, 80}},
+			Spec: spec, SpecDigest: spec.Digest(), Image: "sha256:a", Rollback: 1, Ports: []Port{{Host: 8080, Guest: 80}},
 			Created: *sec(10), Born: sec(11), Took: 2 * time.Second,
 		},
 	}

@@ -154,7 +154,7 @@ func TestFold(t *testing.T) {
 		return r
 	}
 	create := rec(MachineCreate, 1, Create{Spec: Spec{Role: "db", CPUs: 2}, Address: netip.MustParseAddr("10.64.0.10"), Image: "sha256:1"})
-	ready := rec(MachineReady, 1, Ready{Ports: []Port{{8080, 80}}})
+	ready := rec(MachineReady, 1, Ready{Ports: []Port{{Host: 8080, Guest: 80}}})
 	exited := rec(MachineExited, 1, Exited{Reason: "signaled"})
 	for _, tt := range []struct {
 		name    string

@@ -126,6 +126,15 @@ type Destroy struct {
 type Port struct {
 	Host  uint16 `json:"host"`
 	Guest uint16 `json:"guest"`
+	UDP   bool   `json:"udp,omitempty"` // else TCP
+}
+
+// Protocol is what stands behind a port of UDP: "/udp". It is empty for TCP.
+func (p Port) Protocol() string {
+	if p.UDP {
+		return "/udp"
+	}
+	return ""
 }
 
 // Spec is a lab.Machine as the ledger writes it.
@@ -166,7 +175,7 @@ func SpecOf(m lab.Machine) Spec {
 	s.Tests = m.Tests
 	s.Life = lifeOf(m)
 	for _, f := range m.Ports {
-		s.Ports = append(s.Ports, Port{f.HostPort, f.GuestPort})
+		s.Ports = append(s.Ports, Port{f.HostPort, f.GuestPort, f.UDP})
 	}
 	for _, c := range m.Ready {
 		s.Ready = append(s.Ready, Check(c))
@@ -183,7 +192,7 @@ func (s Spec) Machine(name lab.Name) lab.Machine {
 	m.Tests = s.Tests
 	s.fill(&m)
 	for _, p := range s.Ports {
-		m.Ports = append(m.Ports, lab.Forward{HostPort: p.Host, GuestPort: p.Guest})
+		m.Ports = append(m.Ports, lab.Forward{HostPort: p.Host, GuestPort: p.Guest, UDP: p.UDP})
 	}
 	for _, c := range s.Ready {
 		m.Ready = append(m.Ready, lab.Check(c))

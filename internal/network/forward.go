@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -17,17 +18,22 @@ import (
 // PortError says that a port of the host's loopback cannot be listened on.
 type PortError struct {
 	Port uint16
+	UDP  bool  // it is a port of UDP
 	Err  error // EADDRINUSE, EACCES, …
 }
 
 func (e *PortError) Error() string {
+	port := fmt.Sprintf("port %d", e.Port)
+	if e.UDP {
+		port = "UDP " + port
+	}
 	switch {
 	case errors.Is(e.Err, syscall.EADDRINUSE):
-		return fmt.Sprintf("port %d of 127.0.0.1 is taken by another program", e.Port)
+		return port + " of 127.0.0.1 is taken by another program"
 	case errors.Is(e.Err, syscall.EACCES):
-		return fmt.Sprintf("port %d of 127.0.0.1 is reserved for root", e.Port)
+		return port + " of 127.0.0.1 is reserved for root"
 	}
-	return fmt.Sprintf("port %d of 127.0.0.1 cannot be listened on: %v", e.Port, e.Err)
+	return fmt.Sprintf("%s of 127.0.0.1 cannot be listened on: %v", port, e.Err)
 }
 
 func (e *PortError) Unwrap() error { return e.Err }
@@ -37,13 +43,21 @@ func (e *PortError) Hint() string {
 	if errors.Is(e.Err, syscall.EACCES) {
 		return "choose a host port from 1024 up, or 0 to have one picked"
 	}
-	return fmt.Sprintf("`ss -ltnp sport = :%d` shows which program listens there; or choose another host port, or 0 to have one picked", e.Port)
+	kind := "t"
+	if e.UDP {
+		kind = "u"
+	}
+	return fmt.Sprintf("`ss -l%snp sport = :%d` shows which program listens there; or choose another host port, or 0 to have one picked", kind, e.Port)
 }
 
-// Free returns a *PortError if a port of the host's loopback cannot be listened on at
-// this moment.
-func Free(ctx context.Context, hostPort uint16) error {
-	f, err := Listen(ctx, hostPort, nil)
+// Free returns a *PortError if a TCP port of the host's loopback, or one of UDP, cannot
+// be listened on at this moment.
+func Free(ctx context.Context, hostPort uint16, udp bool) error {
+	listen := Listen
+	if udp {
+		listen = ListenUDP
+	}
+	f, err := listen(ctx, hostPort, nil)
 	if err != nil {
 		return err
 	}
@@ -54,7 +68,8 @@ func Free(ctx context.Context, hostPort uint16) error {
 // Forward makes a guest port reachable on the host's loopback.
 type Forward struct {
 	port   uint16
-	ln     net.Listener
+	ln     io.Closer   // of the host's port
+	udp    *udpForward // nil for TCP
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -74,7 +89,7 @@ func Listen(ctx context.Context, hostPort uint16, dial func(context.Context) (ne
 	f := &Forward{ln: ln, port: uint16(ln.Addr().(*net.TCPAddr).Port)}
 	ctx, f.cancel = context.WithCancel(ctx)
 	context.AfterFunc(ctx, func() { ln.Close() })
-	f.wg.Go(func() { f.accept(ctx, dial) })
+	f.wg.Go(func() { f.accept(ctx, ln, dial) })
 	return f, nil
 }
 
@@ -95,6 +110,26 @@ func (s *Switch) Forward(hostPort uint16, addr netip.Addr, guestPort uint16) (*F
 	return f, err
 }
 
+// ForwardUDP is Forward, for a UDP port.
+func (s *Switch) ForwardUDP(hostPort uint16, addr netip.Addr, guestPort uint16) (*Forward, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return nil, fmt.Errorf("forwarding to %v: %w", netip.AddrPortFrom(addr, guestPort), ErrClosed)
+	}
+	f, err := ListenUDP(s.ctx, hostPort, func(ctx context.Context) (net.Conn, error) {
+		p := s.portAt(addr)
+		if p == nil {
+			return nil, ErrUnplugged
+		}
+		return s.DialUDP(ctx, p, guestPort)
+	})
+	if err == nil {
+		s.wg.Go(f.wg.Wait)
+	}
+	return f, err
+}
+
 // HostPort is the port of 127.0.0.1 that is listened on.
 func (f *Forward) HostPort() uint16 { return f.port }
 
@@ -104,12 +139,13 @@ func (f *Forward) Stop() {
 	f.wg.Wait()
 }
 
-// Retire stops listening. The connections go on until they end or the forward does.
+// Retire stops listening. The connections go on until they end or the forward does; flows
+// of UDP end.
 func (f *Forward) Retire() { _ = f.ln.Close() }
 
-func (f *Forward) accept(ctx context.Context, dial func(context.Context) (net.Conn, error)) {
+func (f *Forward) accept(ctx context.Context, ln net.Listener, dial func(context.Context) (net.Conn, error)) {
 	for {
-		c, err := f.ln.Accept()
+		c, err := ln.Accept()
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return

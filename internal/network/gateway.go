@@ -210,7 +210,7 @@ func (g *gateway) dialTCP(ctx context.Context, p *Port, to netip.AddrPort) (net.
 	started, notify := waiter.NewChannelEntry(waiter.WritableEvents)
 	wq.EventRegister(&started)
 	defer wq.EventUnregister(&started)
-	if err := g.claim(ep, p, to); err != nil {
+	if err := g.claim(ep, protoTCP, p, to); err != nil {
 		ep.Close()
 		return nil, err
 	}
@@ -234,8 +234,8 @@ func (g *gateway) dialTCP(ctx context.Context, p *Port, to netip.AddrPort) (net.
 	return nil, errors.New(terr.String())
 }
 
-// claim makes the connection that an endpoint is about to make the port's.
-func (g *gateway) claim(ep tcpip.Endpoint, p *Port, to netip.AddrPort) error {
+// claim makes the connection, or flow, that an endpoint is about to make the port's.
+func (g *gateway) claim(ep tcpip.Endpoint, proto uint8, p *Port, to netip.AddrPort) error {
 	sh := g.sw.shared[p.host].Load()
 	if sh == nil {
 		if now := g.sw.ports[p.host].Load(); now != p {
@@ -250,7 +250,7 @@ func (g *gateway) claim(ep tcpip.Endpoint, p *Port, to netip.AddrPort) error {
 	if err != nil {
 		return errors.New(err.String())
 	}
-	key := flowKey{proto: protoTCP, peer: g.sw.net.Gateway.As4(), peerPort: from.Port, ownPort: to.Port()}
+	key := flowKey{proto: proto, peer: g.sw.net.Gateway.As4(), peerPort: from.Port, ownPort: to.Port()}
 	if !sh.claim(key, p.seat) {
 		return ErrReplaced
 	}

@@ -529,8 +529,9 @@ func TestPortErrorSaysWhatToDo(t *testing.T) {
 		err        PortError
 		text, hint string
 	}{
-		{PortError{80, syscall.EACCES}, "port 80 of 127.0.0.1 is reserved for root", "choose a host port from 1024 up, or 0 to have one picked"},
-		{PortError{8080, syscall.EADDRINUSE}, "port 8080 of 127.0.0.1 is taken by another program", "`ss -ltnp sport = :8080` shows which program listens there; or choose another host port, or 0 to have one picked"},
+		{PortError{Port: 80, Err: syscall.EACCES}, "port 80 of 127.0.0.1 is reserved for root", "choose a host port from 1024 up, or 0 to have one picked"},
+		{PortError{Port: 53, UDP: true, Err: syscall.EADDRINUSE}, "UDP port 53 of 127.0.0.1 is taken by another program", "`ss -lunp sport = :53` shows which program listens there; or choose another host port, or 0 to have one picked"},
+		{PortError{Port: 8080, Err: syscall.EADDRINUSE}, "port 8080 of 127.0.0.1 is taken by another program", "`ss -ltnp sport = :8080` shows which program listens there; or choose another host port, or 0 to have one picked"},
 	} {
 		if tt.err.Error() != tt.text || tt.err.Hint() != tt.hint {
 			t.Errorf("got %q, %q", tt.err.Error(), tt.err.Hint())

@@ -70,12 +70,12 @@ func (g *gate) prepare(m *machine, want []lab.Forward) (next, fresh, gone []forw
 	for i, w := range want { // those that name a host port first: nothing else will do for them
 		next[i].want = w
 		if w.HostPort != 0 {
-			keep(i, func(f forward) bool { return f.f.HostPort() == w.HostPort })
+			keep(i, func(f forward) bool { return f.f.HostPort() == w.HostPort && f.want.UDP == w.UDP })
 		}
 	}
 	for i, w := range want {
 		if w.HostPort == 0 {
-			keep(i, func(f forward) bool { return f.want.GuestPort == w.GuestPort })
+			keep(i, func(f forward) bool { return f.want.GuestPort == w.GuestPort && f.want.UDP == w.UDP })
 		}
 	}
 	var errs []error
@@ -85,7 +85,11 @@ func (g *gate) prepare(m *machine, want []lab.Forward) (next, fresh, gone []forw
 		}
 		to := new(atomic.Pointer[route])
 		to.Store(&route{m, f.want.GuestPort})
-		l, err := network.Listen(g.ctx, f.want.HostPort, func(ctx context.Context) (net.Conn, error) { return follow(ctx, to) })
+		listen, carry := network.Listen, follow
+		if f.want.UDP {
+			listen, carry = network.ListenUDP, followUDP
+		}
+		l, err := listen(g.ctx, f.want.HostPort, func(ctx context.Context) (net.Conn, error) { return carry(ctx, to) })
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -102,7 +106,10 @@ func (g *gate) adopt(m *machine, next []forward) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, f := range next {
-		f.to.Store(&route{m, f.want.GuestPort})
+		before := f.to.Swap(&route{m, f.want.GuestPort})
+		if before.m != m || before.port != f.want.GuestPort {
+			f.f.Renew()
+		}
 	}
 	g.forwards = next
 }
@@ -113,7 +120,7 @@ func (g *gate) bound() []lab.Forward {
 	defer g.mu.Unlock()
 	bound := make([]lab.Forward, len(g.forwards))
 	for i, f := range g.forwards {
-		bound[i] = lab.Forward{HostPort: f.f.HostPort(), GuestPort: f.want.GuestPort}
+		bound[i] = lab.Forward{HostPort: f.f.HostPort(), GuestPort: f.want.GuestPort, UDP: f.want.UDP}
 	}
 	return bound
 }
@@ -134,6 +141,12 @@ func (g *gate) stop(m *machine) bool {
 		f.f.Stop()
 	}
 	return true
+}
+
+// followUDP is follow for a flow of packets: a takeover ends it.
+func followUDP(ctx context.Context, to *atomic.Pointer[route]) (net.Conn, error) {
+	r := to.Load()
+	return r.m.dialUDP(ctx, r.port)
 }
 
 // follow connects to where a forward leads. A takeover meanwhile is not the client's

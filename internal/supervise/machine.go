@@ -315,6 +315,17 @@ func (m *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
 	return nil, fmt.Errorf("machine %q: provider %s has no network", m.spec.Generation.Machine, m.s.cfg.Provider.Name())
 }
 
+// dialUDP makes a flow to a UDP port of the guest.
+func (m *machine) dialUDP(ctx context.Context, port uint16) (net.Conn, error) {
+	m.mu.Lock()
+	p := m.port
+	m.mu.Unlock()
+	if m.s.sw == nil || p == nil {
+		return nil, fmt.Errorf("dialing %s: %w", m.spec.Generation, network.ErrUnplugged)
+	}
+	return m.counted(nil, func() (net.Conn, error) { return m.s.sw.DialUDP(ctx, p, port) })
+}
+
 // forward makes the machine's forwards those that are wanted, and returns them in
 // that order. Those that stay are not interrupted.
 func (m *machine) forward(want []lab.Forward) ([]lab.Forward, error) {

@@ -76,7 +76,7 @@ func Generation(w io.Writer, g ledger.Generation, now time.Time, color bool) err
 		line("", "%s, where it runs", g.Direct)
 	}
 	for _, p := range g.Ports {
-		line("port", "127.0.0.1:%d -> %d", p.Host, p.Guest)
+		line("port", "127.0.0.1:%d -> %d%s", p.Host, p.Guest, p.Protocol())
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -49,7 +49,7 @@ func Status(w io.Writer, s engine.Status, now time.Time, page Page) error {
 	for _, m := range s.Machines {
 		var ports []string
 		for _, p := range m.Ports {
-			ports = append(ports, fmt.Sprintf("%d->%d", p.Host, p.Guest))
+			ports = append(ports, fmt.Sprintf("%d->%d%s", p.Host, p.Guest, p.Protocol()))
 		}
 		gen, cpus, memory, disk, drift, uptime := "", "", "", "", "", ""
 		if m.Generation > 0 {
