@@ -244,6 +244,29 @@ func loopback(s *site) {
 	if n := met.Load(); n != 0 {
 		s.Errorf("%d connections from a guest reached the host's loopback", n)
 	}
+
+	// But for a port that the Labfile lists, for as long as it does.
+	text := string(read(s, filepath.Join(s.dir, "Labfile")))
+	reach := func() {
+		s.Helper()
+		s.ok("exec", "db", "--", fmt.Sprintf("nc -w 3 this-host %d </dev/null || true", port))
+	}
+	s.write("Labfile", text+fmt.Sprintf("expose: [{name: this-host, port: %d}]\n", port))
+	if r, want := s.fails(2, nil, "plan"), fmt.Sprintf("this-host:%d leads to port %[1]d of this host", port); !strings.Contains(r.stdout, want) {
+		s.Errorf("the plan lacks %q: %s", want, r)
+	}
+	s.ok("up")
+	s.ok("plan")
+	reach()
+	if n := met.Load(); n != 1 {
+		s.Errorf("%d connections reached the port that is exposed", n)
+	}
+	s.write("Labfile", text)
+	s.ok("up")
+	reach()
+	if n := met.Load(); n != 1 {
+		s.Errorf("%d connections reached a port that is no longer exposed", n-1)
+	}
 }
 
 // openSSH uses the programs that everybody has.

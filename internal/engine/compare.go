@@ -39,6 +39,9 @@ func (s *session) input(want *lab.Lab, images map[lab.Name]Image) plan.Input {
 		Lab: s.id, Want: want, Images: map[lab.Name]plan.Image{},
 		Recorded: map[lab.Name]plan.Recorded{}, Observed: map[lab.Name][]plan.Observed{},
 	}
+	if s.state.Opened.Name != "" {
+		in.Opened = &lab.Lab{Expires: s.state.Opened.Expires, Expose: s.state.Opened.Exposes()}
+	}
 	for name, img := range images {
 		in.Images[name] = plan.Image{Digest: img.Digest, Box: img.Box, Layers: img.Layers, Missing: img.Missing}
 	}

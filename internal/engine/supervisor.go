@@ -55,6 +55,31 @@ func (l *Lab) ensure(ctx context.Context) (*supervise.Client, error) {
 	return c, nil
 }
 
+// expose tells the supervisor, if one runs, which ports of the host are exposed, and
+// which no longer are that were before.
+func (s *session) expose(ctx context.Context, before []ledger.Exposed) error {
+	if len(before)+len(s.state.Opened.Expose) == 0 {
+		return nil
+	}
+	c, err := supervise.Dial(ctx, s.host.Dirs, s.id)
+	if errors.Is(err, supervise.ErrNotRunning) {
+		return nil // it is told when it starts
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return exposeTo(ctx, c, s.state.Opened)
+}
+
+// exposeTo tells a supervisor which ports of the host are exposed, as recorded.
+func exposeTo(ctx context.Context, c *supervise.Client, as ledger.Opened) error {
+	if err := c.Expose(ctx, as.Exposes()); err != nil {
+		return fmt.Errorf("exposing ports of this host to the lab: %w", err)
+	}
+	return nil
+}
+
 // replug plugs every running machine into a new supervisor.
 func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	state, err := l.read()
@@ -68,6 +93,11 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	seen, err := observe(ctx, p, l.id)
 	if err != nil {
 		return err
+	}
+	if len(state.Opened.Expose) > 0 {
+		if err := exposeTo(ctx, c, state.Opened); err != nil {
+			return err
+		}
 	}
 	var errs []error
 	for _, m := range state.Machines {

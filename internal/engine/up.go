@@ -126,7 +126,11 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	if err := s.reach(ctx, p); err != nil {
 		return err
 	}
+	before := s.state.Opened.Expose
 	if err := s.open(want); err != nil {
+		return err
+	}
+	if err := s.expose(ctx, before); err != nil {
 		return err
 	}
 	if err := s.assignAddresses(p, want); err != nil {
@@ -360,11 +364,11 @@ func (s *session) open(want *lab.Lab) error {
 		// Another command began the same lab at the same time, with another runtime directory.
 		return &LockedError{Lab: s.id}
 	}
-	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires}
+	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires, Expose: ledger.ExposedOf(want.Expose)}
 	if a, ok := s.provider.(providers.Addressed); ok {
 		opened.URI = a.URI()
 	}
-	if s.state.Opened == opened {
+	if s.state.Opened.Equal(opened) {
 		return nil
 	}
 	return s.record(ledger.LabOpened, lab.Generation{}, opened)

@@ -87,7 +87,18 @@ type Lab struct {
 	Machines []Machine // in the order of the Labfile, replicas ascending
 
 	Expires time.Duration // the lab is destroyed so long after it was opened; 0 means never
+	Expose  []Exposed     // sorted by name, then by port
 }
+
+// Exposed is a TCP port of the host's loopback that the lab's machines reach under a
+// name: http://NAME:PORT.
+type Exposed struct {
+	Name string
+	Port uint16
+}
+
+// String is NAME:PORT.
+func (e Exposed) String() string { return fmt.Sprintf("%s:%d", e.Name, e.Port) }
 
 // Machine returns the machine called name.
 func (l *Lab) Machine(name Name) (Machine, bool) {

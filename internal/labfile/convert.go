@@ -47,7 +47,7 @@ func convert(r *report, doc *document, dir string) *lab.Lab {
 	c.hostPorts()
 	tests := c.tests()
 
-	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value}
+	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value, Expose: c.exposes()}
 	network := lab.NetworkAuto
 	switch doc.Network.value {
 	case "":

@@ -15,7 +15,16 @@ type document struct {
 	Machines table[roleEntry] `yaml:"machines" need:"{web: {box: builtin/tiny}}" example:"web: {box: builtin/tiny}" also:"vms services nodes hosts" doc:"The machines of the lab, by name."`
 	Expires  duration         `yaml:"expires" range:"1s..87600h" also:"ttl lifetime expiry" doc:"So long after its first lab up the lab is destroyed; its volumes are kept. Without it, never."`
 
+	Expose list[exposeEntry] `yaml:"expose" example:"{name: api, port: 9000}" also:"exposes host_ports" doc:"TCP ports of this host's loopback that the machines reach as NAME:PORT. Without it, none."`
+
 	Checks list[testEntry] `yaml:"checks" example:"{on: web, port: 80}" also:"tests test verify goss" doc:"What must hold of the machines, for lab verify and for every new generation."`
+}
+
+// exposeEntry is an item of expose.
+type exposeEntry struct {
+	place
+	Name text    `yaml:"name" need:"api" form:"label" also:"host as" doc:"The name by which machines reach this host: a name that no machine has."`
+	Port integer `yaml:"port" need:"9000" range:"1..65535" also:"host_port" doc:"The port, on 127.0.0.1 or ::1 of this host, and under the name."`
 }
 
 // boxEntry is an entry of boxes.

@@ -67,6 +67,8 @@ func valueText(f field) string {
 		return "list of volumes"
 	case *list[mountEntry]:
 		return "list of mounts"
+	case *list[exposeEntry]:
+		return "list of ports"
 	case *shellStep:
 		return "program or script, or a mapping"
 	case *fileStep:
@@ -109,6 +111,7 @@ func TestReferenceHasEveryKey(t *testing.T) {
 		"file":     reflect.TypeFor[fileStep](),
 		"volume":   reflect.TypeFor[volumeEntry](),
 		"mount":    reflect.TypeFor[mountEntry](),
+		"expose":   reflect.TypeFor[exposeEntry](),
 		"replace":  reflect.TypeFor[replaceEntry](),
 		"test":     reflect.TypeFor[testEntry](),
 		"age":      reflect.TypeFor[ageEntry](),

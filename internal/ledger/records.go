@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"net/netip"
+	"reflect"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
@@ -40,6 +41,34 @@ type Opened struct {
 	URI      string `json:"uri,omitempty"` // of the daemon that the provider talks to, if it talks to one
 
 	Expires time.Duration `json:"expires,omitempty"` // nanoseconds from State.Since until the lab is destroyed; 0 means never
+	Expose  []Exposed     `json:"expose,omitempty"`  // sorted
+}
+
+// Equal reports whether two records say the same.
+func (o Opened) Equal(other Opened) bool { return reflect.DeepEqual(o, other) }
+
+// Exposed is a port of the host that the machines reach under a name.
+type Exposed struct {
+	Name string `json:"name"`
+	Port uint16 `json:"port"`
+}
+
+// ExposedOf returns what is recorded of the ports that a lab exposes; nil if there are none.
+func ExposedOf(all []lab.Exposed) []Exposed {
+	var out []Exposed
+	for _, e := range all {
+		out = append(out, Exposed(e))
+	}
+	return out
+}
+
+// Exposes returns the ports that the lab exposes.
+func (o Opened) Exposes() []lab.Exposed {
+	var out []lab.Exposed
+	for _, e := range o.Expose {
+		out = append(out, lab.Exposed(e))
+	}
+	return out
 }
 
 // Create is the data of MachineCreate: all that shapes the generation.

@@ -264,14 +264,13 @@ func (g *gateway) forwardTCP(r *tcp.ForwarderRequest) {
 	id := r.ID()
 	to := netip.AddrPortFrom(netAddr(id.LocalAddress), id.LocalPort)
 	p := g.sw.ownerOf(protoTCP, netip.AddrPortFrom(netAddr(id.RemoteAddress), id.RemotePort), to)
-	if p == nil || g.sw.mayLeave(to.Addr()) != nil || !p.tcpFlows.take() {
+	hosts, err := g.sw.leave(to)
+	if p == nil || err != nil || !p.tcpFlows.take() {
 		r.Complete(true)
 		return
 	}
 	defer p.tcpFlows.give()
-	ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
-	outside, err := g.sw.dial(ctx, "tcp4", to.String())
-	cancel()
+	outside, err := g.dialFirst(p.ctx, hosts)
 	if err != nil {
 		r.Complete(true)
 		return
@@ -283,6 +282,22 @@ func (g *gateway) forwardTCP(r *tcp.ForwarderRequest) {
 	}
 	defer context.AfterFunc(p.ctx, func() { _ = outside.SetDeadline(past) })()
 	Pipe(p.tie(guest), outside)
+}
+
+// dialFirst connects to the first of the host's addresses that answers.
+func (g *gateway) dialFirst(ctx context.Context, hosts []netip.AddrPort) (conn net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	for _, to := range hosts {
+		family := "tcp4"
+		if to.Addr().Is6() {
+			family = "tcp6"
+		}
+		if conn, err = g.sw.dial(ctx, family, to.String()); err == nil {
+			break
+		}
+	}
+	return conn, err
 }
 
 // accept finishes the handshake with the guest.

@@ -58,6 +58,7 @@ type Switch struct {
 	shared  [256]atomic.Pointer[shared] // nil but for an address of two machines
 	gateway *gateway
 	names   atomic.Pointer[nameTable]
+	exposed atomic.Pointer[[]uint16] // ports of the host's loopback that guests reach at the gateway
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
@@ -91,6 +92,7 @@ func New(cfg Config) (*Switch, error) {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	s.names.Store(&nameTable{})
+	s.exposed.Store(new([]uint16))
 	resolvers := cfg.Resolvers
 	if resolvers == nil {
 		resolvers = new(resolvConf).servers

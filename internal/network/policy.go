@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // neverOutside are the destinations that a guest does not reach through the
@@ -20,7 +21,7 @@ var neverOutside = []netip.Prefix{
 
 // mayLeave says whether a guest's traffic to the address may be dialed from the
 // host; the error is the reason. Everything that leaves for the outside passes
-// here and nowhere else.
+// here and nowhere else, but for ports that are exposed: see leave.
 func (s *Switch) mayLeave(to netip.Addr) error {
 	if !to.Is4() {
 		return fmt.Errorf("%v is not an IPv4 address", to)
@@ -38,6 +39,26 @@ func (s *Switch) mayLeave(to netip.Addr) error {
 		return fmt.Errorf("%v is on the host's loopback interface", to)
 	}
 	return nil
+}
+
+// Expose lets guests reach TCP ports of the host's loopback at the gateway's address, in
+// the place of those that were exposed before.
+func (s *Switch) Expose(ports []uint16) {
+	ports = slices.Clone(ports)
+	s.exposed.Store(&ports)
+}
+
+// leave returns the host's addresses at which a guest's connection to the address is to
+// be dialed, in the order in which they are tried: the address itself, or, for an exposed
+// port of the gateway, that port of the host's loopback.
+func (s *Switch) leave(to netip.AddrPort) ([]netip.AddrPort, error) {
+	if to.Addr() == s.net.Gateway && slices.Contains(*s.exposed.Load(), to.Port()) {
+		return []netip.AddrPort{
+			netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), to.Port()),
+			netip.AddrPortFrom(netip.IPv6Loopback(), to.Port()), // some servers listen there alone
+		}, nil
+	}
+	return []netip.AddrPort{to}, s.mayLeave(to.Addr())
 }
 
 // onLoopback reports whether the address was given to a loopback interface of

@@ -307,6 +307,62 @@ func outsideDial(s *Switch, to string) <-chan string {
 	return meant
 }
 
+// Only ports that are exposed lead to the host's loopback, and only while they are.
+func TestExpose(t *testing.T) {
+	s := newSwitch(t, Config{})
+	g := plugGuest(t, s, "db", 10)
+	serve := func(network, at string) (port uint16) {
+		ln, err := net.Listen(network, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, network)
+				c.Close()
+			}
+		}()
+		return netip.MustParseAddrPort(ln.Addr().String()).Port()
+	}
+	open, six, closed := serve("tcp4", "127.0.0.1:0"), serve("tcp6", "[::1]:0"), serve("tcp4", "127.0.0.1:0")
+	answer := func(port uint16) string {
+		t.Helper()
+		c, err := g.dial(testContext(t), netip.AddrPortFrom(s.net.Gateway, port))
+		if err != nil {
+			return "refused"
+		}
+		defer c.Close()
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	want := func(when string, port uint16, want string) {
+		t.Helper()
+		if got := answer(port); got != want {
+			t.Errorf("%s: %s, want %s", when, got, want)
+		}
+	}
+	want("nothing is exposed", open, "refused")
+	ports := []uint16{open, six}
+	s.Expose(ports)
+	ports[0] = closed // the switch has its own copy
+	want("an exposed port", open, "tcp4")
+	want("a server of IPv6 alone", six, "tcp6")
+	want("another port of the host", closed, "refused")
+	if _, err := g.dial(testContext(t), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), open)); err == nil {
+		t.Error("the host's own loopback is reached by its address")
+	}
+	s.Expose(nil)
+	want("not exposed any more", open, "refused")
+}
+
 func TestGuestReachesTheOutside(t *testing.T) {
 	s := newSwitch(t, Config{})
 	g := plugGuest(t, s, "db", 10)

@@ -29,8 +29,9 @@ const (
 // Plan is what to do about a lab. Steps stand in dependency order, those that
 // destroy last.
 type Plan struct {
-	Lab   lab.ID `json:"lab"`
-	Steps []Step `json:"steps"`
+	Lab     lab.ID   `json:"lab"`
+	Changed []string `json:"changed,omitempty"` // what is applied in place to the lab as a whole
+	Steps   []Step   `json:"steps"`
 }
 
 // Step is what to do about one machine.
@@ -53,7 +54,7 @@ type Step struct {
 
 // Changes reports whether carrying the plan out would change anything.
 func (p Plan) Changes() bool {
-	return slices.ContainsFunc(p.Steps, func(s Step) bool {
+	return len(p.Changed) > 0 || slices.ContainsFunc(p.Steps, func(s Step) bool {
 		return s.Action != Keep || s.InPlace()
 	})
 }
@@ -135,6 +136,7 @@ type Input struct {
 	Lab      lab.ID
 	Want     *lab.Lab
 	Images   map[lab.Name]Image // what each machine is to be born from; a machine without one may keep what it has
+	Opened   *lab.Lab           // the lab as a whole as it was recorded; nil for a new one. It has no machines
 	Recorded map[lab.Name]Recorded
 	Observed map[lab.Name][]Observed
 	Only     []lab.Name // these and what they depend on; empty for all
@@ -144,7 +146,7 @@ type Input struct {
 
 // Make makes the plan. Machines named in Only or Rebuild must be wanted.
 func Make(in Input) Plan {
-	p := Plan{Lab: in.Lab}
+	p := Plan{Lab: in.Lab, Changed: in.changed()}
 	selected := closure(in.Want, in.Only)
 	for _, m := range inOrder(in.Want) {
 		if selected[m.Name] {

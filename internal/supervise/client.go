@@ -271,6 +271,13 @@ func (c *Client) Mount(ctx context.Context, g lab.Generation, mounts []Mount) er
 	return err
 }
 
+// Expose lets the guests reach ports of this host's loopback under names, in the place of
+// those that were exposed before. Connections that there are go on.
+func (c *Client) Expose(ctx context.Context, ports []lab.Exposed) error {
+	_, err := c.call(ctx, request{Op: opExpose, Exposed: ports})
+	return err
+}
+
 // Unplug takes the machine off the network. It succeeds if the generation is not
 // plugged in.
 func (c *Client) Unplug(ctx context.Context, g lab.Generation) error {

@@ -130,6 +130,7 @@ const (
 	opUnplug   op = "unplug"
 	opDial     op = "dial"  // bytes follow the reply
 	opAgent    op = "agent" // bytes follow the reply
+	opExpose   op = "expose"
 	opStatus   op = "status"
 	opShutdown op = "shutdown"
 )
@@ -144,6 +145,7 @@ type request struct {
 	Forwards   []lab.Forward   `json:"forwards,omitempty"`   // promote
 	Drain      time.Duration   `json:"drain,omitempty"`      // promote; nanoseconds
 	Mounts     []Mount         `json:"mounts,omitempty"`     // mount
+	Exposed    []lab.Exposed   `json:"exposed,omitempty"`    // expose
 }
 
 // reply is the one line that answers it.

@@ -103,6 +103,8 @@ func (s *supervisor) do(ctx context.Context, q request) (r reply, stream net.Con
 	case opAgent:
 		stream, err = s.reach(ctx, q, func(m *machine) (net.Conn, error) { return m.talk(ctx) })
 		return r, stream, err
+	case opExpose:
+		s.expose(q.Exposed)
 	case opStatus:
 		r.Status = s.status()
 	case opShutdown:

@@ -64,6 +64,9 @@ func strategy(s plan.Step) string {
 func Plan(w io.Writer, p plan.Plan, page Page) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "lab %s\n\n", p.Lab)
+	for _, line := range p.Changed {
+		hanging(&b, "  ~    ", Clean(line), 2+3+2, page)
+	}
 	var groups []stepGroup
 	wide := 0
 	for i := 0; i < len(p.Steps); {
@@ -98,7 +101,7 @@ func Plan(w io.Writer, p plan.Plan, page Page) error {
 			hanging(&b, strings.Repeat(" ", indent), line, indent+2, page)
 		}
 	}
-	if len(p.Steps) > 0 {
+	if len(p.Changed)+len(p.Steps) > 0 {
 		b.WriteByte('\n')
 	}
 	hanging(&b, "", summary(p), 2, page)
@@ -205,6 +208,9 @@ func summary(p plan.Plan) string {
 		return "Nothing to do: " + Count(len(p.Steps), "machine") + " as wanted."
 	}
 	var parts []string
+	if len(p.Changed) > 0 {
+		parts = append(parts, "the lab to change in place")
+	}
 	for _, a := range []struct {
 		action plan.Action
 		verb   string

@@ -54,12 +54,16 @@ Plan: 1 to create, 1 to start, 4 to replace, 1 to destroy, 1 to change in place,
 	}
 }
 
-func TestPlanWithNothingToDo(t *testing.T) {
+func TestPlanOfLittle(t *testing.T) {
 	for want, p := range map[string]plan.Plan{
 		"lab a-1\n\n  =    db  keep     generation 1\n\nNothing to do: 1 machine as wanted.\n": {
 			Lab: "a-1", Steps: []plan.Step{{Machine: "db", Action: plan.Keep, Generation: 1}},
 		},
 		"lab a-1\n\nNothing to do: 0 machines as wanted.\n": {Lab: "a-1"},
+		"lab a-1\n\n  ~    api:80 leads to port 80 of this host\n  =    db  keep     generation 1\n\nPlan: the lab to change in place, 1 unchanged.\n": {
+			Lab: "a-1", Changed: []string{"api:80 leads to port 80 of this host"},
+			Steps: []plan.Step{{Machine: "db", Action: plan.Keep, Generation: 1}},
+		},
 	} {
 		var b bytes.Buffer
 		if err := Plan(&b, p, Page{}); err != nil {
