@@ -25,7 +25,6 @@ help: ## show this list
 .PHONY: up
 up: deps build ## install what is missing, build, and start the machines of Labfile.example
 	bin/lab up -f $(EXAMPLE)
-	bin/lab status -f $(EXAMPLE)
 	@tools/next $(EXAMPLE)
 
 .PHONY: down
