@@ -45,7 +45,7 @@ func TestExplain(t *testing.T) {
 			[]string{"see that it is a file which you may read; -f FILE names another"},
 		},
 		{
-			"a stale lock", fmt.Errorf("%w: web", engine.ErrStaleLock), 3, "the lock file is stale: web",
+			"a stale lock", fmt.Errorf("%w: web", engine.ErrStaleLock), 3, "the lock file is not up to date: web",
 			[]string{`"lab lock" pins what is missing`},
 		},
 		{"usage", usage("try this", "no %s", "way"), 3, "no way", []string{"try this"}},

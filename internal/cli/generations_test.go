@@ -24,7 +24,7 @@ func TestRollback(t *testing.T) {
 	}
 	d.ok("up")
 	if code, _, errOut := d.run("rollback", "web"); code != 1 ||
-		!strings.Contains(errOut, `machine "web" has no earlier generation that was ready`) || !strings.Contains(errOut, "lab history web") {
+		!strings.Contains(errOut, `web has no earlier generation that was ready`) || !strings.Contains(errOut, "lab history web") {
 		t.Errorf("rollback without an earlier generation: %d, %s", code, errOut)
 	}
 	d.write("Labfile", change("cpus: 2"))
@@ -33,7 +33,7 @@ func TestRollback(t *testing.T) {
 	d.ok("rollback", "web", "--to", "1")
 
 	got := d.ok("show", "web")
-	for _, want := range []string{"web@4  ready", "a rollback to generation 1 was asked for", "rollback  to generation 1", "1 processor,"} {
+	for _, want := range []string{"web@4  ready", "you asked to go back to generation 1", "rollback  to generation 1", "1 processor,"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("show web does not say %q:\n%s", want, got)
 		}
@@ -76,7 +76,7 @@ func TestRollback(t *testing.T) {
 		t.Errorf("after another rollback\n%s", got)
 	}
 	got = d.ok("history", "web")
-	for _, want := range []string{"GENERATION", "web@1", "web@6", "a rollback to generation 1 was asked for", "web@4: ready"} {
+	for _, want := range []string{"GENERATION", "web@1", "web@6", "you asked to go back to generation 1", "web@4: ready"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("history does not say %q:\n%s", want, got)
 		}
@@ -87,10 +87,10 @@ func TestRollback(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"rollback", "web", "--to", "9"}, 1, `machine "web" has no generation 9`},
+		{[]string{"rollback", "web", "--to", "9"}, 1, `web has no generation 9`},
 		{[]string{"rollback", "web", "--to", "0"}, 3, "--to needs the number of a generation"},
 		{[]string{"rollback", "wbe"}, 3, `did you mean "web"?`},
-		{[]string{"show", "web@9"}, 1, `machine "web" has no generation 9`},
+		{[]string{"show", "web@9"}, 1, `web has no generation 9`},
 		{[]string{"show", "web@x"}, 3, "write MACHINE@NUMBER"},
 		{[]string{"show", "web@01"}, 3, "is no generation"},
 		{[]string{"show", "wbe"}, 3, `there is no machine "wbe"`},

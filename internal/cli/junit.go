@@ -84,13 +84,18 @@ func (a *app) report(ctx context.Context, l *engine.Lab, want *lab.Lab, p plan.P
 
 // reported is carryOut for an operation whose report may be wanted in a file.
 func (a *app) reported(ctx context.Context, r request, l *engine.Lab, want *lab.Lab, c *checked, do func(*shown) (plan.Plan, error)) error {
+	file := r.String("junit")
+	if file != "" {
+		if _, err := a.output(file); err != nil {
+			return err // before anything is done
+		}
+	}
 	var p plan.Plan
 	err := a.carryOut(ctx, l, want, func(show *shown) (plan.Plan, error) {
 		var err error
 		p, err = do(show)
 		return p, err
 	})
-	file := r.String("junit")
 	var up *engine.UpError
 	if file == "" || err != nil && ctx.Err() == nil && !errors.As(err, &up) {
 		return err // what did not begin has nothing to report

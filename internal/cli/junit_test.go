@@ -57,7 +57,7 @@ func TestUpReports(t *testing.T) {
 
 	// "verify" goes on from there with what is up.
 	code, out, _ := d.run("verify")
-	for _, want := range []string{"failed   m  run exit 1\n", "ok       m  run exit 0\n", "failed   n  run exit 0\n            machine \"n\" is not up\n", "ok       o  run exit 0\n"} {
+	for _, want := range []string{"failed   m  run exit 1\n", "ok       m  run exit 0\n", "failed   n  run exit 0\n            n is not up\n", "ok       o  run exit 0\n"} {
 		if code != 2 || !strings.Contains(out, want) {
 			t.Errorf("verify: %d, want 2 and %q\n%s", code, want, out)
 		}
@@ -72,7 +72,7 @@ func TestUpReports(t *testing.T) {
 		t.Errorf("replace: %d\n%s", code, errOut)
 	}
 	wants("c.xml", "m/ready failed", "m/run exit 3 failed")
-	if code, _, errOut := d.run("up", "--junit", "no/such/folder.xml", "-q"); code != 1 || !strings.Contains(errOut, "writing the report: ") {
+	if code, _, errOut := d.run("up", "--junit", "no/such/folder.xml", "-q"); code != 3 || !strings.HasPrefix(errOut, "lab: error: there is no folder ") {
 		t.Errorf("up: %d, %q", code, errOut)
 	}
 }

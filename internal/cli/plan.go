@@ -51,6 +51,12 @@ func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
 	if err != nil {
 		return plan.Plan{}, err
 	}
+	path := r.String("out")
+	if path != "" {
+		if path, err = a.output(path); err != nil {
+			return plan.Plan{}, err
+		}
+	}
 	want, l, err := a.wanted(ctx)
 	if err != nil {
 		return plan.Plan{}, err
@@ -68,7 +74,7 @@ func (a *app) showPlan(ctx context.Context, r request) (plan.Plan, error) {
 		return plan.Plan{}, err
 	}
 	p := planned.Plan
-	if path := r.String("out"); path != "" {
+	if path != "" {
 		if err := planned.Write(path); err != nil {
 			return p, err
 		}

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +76,7 @@ waits for another command.`,
 			"lab taint web", "replace it at the next occasion",
 			"lab taint db --why 'tried an index by hand'", "and remember why",
 		},
-		run: func(ctx context.Context, r request) error { return a.mark(ctx, r, "tainted", (*engine.Lab).Taint) },
+		run: func(ctx context.Context, r request) error { return a.mark(ctx, r, markTainted, (*engine.Lab).Taint) },
 	}
 }
 
@@ -91,10 +92,16 @@ alone then. The history keeps both.`,
 		complete: a.completeMachines,
 		examples: []string{"lab untaint web --why 'only looked at a log'", "keep it after all"},
 		run: func(ctx context.Context, r request) error {
-			return a.mark(ctx, r, "not tainted any more", (*engine.Lab).Untaint)
+			return a.mark(ctx, r, markUntainted, (*engine.Lab).Untaint)
 		},
 	}
 }
+
+// What is told of machines that were marked.
+const (
+	markTainted   = "tainted"
+	markUntainted = "not tainted any more"
+)
 
 // mark taints or untaints machines.
 func (a *app) mark(ctx context.Context, r request, what string, do func(*engine.Lab, context.Context, []lab.Name, string, engine.Options) error) error {
@@ -109,9 +116,25 @@ func (a *app) mark(ctx context.Context, r request, what string, do func(*engine.
 	if names, err = l.Expand(names); err != nil {
 		return err
 	}
+	tainted := l.Tainted()
 	if err := do(l, ctx, names, strings.TrimSpace(r.String("why")), engine.Options{Command: a.typed}); err != nil {
 		return err
 	}
-	a.ui.Note("%s: %s", what, ui.Names(names))
+	if what == markTainted {
+		a.ui.Note("%s: %s", what, ui.Names(names))
+		return nil
+	}
+	for _, was := range []bool{true, false} {
+		some := slices.DeleteFunc(slices.Clone(names), func(n lab.Name) bool { return tainted[n] != was })
+		switch {
+		case len(some) == 0:
+		case was:
+			a.ui.Note("%s: %s", what, ui.Names(some))
+		case len(some) == 1:
+			a.ui.Note("%s was not tainted", some[0])
+		default:
+			a.ui.Note("%s were not tainted", ui.Names(some))
+		}
+	}
 	return nil
 }

@@ -50,7 +50,7 @@ func TestPoliciesOfTheConsole(t *testing.T) {
 		t.Errorf("the plan: %d\n%s", code, out)
 	}
 	history := d.ok("history")
-	for _, want := range []string{"free@1: entered: console by ", "told@1: entered: console by ", "once@1: tainted: console by "} {
+	for _, want := range []string{"free@1: console by ", "told@1: console by ", "once@1: tainted: console by "} {
 		if !strings.Contains(history, want) {
 			t.Errorf("the history lacks %q:\n%s", want, history)
 		}
@@ -78,6 +78,11 @@ func TestTaintUntaintAndBurn(t *testing.T) {
 	}
 	if code, _, errOut := d.run("taint", "nope"); code != 3 || !strings.Contains(errOut, `there is no machine "nope"`) {
 		t.Errorf("tainting what is not there: %d, %q", code, errOut)
+	}
+	d.ok("taint", "free")
+	code, _, errOut := d.run("untaint", "free", "told")
+	if want := "lab: not tainted any more: free\nlab: told was not tainted\n"; code != 0 || errOut != want {
+		t.Errorf("untaint: %d, %q, want 0, %q", code, errOut, want)
 	}
 	if code, _, errOut := d.run("taint"); code != 3 {
 		t.Errorf("tainting nothing: %d, %q", code, errOut)

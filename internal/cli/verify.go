@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -61,6 +60,11 @@ func (a *app) verify(ctx context.Context, r request) error {
 	}
 	if a.asJSON && format != "json" {
 		return usage("leave one of them out", "--json and --format %s exclude each other", format)
+	}
+	if file := r.String("output"); file != "" {
+		if _, err := a.output(file); err != nil {
+			return err
+		}
 	}
 	names, err := several(r.args)
 	if err != nil {
@@ -137,12 +141,9 @@ func (a *app) writeFile(id lab.ID, report verify.Report, format, file string) er
 	if err := formatReport(&b, id, report, format, false); err != nil {
 		return err
 	}
-	dir, err := a.Dir()
+	file, err := a.output(file)
 	if err != nil {
 		return err
-	}
-	if !filepath.IsAbs(file) {
-		file = filepath.Join(dir, file)
 	}
 	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
 		return fmt.Errorf("writing the report: %w", err)

@@ -53,7 +53,7 @@ skipped  web  run false
 	if err := json.Unmarshal([]byte(out), &report); err != nil {
 		t.Fatalf("%v: %s%s", err, out, errOut)
 	}
-	if code != 2 || report.Failed != 1 || len(report.Results) != 1 || !strings.Contains(report.Results[0].Reason, `machine "web" is stopped`) || report.Results[0].Hint != "start it" {
+	if code != 2 || report.Failed != 1 || len(report.Results) != 1 || !strings.Contains(report.Results[0].Reason, `web is stopped`) || report.Results[0].Hint != "start it" {
 		t.Errorf("of a machine that is down: %d, %+v", code, report)
 	}
 	code, out, _ = d.run("verify", "--format", "tap", "-o", "report.tap")
@@ -65,7 +65,7 @@ skipped  web  run false
 
 	// Nor does one that is only in the Labfile; without that, what was recorded counts.
 	d.ok("destroy", "web", "--yes")
-	if code, out, _ = d.run("verify", "web"); code != 2 || !strings.Contains(out, "              machine \"web\" is not up\n") {
+	if code, out, _ = d.run("verify", "web"); code != 2 || !strings.Contains(out, "              web is not up\n") {
 		t.Errorf("of a machine that is not there: %d\n%s", code, out)
 	}
 	var status engine.Status

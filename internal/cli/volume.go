@@ -211,7 +211,7 @@ that moment would.`,
 			if err != nil {
 				return err
 			}
-			to, err := a.absolute(r.args[1])
+			to, err := a.output(r.args[1])
 			if err != nil {
 				return err
 			}

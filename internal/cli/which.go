@@ -289,6 +289,19 @@ func (a *app) one(ctx context.Context, r request) (*engine.Lab, lab.Name, error)
 	return l, name, err
 }
 
+// output returns the absolute path of a file that a command is to write, before it does
+// anything else. Errors: a usage error if its folder is not there.
+func (a *app) output(path string) (string, error) {
+	path, err := a.absolute(path)
+	if err != nil {
+		return "", err
+	}
+	if fi, err := os.Stat(filepath.Dir(path)); err != nil || !fi.IsDir() {
+		return "", usage("make it first, or name another", "there is no folder %s", filepath.Dir(path))
+	}
+	return path, nil
+}
+
 // named returns the labs that are up from the Labfile which is meant, under other names
 // than the one that was asked for.
 func (a *app) named() []engine.Summary {

@@ -223,7 +223,7 @@ func TestNeverReady(t *testing.T) {
 
 		// One that dies on the way fails at once, not after its deadline.
 		s.write("Labfile", one+"    ready: [{exec: poweroff, timeout: 10m}, {port: 4711, timeout: 10m}]\n")
-		r := s.fails(1, []string{"the guest shut itself down"}, "up")
+		r := s.fails(1, []string{"it shut itself down"}, "up")
 		if r.took > 3*time.Minute {
 			t.Errorf("it took %s to see that the machine was off", r.took)
 		}

@@ -51,7 +51,7 @@ func TestPolicies(t *testing.T) {
 	} {
 		s.fails(1, []string{"on_shell: forbid", "lab: hint: "}, command...)
 	}
-	if h := s.ok("history"); strings.Contains(h, "shut@1: entered") || !strings.Contains(h, "hands@1: entered: exec by ") {
+	if h := s.ok("history"); strings.Contains(h, "shut@1: exec by ") || !strings.Contains(h, "hands@1: exec by ") {
 		t.Errorf("the history:\n%s", h)
 	}
 

@@ -178,7 +178,7 @@ func TestVerify(t *testing.T) {
 	// A machine that is down passes none, and says why.
 	s.ok("stop", "tiny")
 	report = s.verify(2, "tiny")
-	if first := report.Results[0]; report.Passed != 0 || !strings.Contains(first.Reason, `machine "tiny" is stopped`) {
+	if first := report.Results[0]; report.Passed != 0 || !strings.Contains(first.Reason, `tiny is stopped`) {
 		t.Errorf("of a machine that is stopped: %+v", first)
 	}
 }

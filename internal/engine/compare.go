@@ -153,13 +153,13 @@ func pausedText(m providers.Machine) string {
 // exitText says in the user's words how a machine ended.
 func exitText(e ledger.Exited) string {
 	text := map[providers.ExitReason]string{
-		providers.ExitGuest:    "the guest shut itself down",
-		providers.ExitPanic:    "the guest's kernel panicked",
+		providers.ExitGuest:    "it shut itself down",
+		providers.ExitPanic:    "its kernel panicked",
 		providers.ExitHost:     "it was stopped",
-		providers.ExitCrashed:  "the hypervisor failed",
+		providers.ExitCrashed:  "its hypervisor failed",
 		providers.ExitSignaled: "its process was killed from outside",
 	}[providers.ExitReason(e.Reason)]
-	if text != "" && e.Detail != "" {
+	if text != "" && e.Detail != "" && e.Detail != "guest-shutdown" { // QEMU's word for the same
 		text += " (" + e.Detail + ")"
 	}
 	return text

@@ -97,9 +97,9 @@ type PausedError struct {
 // Error implements error.
 func (e *PausedError) Error() string {
 	if e.Why == "" {
-		return fmt.Sprintf("machine %q is paused", e.Machine)
+		return fmt.Sprintf("%s is paused", e.Machine)
 	}
-	return fmt.Sprintf("machine %q is paused: %s", e.Machine, e.Why)
+	return fmt.Sprintf("%s is paused: %s", e.Machine, e.Why)
 }
 
 // Unwrap returns providers.ErrNotRunning.
@@ -126,6 +126,29 @@ func (e *UnreachableError) Hint() string {
 	return fmt.Sprintf("\"lab stop %s && lab start %[1]s\" shuts it down in order and starts it again; so does \"lab up\"", e.Machine)
 }
 
+// notRunningError says in the user's words why a machine does not run.
+type notRunningError struct {
+	machine lab.Name
+	state   MachineState
+	why     string // may be empty
+}
+
+func (e *notRunningError) Error() string {
+	text := fmt.Sprintf("%s is %s", e.machine, e.state)
+	switch e.state {
+	case StateExited, StateFailed, StateBroken:
+		text = fmt.Sprintf("%s is not running", e.machine)
+	case StateMissing:
+		text = fmt.Sprintf("%s is gone", e.machine)
+	}
+	if e.why == "" {
+		return text
+	}
+	return text + ": " + e.why
+}
+
+func (e *notRunningError) Unwrap() error { return providers.ErrNotRunning }
+
 // running returns the record of a machine that runs.
 //
 // Errors: ErrNoLab, *NoMachineError, and providers.ErrNotRunning with why, as a
@@ -141,10 +164,7 @@ func (l *Lab) running(ctx context.Context, name lab.Name) (ledger.Machine, error
 	}
 	if err != nil || live.State != providers.StateRunning && live.State != providers.StatePaused {
 		state, why := judge(m, err == nil, live, l.locked())
-		if why != "" {
-			why = ": " + why
-		}
-		return m, fmt.Errorf("machine %q is %s%s: %w", name, state, why, providers.ErrNotRunning)
+		return m, &notRunningError{name, state, why}
 	}
 	if live.Unreachable != "" {
 		return m, &UnreachableError{Machine: name, Why: live.Unreachable}

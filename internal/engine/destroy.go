@@ -73,7 +73,7 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 		if !found && len(o.Machines) == 0 { // volumes of a lab that was destroyed
 			return s.removeFiles(ctx)
 		}
-		return fmt.Errorf("there is no provider %q", s.state.Opened.Provider)
+		return &noProviderError{s.state.Opened.Provider}
 	}
 	if err := s.stillDue(ctx); err != nil {
 		return err
@@ -91,7 +91,7 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	}
 	err = s.each(ctx, names, func(m ledger.Machine) error {
 		for _, g := range generations(m, all) {
-			if err := s.remove(ctx, g, []string{"destroy was asked for"}); err != nil {
+			if err := s.remove(ctx, g, []string{"you asked to destroy it"}); err != nil {
 				return err
 			}
 		}

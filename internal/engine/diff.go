@@ -196,10 +196,10 @@ func (l *Lab) noDisk(ctx context.Context, p providers.Provider, g lab.Generation
 		}
 	}
 	if len(there) == 0 {
-		return fmt.Errorf("no generation of machine %q has a disk: %w", g.Machine, cause)
+		return fmt.Errorf("no generation of %s has a disk", g.Machine)
 	}
 	slices.Sort(there)
-	return fmt.Errorf("generation %d of machine %q has no disk any more, only %v: %w", g.Number, g.Machine, there, cause)
+	return &NoGenerationError{Machine: g.Machine, Number: g.Number, Known: there, disk: true}
 }
 
 func (d *openDisk) root(layers int) (*drift.Root, error) {

@@ -286,7 +286,7 @@ func (h *Host) Provider(o ledger.Opened) (providers.Provider, error) {
 	name := orDefault(o.Provider)
 	p, ok := h.Providers[name]
 	if !ok {
-		return nil, fmt.Errorf("there is no provider %q", name)
+		return nil, &noProviderError{name}
 	}
 	if o.URI == "" {
 		return p, nil
@@ -297,6 +297,14 @@ func (h *Host) Provider(o ledger.Opened) (providers.Provider, error) {
 	}
 	return a.At(o.URI)
 }
+
+// noProviderError says that nothing runs machines under that name.
+type noProviderError struct{ name string }
+
+func (e *noProviderError) Error() string { return fmt.Sprintf("there is no provider %q", e.name) }
+
+// Hint is the next step.
+func (e *noProviderError) Hint() string { return "choose qemu or libvirt" }
 
 func orDefault(provider string) string {
 	if provider == "" {

@@ -410,7 +410,7 @@ func TestPaused(t *testing.T) {
 	b.up(l, w)
 	b.provider.Pause(lab.Generation{Lab: l.ID(), Machine: "db", Number: 1}, true)
 	var paused *PausedError
-	if _, err := l.Connect(b.ctx, "db", ""); !errors.As(err, &paused) || !errors.Is(err, providers.ErrNotRunning) || err.Error() != `machine "db" is paused` {
+	if _, err := l.Connect(b.ctx, "db", ""); !errors.As(err, &paused) || !errors.Is(err, providers.ErrNotRunning) || err.Error() != `db is paused` {
 		t.Errorf("connecting gave %v", err)
 	}
 	var said []string
@@ -437,7 +437,7 @@ func TestStopStartRebuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.expect(l, "db@1 stopped", "web@1 ready")
-	if _, err := l.Connect(b.ctx, "db", ""); !errors.Is(err, providers.ErrNotRunning) || err.Error() != `machine "db" is stopped: machine is not running` {
+	if _, err := l.Connect(b.ctx, "db", ""); !errors.Is(err, providers.ErrNotRunning) || err.Error() != `db is stopped` {
 		t.Errorf("connecting gave %v", err)
 	}
 	if err := l.Stop(b.ctx, StopOptions{}); err != nil {

@@ -18,7 +18,7 @@ var (
 	ErrNoLab = errors.New("there is no such lab")
 	// ErrStaleLock says that the lock file does not pin what the Labfile names,
 	// and --locked forbids to write it.
-	ErrStaleLock = errors.New("the lock file is stale")
+	ErrStaleLock = errors.New("the lock file is not up to date")
 )
 
 // LockedError says that another lab command works on the lab.

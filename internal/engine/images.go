@@ -4,7 +4,10 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 
@@ -37,6 +40,12 @@ type Image struct {
 	limits  []lab.Bytes // how large the disk of each layer may be
 }
 
+// noLockError says that there is no lock file, and --locked wants one.
+type noLockError struct{ name string }
+
+func (e *noLockError) Error() string { return "there is no " + e.name }
+func (e *noLockError) Unwrap() error { return ErrStaleLock }
+
 // images resolves all boxes of the Labfile, as the lock file pins them, so that a
 // lock file is never half written. What was not pinned yet is remembered for
 // writeLock.
@@ -47,6 +56,9 @@ func (s *session) images(ctx context.Context, want *lab.Lab, o UpOptions) (map[s
 		return nil, err
 	}
 	if stale := labfile.Stale(want, old); o.Locked && len(stale) > 0 {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil, &noLockError{filepath.Base(path)}
+		}
 		return nil, fmt.Errorf("%w: %s: %s", ErrStaleLock, path, stale[0])
 	}
 	s.pins = old.Clone()

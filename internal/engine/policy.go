@@ -110,6 +110,20 @@ func (l *Lab) Untaint(ctx context.Context, names []lab.Name, why string, o Optio
 	})
 }
 
+// Tainted returns the machines whose present generation is tainted; none if the ledger
+// cannot be read.
+func (l *Lab) Tainted() map[lab.Name]bool {
+	tainted := map[lab.Name]bool{}
+	state, err := l.read()
+	if err != nil {
+		return tainted
+	}
+	for name, m := range state.Machines {
+		tainted[name] = len(m.Tainted) > 0
+	}
+	return tainted
+}
+
 func (l *Lab) mark(ctx context.Context, names []lab.Name, o Options, each func(ledger.Machine) error) error {
 	state, err := l.read()
 	if err != nil {

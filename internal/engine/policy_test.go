@@ -69,8 +69,8 @@ func TestEnterDoesWhatThePolicySays(t *testing.T) {
 	}
 	me := person()
 	want := []string{
-		"a@1: entered: exec by " + me + ": id", "w@1: entered: exec by " + me + ": id",
-		"t@1: entered: exec by " + me + ": id", "t@1: tainted: exec by " + me + ": id", "t@1: entered: exec by " + me + ": id",
+		"a@1: exec by " + me + ": id", "w@1: exec by " + me + ": id",
+		"t@1: exec by " + me + ": id", "t@1: tainted: exec by " + me + ": id", "t@1: exec by " + me + ": id",
 	}
 	if diff := cmp.Diff(want, kinds(t, l)); diff != "" {
 		t.Error(diff)

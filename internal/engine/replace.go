@@ -251,7 +251,7 @@ func (s *session) takeOver(ctx context.Context, l launch, old ledger.Machine) er
 			return err
 		}
 	}
-	s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageHandover, Text: fmt.Sprintf("took over; connections to %s end within %s", s.generation(old), l.m.Replace.Drain)})
+	s.emit(Event{Machine: l.Machine, Generation: l.Number, Stage: StageHandover, Text: fmt.Sprintf("in service; connections to %s end within %s", s.generation(old), l.m.Replace.Drain)})
 	s.drained(ctx, super, l, old)
 	rec := s.machine(l.Machine)
 	s.emit(Event{

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -23,22 +25,39 @@ type NoGenerationError struct {
 	Machine lab.Name
 	Number  int   // 0 if any would have done
 	Known   []int // those that would do, ascending
+
+	disk bool // it is about the disks that are kept
 }
 
 // Error implements error.
 func (e *NoGenerationError) Error() string {
-	if e.Number == 0 {
-		return fmt.Sprintf("machine %q has no earlier generation that was ready", e.Machine)
+	switch {
+	case e.Number == 0:
+		return fmt.Sprintf("%s has no earlier generation that was ready", e.Machine)
+	case e.disk:
+		return fmt.Sprintf("%s has no disk of generation %d; it has that of %s", e.Machine, e.Number, numbers(e.Known))
+	case len(e.Known) == 0:
+		return fmt.Sprintf("%s has no generation %d", e.Machine, e.Number)
 	}
-	return fmt.Sprintf("machine %q has no generation %d", e.Machine, e.Number)
+	return fmt.Sprintf("%s has no generation %d; it has %s", e.Machine, e.Number, numbers(e.Known))
 }
 
 // Hint is the next step.
 func (e *NoGenerationError) Hint() string {
-	if len(e.Known) == 0 {
-		return fmt.Sprintf("\"lab history %s\" shows the generations there were", e.Machine)
+	return fmt.Sprintf("\"lab history %s\" shows the generations there were", e.Machine)
+}
+
+// numbers writes numbers for a sentence: "1", "1 and 2", "1, 2 and 3".
+func numbers(all []int) string {
+	words := make([]string, len(all))
+	for i, n := range all {
+		words[i] = strconv.Itoa(n)
 	}
-	return fmt.Sprintf("there are %v; \"lab history %s\" shows them all", e.Known, e.Machine)
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " and " + words[last]
 }
 
 // Generations returns every generation that the machine ever had, oldest first,
@@ -117,7 +136,7 @@ func (l *Lab) Rollback(ctx context.Context, name lab.Name, to int, o Options) (p
 	}
 	in := s.input(want, nil)
 	in.Only, in.Rebuild = []lab.Name{name}, []lab.Name{name}
-	in.Why = fmt.Sprintf("a rollback to generation %d was asked for", target.Number)
+	in.Why = fmt.Sprintf("you asked to go back to generation %d", target.Number)
 	p := plan.Make(in)
 	p.Steps = slices.DeleteFunc(p.Steps, func(step plan.Step) bool { return step.Machine != name })
 	images := map[lab.Name]Image{name: img}

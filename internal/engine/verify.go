@@ -55,7 +55,7 @@ func (l *Lab) Verify(ctx context.Context, want *lab.Lab, o VerifyOptions) (verif
 				rec, err := l.running(ctx, m.Name)
 				var none *NoMachineError
 				if errors.As(err, &none) {
-					return guest.Target{}, fmt.Errorf("machine %q is not up", m.Name)
+					return guest.Target{}, fmt.Errorf("%s is not up", m.Name)
 				}
 				if err != nil {
 					return guest.Target{}, err

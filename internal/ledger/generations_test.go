@@ -28,19 +28,19 @@ func TestGenerations(t *testing.T) {
 		}
 	}
 	spec := Spec{Role: "web", Box: "base", CPUs: 1}
-	add(MachineCreate, "web", 1, Create{Spec: spec, Image: "sha256:a", Why: []string{"it does not exist yet"}}) // 1
-	add(MachineReady, "web", 1, Ready{Took: time.Second})                                                       // 2
-	add(MachineCreate, "db", 1, Create{Spec: Spec{Role: "db"}, Image: "sha256:a"})                              // 3
-	add(MachineStop, "web", 1, nil)                                                                             // 4
-	add(MachineStopped, "web", 1, nil)                                                                          // 5
-	add(MachineCreate, "web", 2, Create{Spec: spec, Image: "sha256:b", Why: []string{"box moved"}})             // 6
-	add(MachineFailed, "web", 2, Failed{Stage: "check", Error: "no answer"})                                    // 7
-	add(MachineDestroy, "web", 2, Destroy{Why: []string{"it never became ready"}})                              // 8
-	add(MachineDestroyed, "web", 2, nil)                                                                        // 9
-	add(MachineCreate, "web", 3, Create{Spec: spec, Image: "sha256:a", Rollback: 1})                            // 10
-	add(MachineReady, "web", 3, Ready{Took: 2 * time.Second, Ports: []Port{{Host: 8080, Guest: 80}}})           // 11
-	add(MachineDestroy, "web", 1, Destroy{Why: []string{"replaced"}})                                           // 12
-	add(MachineDestroyed, "web", 1, nil)                                                                        // 13
+	add(MachineCreate, "web", 1, Create{Spec: spec, Image: "sha256:a", Why: []string{"first creation"}}) // 1
+	add(MachineReady, "web", 1, Ready{Took: time.Second})                                                // 2
+	add(MachineCreate, "db", 1, Create{Spec: Spec{Role: "db"}, Image: "sha256:a"})                       // 3
+	add(MachineStop, "web", 1, nil)                                                                      // 4
+	add(MachineStopped, "web", 1, nil)                                                                   // 5
+	add(MachineCreate, "web", 2, Create{Spec: spec, Image: "sha256:b", Why: []string{"box moved"}})      // 6
+	add(MachineFailed, "web", 2, Failed{Stage: "check", Error: "no answer"})                             // 7
+	add(MachineDestroy, "web", 2, Destroy{Why: []string{"it never became ready"}})                       // 8
+	add(MachineDestroyed, "web", 2, nil)                                                                 // 9
+	add(MachineCreate, "web", 3, Create{Spec: spec, Image: "sha256:a", Rollback: 1})                     // 10
+	add(MachineReady, "web", 3, Ready{Took: 2 * time.Second, Ports: []Port{{Host: 8080, Guest: 80}}})    // 11
+	add(MachineDestroy, "web", 1, Destroy{Why: []string{"replaced"}})                                    // 12
+	add(MachineDestroyed, "web", 1, nil)                                                                 // 13
 	records, err := book.Read()
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func TestGenerations(t *testing.T) {
 	none := []Port{}
 	want := []Generation{
 		{
-			Machine: "web", Number: 1, Phase: PhaseGone, Why: []string{"it does not exist yet"}, Command: "lab up",
+			Machine: "web", Number: 1, Phase: PhaseGone, Why: []string{"first creation"}, Command: "lab up",
 			Spec: spec, SpecDigest: spec.Digest(), Image: "sha256:a", Ports: none, Created: *sec(1), Born: sec(2),
 			Took: time.Second, Ended: sec(13), End: []string{"replaced"},
 		},

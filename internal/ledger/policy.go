@@ -83,7 +83,7 @@ func (r Record) byHandSummary() string {
 	case MachineEntered:
 		var e Entered
 		if json.Unmarshal(r.Data, &e) == nil {
-			return fmt.Sprintf("%s: entered: %s", g, e)
+			return fmt.Sprintf("%s: %s", g, e)
 		}
 	case MachineTainted:
 		if json.Unmarshal(r.Data, &d) == nil {

@@ -58,7 +58,7 @@ func TestWhatPeopleDoByHand(t *testing.T) {
 		t.Errorf("a generation that was not replaced after all is %d, tainted %q", m.Generation, m.Tainted)
 	}
 	for r, want := range map[*Record]string{
-		&entered:   "web@1: entered: exec by ann: sh -c a b " + strings.Repeat("x", 50) + "…",
+		&entered:   "web@1: exec by ann: sh -c a b " + strings.Repeat("x", 50) + "…",
 		&tainted:   "web@1: tainted: a",
 		&untainted: "web@1: no longer tainted: checked",
 	} {

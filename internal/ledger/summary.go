@@ -70,13 +70,13 @@ func (r Record) Summary() string {
 	case MachineRestored:
 		return fmt.Sprintf("%s: kept after all, stopped", g)
 	case MachinePromoted:
-		return fmt.Sprintf("%s: took over", g)
+		return fmt.Sprintf("%s: in service", g)
 	case MachineRetired:
 		var d Retired
 		if get(&d) && d.Failed {
 			return fmt.Sprintf("%s: kept for inspection, stopped", g)
 		}
-		return fmt.Sprintf("%s: retired, kept", g)
+		return fmt.Sprintf("%s: kept, stopped", g)
 	case MachineDestroyed:
 		return fmt.Sprintf("%s: destroyed", g)
 	case MachineEntered, MachineTainted, MachineUntainted, MachineExpired:

@@ -202,7 +202,7 @@ func (in Input) step(m lab.Machine) Step {
 		s.Generation = highest
 		return renew(Replace, "it was found without a record")
 	case !recorded:
-		return renew(Create, "it does not exist yet")
+		return renew(Create, "first creation")
 	case rec.Phase == PhaseGone || rec.Phase == PhaseDestroying && !there:
 		s.Generation = 0
 		return renew(Create, "it was destroyed")
@@ -215,7 +215,7 @@ func (in Input) step(m lab.Machine) Step {
 
 	var why []string
 	if slices.Contains(in.Rebuild, m.Name) {
-		why = append(why, cmp.Or(in.Why, "replacing it was asked for"))
+		why = append(why, cmp.Or(in.Why, "you asked to replace it"))
 	}
 	switch rec.Phase {
 	case PhaseUnfinished:

@@ -44,7 +44,7 @@ func TestStep(t *testing.T) {
 		rebuild  bool
 		step     Step
 	}{
-		{"new", db, nil, nil, false, Step{Action: Create, Reasons: []string{"it does not exist yet"}, Next: 1}},
+		{"new", db, nil, nil, false, Step{Action: Create, Reasons: []string{"first creation"}, Next: 1}},
 		{"as wanted", db, as, runs, false, Step{Action: Keep, Generation: 3}},
 		{
 			"memory", with(func(m *lab.Machine) { m.Memory = lab.GiB }), as, runs, false,
@@ -122,7 +122,7 @@ func TestStep(t *testing.T) {
 		{"an old generation is left over", db, as, []Observed{{Number: 2, State: Running}, {Number: 3, State: Running}}, false, Step{Action: Keep, Generation: 3, Leftovers: []int{2}}},
 		{
 			"rebuild", db, as, runs, true,
-			Step{Action: Replace, Reasons: []string{"replacing it was asked for"}, Generation: 3, Next: 4, Leftovers: []int{3}},
+			Step{Action: Replace, Reasons: []string{"you asked to replace it"}, Generation: 3, Next: 4, Leftovers: []int{3}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -48,10 +48,10 @@ web: not ready after 3m: \x1b[2Jport 80
 func TestStatusTellsOfPolicies(t *testing.T) {
 	soon := noon.Add(90 * time.Minute)
 	s := engine.Status{ID: "a-1", Provider: "memory", Expires: &soon, Machines: []engine.MachineStatus{
-		{Name: "db", State: engine.StateExited, Reason: "the guest shut itself down", Tainted: []string{"ssh by ann: vi", "by\x1b ben"}},
+		{Name: "db", State: engine.StateExited, Reason: "it shut itself down", Tainted: []string{"ssh by ann: vi", "by\x1b ben"}},
 		{Name: "web", State: engine.StateReady, Expired: "it is 25h old, and max_age is 24h"},
 	}}
-	want := "db: the guest shut itself down\ndb: tainted: ssh by ann: vi; by\\x1b ben\nweb: expired: it is 25h old, and max_age is 24h\nthe lab: it is destroyed in 1h30m\n"
+	want := "db: it shut itself down\ndb: tainted: ssh by ann: vi; by\\x1b ben\nweb: expired: it is 25h old, and max_age is 24h\nthe lab: it is destroyed in 1h30m\n"
 	var b bytes.Buffer
 	if err := Status(&b, s, noon, Page{}); err != nil {
 		t.Fatal(err)
