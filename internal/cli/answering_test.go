@@ -66,11 +66,31 @@ func (a *answering) serve(ctx context.Context, g *memory.Guest) error {
 		case <-ctx.Done():
 		}
 	}()
+	go func() { _, _ = io.Copy(io.Discard, struct{ io.Reader }{g}) }() // what is typed; its end is the power's
 	_, _ = io.WriteString(g, memory.Banner+"\r\n")
-	for ctx.Err() == nil {
-		port, err := g.AcceptAgent()
-		if err != nil {
-			return nil // the power is off
+	ports := make(chan net.Conn)
+	go func() {
+		defer close(ports)
+		for {
+			port, err := g.AcceptAgent() // until the power is off
+			if err != nil {
+				return
+			}
+			select {
+			case ports <- port:
+			case <-ctx.Done():
+				port.Close()
+			}
+		}
+	}()
+	for {
+		var port net.Conn
+		select {
+		case port = <-ports:
+		case <-ctx.Done():
+		}
+		if port == nil {
+			return nil
 		}
 		stop := context.AfterFunc(ctx, func() { port.Close() })
 		_ = channel.Serve(ctx, port, func(c net.Conn) {
@@ -81,7 +101,6 @@ func (a *answering) serve(ctx context.Context, g *memory.Guest) error {
 		stop()
 		port.Close()
 	}
-	return nil
 }
 
 func (a *answering) stream(c net.Conn) {
@@ -136,12 +155,15 @@ var (
 func session(ch ssh.Channel, reqs <-chan *ssh.Request) {
 	defer ch.Close()
 	for req := range reqs {
-		if req.Type != "exec" {
+		var line struct{ Text string }
+		switch req.Type {
+		case "exec":
+			_ = ssh.Unmarshal(req.Payload, &line)
+		case "shell": // it reads the end of its input
+		default:
 			_ = req.Reply(req.Type == "env", nil)
 			continue
 		}
-		var line struct{ Text string }
-		_ = ssh.Unmarshal(req.Payload, &line)
 		_ = req.Reply(true, nil)
 		if m := echoes.FindStringSubmatch(line.Text); m != nil {
 			_, _ = io.WriteString(ch, m[1]+"\n")

@@ -98,7 +98,9 @@ func labFlags() []cli.Flag {
 	}
 }
 
-func helpFlag() cli.Flag { return &cli.BoolFlag{Name: "help", Aliases: []string{"h"}} }
+func helpFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "print what the command does"}
+}
 
 // outputFlags are understood by every command.
 func outputFlags() []cli.Flag {

@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/labfile/lab/internal/lab"
 )
 
 // scripts connect shells with "lab complete", which gets the words before the
-// cursor and prints what the last of them may become. When it prints nothing,
-// the shell completes names of files.
+// cursor and prints what the last of them may become, and behind a tab what that is if
+// the shell shows it. When it prints nothing, the shell completes names of files.
 var scripts = map[string]string{
 	"bash": `# bash completion for lab: source <(lab completion bash)
 _lab() {
@@ -29,21 +31,29 @@ complete -o default -o bashdefault -F _lab lab
 	"zsh": `#compdef lab
 # zsh completion for lab: source <(lab completion zsh)
 _lab() {
-  local -a candidates
-  candidates=("${(@f)$("${words[1]}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-  candidates=("${(@)candidates:#}")
-  if (( ${#candidates} )); then
-    compadd -- "${candidates[@]}"
-  else
+  local -a lines described
+  local line
+  lines=("${(@f)$("${words[1]}" complete --describe -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+  lines=("${(@)lines:#}")
+  if (( ! ${#lines} )); then
     _files
+    return
   fi
+  for line in "${lines[@]}"; do
+    if [[ $line == *$'\t'* ]]; then
+      described+=("${${line%%$'\t'*}//:/\\:}:${line#*$'\t'}")
+    else
+      described+=("${line//:/\\:}")
+    fi
+  done
+  _describe -V lab described
 }
 if [ "$funcstack[1]" = "_lab" ]; then _lab "$@"; else compdef _lab lab; fi
 `,
 	"fish": `# fish completion for lab: lab completion fish | source
 function __lab_complete
   set -l words (commandline -opc) (commandline -ct)
-  $words[1] complete -- $words[2..-1] 2>/dev/null
+  $words[1] complete --describe -- $words[2..-1] 2>/dev/null
 end
 complete -c lab -f -n 'count (__lab_complete) >/dev/null' -a '(__lab_complete)'
 `,
@@ -76,9 +86,14 @@ func (a *app) completeCommand() *command {
 		name: "complete", hidden: true, args: "-- WORD...", max: -1, tail: dashTail,
 		short: "print what the last word may become",
 		long:  `For the scripts of "lab completion".`,
+		flags: []cli.Flag{&cli.BoolFlag{Name: "describe", Usage: "print what each is, too, behind a tab"}},
 		run: func(ctx context.Context, r request) error {
 			for _, c := range a.candidates(ctx, r.tail) {
-				if _, err := fmt.Fprintln(a.Out, c); err != nil {
+				line := c.word
+				if c.about != "" && r.Bool("describe") {
+					line += "\t" + c.about
+				}
+				if _, err := fmt.Fprintln(a.Out, line); err != nil {
 					return err
 				}
 			}
@@ -87,8 +102,11 @@ func (a *app) completeCommand() *command {
 	}
 }
 
-// candidates returns what the last of the words may become.
-func (a *app) candidates(ctx context.Context, words []string) []string {
+// candidate is what a word may become, and what that is; about may be empty.
+type candidate struct{ word, about string }
+
+// candidates returns what the last of the words may become, sorted.
+func (a *app) candidates(ctx context.Context, words []string) []candidate {
 	if len(words) == 0 {
 		words = []string{""}
 	}
@@ -99,38 +117,46 @@ func (a *app) candidates(ctx context.Context, words []string) []string {
 	}
 	in, _ := parse(a.root, before) // as far as it goes: the line is not finished
 	a.set, a.ui.Quiet = in.values, true
+	var all []candidate
+	add := func(word, about string) { all = append(all, candidate{word, about}) }
+	last := ""
 	if len(before) > 0 {
-		if f := lookup(leaf.allFlags(), strings.TrimLeft(before[len(before)-1], "-")); f != nil &&
-			strings.HasPrefix(before[len(before)-1], "-") && !isBool(f) {
-			return a.completeFlag(ctx, f.Names()[0], word)
-		}
+		last = before[len(before)-1]
 	}
-	var all []string
+	f := lookup(leaf.allFlags(), strings.TrimLeft(last, "-"))
 	switch {
+	case f != nil && strings.HasPrefix(last, "-") && !isBool(f):
+		for _, value := range a.completeFlag(ctx, f.Names()[0]) {
+			add(value, "")
+		}
 	case strings.HasPrefix(word, "-"):
 		for _, f := range append(leaf.allFlags(), helpFlag()) {
-			all = append(all, "--"+f.Names()[0])
+			about := ""
+			if doc, ok := f.(cli.DocGenerationFlag); ok {
+				_, about = unquote(doc.GetUsage())
+			}
+			add("--"+f.Names()[0], about)
 		}
 	case len(leaf.subs) > 0:
 		for _, s := range leaf.subs {
 			if !s.hidden {
-				all = append(all, s.name)
+				add(s.name, s.short)
 			}
 		}
 	case leaf.complete != nil && (leaf.max < 0 || len(in.args) < leaf.max):
 		for _, c := range leaf.complete(ctx, in.args) {
 			if !slices.Contains(in.args, c) {
-				all = append(all, c)
+				add(c, "")
 			}
 		}
 	}
-	all = slices.DeleteFunc(all, func(c string) bool { return !strings.HasPrefix(c, word) })
-	slices.Sort(all)
-	return slices.Compact(all)
+	all = slices.DeleteFunc(all, func(c candidate) bool { return !strings.HasPrefix(c.word, word) })
+	slices.SortFunc(all, func(x, y candidate) int { return strings.Compare(x.word, y.word) })
+	return slices.CompactFunc(all, func(x, y candidate) bool { return x.word == y.word })
 }
 
 // completeFlag returns what the value of a flag may be.
-func (a *app) completeFlag(ctx context.Context, flag, word string) []string {
+func (a *app) completeFlag(ctx context.Context, flag string) []string {
 	var all []string
 	h, err := a.host()
 	if err != nil {
@@ -149,11 +175,12 @@ func (a *app) completeFlag(ctx context.Context, flag, word string) []string {
 		all = slices.Clone(reportFormats)
 	case "provider":
 		for name := range h.Providers {
-			all = append(all, name)
+			if name != "memory" { // for tests: its machines end with the command
+				all = append(all, name)
+			}
 		}
 	}
-	slices.Sort(all)
-	return slices.DeleteFunc(all, func(c string) bool { return !strings.HasPrefix(c, word) })
+	return all
 }
 
 // completeMachines returns the machines of the Labfile and of the lab itself.
