@@ -89,3 +89,34 @@ func BenchmarkCopy(b *testing.B) {
 		s.ok("destroy", "--yes")
 	}, one)
 }
+
+// BenchmarkMount measures the first and the second look at 2,000 files of a mount, and
+// reading a large one. What it is compared with is the same folder whose files have a
+// second name each: of those nothing is kept, so that every file is asked for.
+func BenchmarkMount(b *testing.B) {
+	bench(b, func(s *site) {
+		s.script(`mkdir -p trees/leased trees/plain links && cd trees/leased && for d in $(seq 20); do
+			mkdir d$d ../plain/d$d ../../links/d$d
+			for i in $(seq 100); do echo "file $i" >d$d/f$i; echo "file $i" >../plain/d$d/f$i; ln ../plain/d$d/f$i ../../links/d$d/f$i; done
+		done; head -c 20000000 /dev/urandom >../big`)
+		s.ok("up")
+		look := func(folder string) (first, second time.Duration) {
+			// As "git status" does it: what the index names, then what else there is.
+			first = s.script(`"$LAB" exec m -- 'cd /mnt/trees/` + folder + `; find . -type f >/root/index; xargs cat </root/index >/dev/null'`)
+			second = s.script(`"$LAB" exec m -- 'cd /mnt/trees/` + folder + `; xargs stat </root/index >/dev/null; find . | wc -l'`)
+			return first, second
+		}
+		first, second := look("leased")
+		firstPlain, secondPlain := look("plain")
+		b.ReportMetric(first.Seconds(), "s/first")
+		b.ReportMetric(first.Seconds()/firstPlain.Seconds(), "first/uncached")
+		b.ReportMetric(second.Seconds(), "s/second")
+		b.ReportMetric(second.Seconds()/secondPlain.Seconds(), "second/uncached")
+		read, cp := ratio(rounds,
+			func() time.Duration { return s.script(`"$LAB" exec m -- 'cat /mnt/trees/big >/dev/null'`) },
+			func() time.Duration { return s.script(`"$LAB" cp trees/big m:/root/big`) })
+		b.ReportMetric(20/read.Seconds(), "MB/s-read")
+		b.ReportMetric(cp.Seconds()/read.Seconds(), "read/cp-speed")
+		s.ok("destroy", "--yes")
+	}, "lab: bench\nmachines:\n  m: {box: builtin/tiny, mounts: [{from: trees, to: /mnt/trees}]}\n")
+}

@@ -177,7 +177,39 @@ func (m *machine) serveMount(f *mount, mounted func()) error {
 	}
 	mounted()
 	defer context.AfterFunc(m.ctx, func() { conn.Close() })()
+	if m.spec.Agent {
+		ctx, cancel := context.WithCancel(m.ctx)
+		defer cancel()
+		m.wg.Go(func() { m.serveCache(ctx, f, folder) })
+	}
 	return share.Serve(conn, share.Folder{Path: f.From, Writable: f.Writable})
+}
+
+// serveCache tells the guest of the folder in advance, for as long as it is served. An
+// agent of an earlier lab refuses it, and does without.
+func (m *machine) serveCache(ctx context.Context, f *mount, folder agentapi.Folder) {
+	for wait := mountPause; ctx.Err() == nil; wait = min(2*wait, mountMost) {
+		conn, err := m.openAgent(ctx)
+		if err != nil {
+			return
+		}
+		if err = agentapi.BeginCache(ctx, conn, folder); err != nil {
+			conn.Close()
+			var refused *agentapi.RefusedError
+			if errors.As(err, &refused) {
+				m.s.log.Debug("a folder is served without a cache", "machine", m.spec.Generation, "folder", f.To, "err", err)
+				return
+			}
+		} else {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			err = share.ServeCache(conn, share.Folder{Path: f.From, Writable: f.Writable})
+			stop()
+			m.s.log.Debug("the cache of a folder ended", "machine", m.spec.Generation, "folder", f.To, "err", err)
+		}
+		if !m.pause(ctx, wait) {
+			return
+		}
+	}
 }
 
 // openMount asks the agent to mount a folder.

@@ -38,6 +38,10 @@ func (v *vm) mounting(refuse func(agentapi.Folder) error) (mounted chan string) 
 			}
 			return
 		}
+		if err == nil && h.Kind == agentapi.Cache { // as an agent of an earlier lab does
+			_ = agentapi.Answer(c, errors.New("no such stream"))
+			return
+		}
 		if err != nil || h.Kind != agentapi.Mount || h.Folder == nil {
 			v.t.Errorf("a stream for %+v, %v", h, err)
 			return

@@ -28,6 +28,7 @@ import (
 
 	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/guest/channel"
+	"github.com/labfile/lab/internal/guest/hostfs"
 	"github.com/labfile/lab/internal/guest/sshd"
 )
 
@@ -131,7 +132,9 @@ func (a *Agent) Stream(ctx context.Context, c net.Conn) {
 			err = listFiles(ctx, c, a.Root)
 		}
 	case agentapi.Mount:
-		err = a.mount(ctx, c, h.Folder)
+		err = a.mount(ctx, c, h.Folder, hostfs.ForFiles)
+	case agentapi.Cache:
+		err = a.mount(ctx, c, h.Folder, hostfs.ForCache)
 	default:
 		err = agentapi.Answer(c, fmt.Errorf("lab-agent %s knows no such stream", a.Version))
 	}

@@ -55,9 +55,9 @@ func (f *folders) at(path string) *folder {
 }
 
 // mount mounts a folder of the host, unless it is mounted already, and connects it
-// with the host through c.
-func (a *Agent) mount(ctx context.Context, c net.Conn, want *agentapi.Folder) error {
-	conn, ended, err := a.connect(ctx, want)
+// with the host through c. The second stream of a folder needs the first.
+func (a *Agent) mount(ctx context.Context, c net.Conn, want *agentapi.Folder, what byte) error {
+	conn, ended, err := a.connect(ctx, want, what)
 	if aerr := agentapi.Answer(c, err); aerr != nil || err != nil {
 		if conn != nil {
 			conn.Close()
@@ -76,7 +76,7 @@ func (a *Agent) mount(ctx context.Context, c net.Conn, want *agentapi.Folder) er
 
 // connect returns a connection to the process that has the folder, and what is closed when
 // that ends.
-func (a *Agent) connect(ctx context.Context, want *agentapi.Folder) (net.Conn, <-chan struct{}, error) {
+func (a *Agent) connect(ctx context.Context, want *agentapi.Folder, what byte) (net.Conn, <-chan struct{}, error) {
 	if want == nil || !path.IsAbs(want.Path) {
 		return nil, nil, errors.New("no folder was named")
 	}
@@ -92,6 +92,9 @@ func (a *Agent) connect(ctx context.Context, want *agentapi.Folder) (net.Conn, <
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.serves(c) {
+		if what == hostfs.ForCache {
+			return nil, nil, errors.New("the folder is not mounted")
+		}
 		f.stop()
 		if err := f.start(ctx, a.Folders, c); err != nil {
 			return nil, nil, err
@@ -109,7 +112,7 @@ func (a *Agent) connect(ctx context.Context, want *agentapi.Folder) (net.Conn, <
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := hostfs.Send(f.control, theirs); err != nil {
+	if err := hostfs.Send(f.control, theirs, what); err != nil {
 		ours.Close()
 		return nil, nil, fmt.Errorf("connecting %s with the host: %w", c.Path, err)
 	}

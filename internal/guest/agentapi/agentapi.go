@@ -6,7 +6,7 @@
 // A stream begins with one line of JSON from the host that names what the stream is
 // for, and one line of JSON from the agent that accepts or refuses. On an "ssh"
 // stream the ssh protocol follows; on a "mount" stream sftp, of which the host is the
-// server; on a "files" stream the agent sends a list, which drift.ReadManifest reads.
+// server; on a "cache" stream foldercache; on a "files" stream the agent sends a list, which drift.ReadManifest reads.
 // On a "control" stream the host sends requests,
 // one line each, and the agent answers each with one line, in order; for requests at
 // the same time the host opens more streams.
@@ -37,6 +37,7 @@ const (
 	SSH     Kind = "ssh"
 	Files   Kind = "files" // the agent lists the files of the root file system, and closes
 	Mount   Kind = "mount" // Header.Folder says what and where
+	Cache   Kind = "cache" // foldercache, of a folder that is mounted: Header.Folder
 )
 
 // The longest lines that are read, in bytes.
@@ -170,6 +171,11 @@ func Begin(ctx context.Context, conn net.Conn, k Kind) error {
 // BeginMount is Begin for a folder of the host.
 func BeginMount(ctx context.Context, conn net.Conn, f Folder) error {
 	return begin(ctx, conn, Header{Kind: Mount, Folder: &f})
+}
+
+// BeginCache is Begin for the second stream of a folder that is mounted.
+func BeginCache(ctx context.Context, conn net.Conn, f Folder) error {
+	return begin(ctx, conn, Header{Kind: Cache, Folder: &f})
 }
 
 func begin(ctx context.Context, conn net.Conn, h Header) error {

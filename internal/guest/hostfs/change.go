@@ -7,6 +7,7 @@ package hostfs
 import (
 	"context"
 	"os"
+	"path"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fs"
@@ -16,6 +17,15 @@ import (
 
 	"github.com/labfile/lab/internal/guest/agentapi"
 )
+
+// changes is called before files are changed, and what it returns afterwards.
+func (n *node) changes(paths ...string) func() {
+	var dirs []string
+	for _, p := range paths {
+		dirs = append(dirs, path.Dir(p), p)
+	}
+	return n.fs.leases.changing(dirs...)
+}
 
 // Statfs tells how much room there is.
 func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
@@ -31,7 +41,8 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 
 // Setattr changes size, permissions and times. Nothing can be given away.
 func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	path := n.path()
+	at := n.path()
+	defer n.changes(at)()
 	if uid, ok := in.GetUID(); ok && uid != n.fs.config.UID {
 		return syscall.EPERM
 	}
@@ -39,12 +50,12 @@ func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn,
 		return syscall.EPERM
 	}
 	if size, ok := in.GetSize(); ok {
-		if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.Truncate(path, int64(size)) }); no != 0 {
+		if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.Truncate(at, int64(size)) }); no != 0 {
 			return no
 		}
 	}
 	if mode, ok := in.GetMode(); ok {
-		if no := n.fs.chmod(ctx, path, mode); no != 0 {
+		if no := n.fs.chmod(ctx, at, mode); no != 0 {
 			return no
 		}
 	}
@@ -57,21 +68,22 @@ func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn,
 	}
 	if t != (agentapi.Times{}) {
 		ext := []sftp.StatExtended{{ExtType: agentapi.TimesName, ExtData: t.String()}}
-		if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.SetExtendedData(path, ext) }); no != 0 {
+		if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.SetExtendedData(at, ext) }); no != 0 {
 			return no
 		}
 	}
+	n.changes(at)()
 	return n.Getattr(ctx, h, out)
 }
 
-func (f *FS) chmod(ctx context.Context, path string, mode uint32) syscall.Errno {
-	return f.link.ask(ctx, func(c *sftp.Client) error { return c.Chmod(path, os.FileMode(mode)&os.ModePerm) })
+func (f *FS) chmod(ctx context.Context, at string, mode uint32) syscall.Errno {
+	return f.link.ask(ctx, func(c *sftp.Client) error { return c.Chmod(at, os.FileMode(mode)&os.ModePerm) })
 }
 
 // Readlink says where a link leads.
 func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
-	path := n.path()
-	target, no := query(ctx, n.fs.link, func(c *sftp.Client) (string, error) { return c.ReadLink(path) })
+	at := n.path()
+	target, no := query(ctx, n.fs.link, func(c *sftp.Client) (string, error) { return c.ReadLink(at) })
 	return []byte(target), no
 }
 
@@ -87,13 +99,13 @@ func (n *node) made(ctx context.Context, name string, out *fuse.EntryOut) (*fs.I
 // madeWith is made for what has permissions: sftp does not carry them when it makes
 // a file, and the host's umask is not the guest's.
 func (n *node) madeWith(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	path := n.child(name)
-	a, no := n.fs.lstat(ctx, path)
+	at := n.child(name)
+	a, no := n.fs.lstat(ctx, at)
 	if no != 0 {
 		return nil, no
 	}
 	if mode &= 0o777; a.mode&0o777 != mode {
-		if no := n.fs.chmod(ctx, path, mode); no != 0 {
+		if no := n.fs.chmod(ctx, at, mode); no != 0 {
 			return nil, no
 		}
 		a.mode = a.mode&syscall.S_IFMT | mode
@@ -103,6 +115,7 @@ func (n *node) madeWith(ctx context.Context, name string, mode uint32, out *fuse
 
 // Mkdir makes a folder.
 func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	defer n.changes(n.child(name))()
 	if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.Mkdir(n.child(name)) }); no != 0 {
 		return nil, no
 	}
@@ -111,6 +124,7 @@ func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.En
 
 // Symlink makes a link.
 func (n *node) Symlink(ctx context.Context, target, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	defer n.changes(n.child(name))()
 	if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.Symlink(target, n.child(name)) }); no != 0 {
 		return nil, no
 	}
@@ -124,6 +138,7 @@ func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, o
 		return nil, syscall.EXDEV
 	}
 	from := old.path()
+	defer n.changes(n.child(name), from)()
 	if no := n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.Link(from, n.child(name)) }); no != 0 {
 		return nil, no
 	}
@@ -133,12 +148,14 @@ func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, o
 // Unlink removes a file.
 func (n *node) Unlink(ctx context.Context, name string) syscall.Errno {
 	n.listed.forget()
+	defer n.changes(n.child(name))()
 	return n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.Remove(n.child(name)) })
 }
 
 // Rmdir removes a folder.
 func (n *node) Rmdir(ctx context.Context, name string) syscall.Errno {
 	n.listed.forget()
+	defer n.changes(n.child(name))()
 	return n.fs.link.ask(ctx, func(c *sftp.Client) error { return c.RemoveDirectory(n.child(name)) })
 }
 
@@ -150,6 +167,11 @@ func (n *node) Rename(ctx context.Context, name string, to fs.InodeEmbedder, new
 	}
 	n.listed.forget()
 	dir.listed.forget()
+	defer func() { // what is in it has other paths now
+		n.fs.leases.drop(n.path(), name)
+		n.fs.leases.drop(dir.path(), newName)
+	}()
+	defer n.changes(n.child(name), dir.child(newName))()
 	return n.fs.link.ask(ctx, func(c *sftp.Client) error {
 		switch flags {
 		case 0:

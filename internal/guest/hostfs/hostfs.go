@@ -3,8 +3,9 @@
 //go:build linux
 
 // Package hostfs is a folder of the host as a file system of the guest: FUSE to the
-// kernel, sftp to the host. Files are known by their paths. What the host changes is
-// seen within a fifth of a second, and at once by whoever opens a file anew.
+// kernel, sftp to the host. Files are known by their paths. What is known of a folder
+// holds until the host says that it changed or, if the host does not tell of it, for a
+// fifth of a second; then whoever opens a file sees at once what it is.
 package hostfs
 
 import (
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -45,18 +47,22 @@ var (
 type FS struct {
 	config Config
 	link   *link
+	leases *leases
+	root   *node
 	server *fuse.Server
 }
 
 // Mount mounts a folder. It answers when Serve has connected it with the host.
 func Mount(c Config) (*FS, error) {
 	f := &FS{config: c, link: newLink()}
+	f.root = &node{fs: f}
+	f.leases = newLeases(f.changed)
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	if !c.Writable {
 		flags |= unix.MS_RDONLY
 	}
 	timeout := ttl
-	server, err := fs.Mount(c.Path, &node{fs: f}, &fs.Options{
+	server, err := fs.Mount(c.Path, f.root, &fs.Options{
 		EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, UID: c.UID, GID: c.GID,
 		MountOptions: fuse.MountOptions{
 			AllowOther: true, Options: []string{"default_permissions"}, Name: "lab", FsName: c.Source,
@@ -67,12 +73,53 @@ func Mount(c Config) (*FS, error) {
 		return nil, fmt.Errorf("mounting %s: %w", c.Path, err)
 	}
 	f.server = server
+	readAhead(c.Path)
 	return f, nil
+}
+
+// readAhead has the kernel read ahead, by several requests at once. Without it things are
+// slow, and work.
+func readAhead(path string) {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) == nil {
+		name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+		_ = os.WriteFile(name, []byte("1024"), 0)
+	}
 }
 
 // Serve connects the folder with the host, until conn ends. It takes the place of the
 // connection before.
 func (f *FS) Serve(conn io.ReadWriteCloser) error { return f.link.serve(conn) }
+
+// ServeCache is Serve for the stream of foldercache, which the folder can do without.
+func (f *FS) ServeCache(conn io.ReadWriteCloser) error { return f.leases.serve(conn) }
+
+// changed tells the kernel that a file, or a folder if name is empty, is not what it
+// was.
+func (f *FS) changed(dir, name string) {
+	n := &f.root.Inode
+	for part := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
+		if part == "" {
+			continue
+		}
+		if n = n.GetChild(part); n == nil {
+			return
+		}
+	}
+	if name == "" {
+		for name, child := range n.Children() {
+			n.NotifyEntry(name)
+			child.NotifyContent(0, 0)
+		}
+		n.NotifyContent(-1, 0)
+		return
+	}
+	n.NotifyEntry(name)
+	if child := n.GetChild(name); child != nil {
+		child.NotifyContent(0, 0)
+	}
+	n.NotifyContent(-1, 0) // attributes alone
+}
 
 // Wait returns when the folder was taken away, by whomever.
 func (f *FS) Wait() { f.server.Wait() }
@@ -89,6 +136,8 @@ type node struct {
 	listed cache // of a folder
 	last   lastAttr
 	opens  atomic.Int64 // how often the file is open
+	reads  inOrder      // of a folder
+	asked  atomic.Int64 // how often a folder's files were looked up one by one
 }
 
 var (
@@ -133,8 +182,44 @@ func (n *node) enter(ctx context.Context, name string, a attr, out *fuse.EntryOu
 	return n.NewInode(ctx, c, fs.StableAttr{Mode: a.mode & syscall.S_IFMT})
 }
 
+// asksFirst is how many files of a folder are asked for one by one until the folder is
+// asked for.
+const asksFirst = 3
+
+// lease returns what is known of the folder. It is asked for if more and more of its
+// files are looked at.
+func (n *node) lease(ctx context.Context) *lease {
+	dir := n.path()
+	if l := n.fs.leases.known(dir); l != nil {
+		return l
+	}
+	if n.asked.Add(1) <= asksFirst {
+		return nil
+	}
+	return n.fs.leases.get(ctx, dir)
+}
+
+// leased reports whether what is known of a file holds until it is heard otherwise: one
+// with several names may change by another.
+func leased(a attr) bool { return a.Nlink == 1 || a.mode&syscall.S_IFMT == syscall.S_IFDIR }
+
 // Lookup finds a child.
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if l := n.lease(ctx); l != nil {
+		a, ok := l.attrs[name]
+		if !ok {
+			return nil, syscall.ENOENT
+		}
+		if leased(a) {
+			left := time.Until(l.until)
+			out.SetEntryTimeout(left)
+			out.SetAttrTimeout(left)
+			if a.mode&syscall.S_IFMT == syscall.S_IFDIR {
+				out.SetAttrTimeout(time.Nanosecond) // what is done in it changes it, and nobody tells
+			}
+			return n.enter(ctx, name, a, out), 0
+		}
+	}
 	a, ok := n.listed.take(name)
 	if !ok {
 		var no syscall.Errno
@@ -151,6 +236,19 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 	if n.IsRoot() && n.fs.link.new() { // to mount it, the kernel has to know that it is a folder
 		n.fs.fill(&out.Attr, attr{mode: syscall.S_IFDIR | 0o755})
 		return 0
+	}
+	if name, parent := n.Parent(); parent != nil {
+		p, ok := parent.Operations().(*node)
+		if l := (*lease)(nil); ok {
+			if l = n.fs.leases.known(p.path()); l != nil {
+				if a, ok := l.attrs[name]; ok && leased(a) && a.mode&syscall.S_IFMT != syscall.S_IFDIR && n.last.get().same(a) {
+					n.last.set(a)
+					n.fs.fill(&out.Attr, a)
+					out.SetTimeout(time.Until(l.until))
+					return 0
+				}
+			}
+		}
 	}
 	a, no := n.fs.lstat(ctx, n.path())
 	before := n.last.get()
@@ -170,6 +268,18 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 
 // Readdir lists the folder.
 func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	if l := n.fs.leases.get(ctx, n.path()); l != nil && (!l.loose || time.Since(l.told) < ttl) {
+		list := make([]fuse.DirEntry, 0, len(l.files))
+		now := map[string]attr{}
+		for _, f := range l.files {
+			list = append(list, fuse.DirEntry{Name: f.Name, Mode: f.Mode & syscall.S_IFMT})
+			if a := l.attrs[f.Name]; !leased(a) {
+				now[f.Name] = a
+			}
+		}
+		n.listed.fill(now)
+		return fs.NewListDirStream(list), 0
+	}
 	files, no := n.fs.readDir(ctx, n.path())
 	if no != 0 {
 		return nil, no

@@ -28,7 +28,8 @@ type kernel struct {
 	*testing.T
 	raw  fuse.RawFileSystem
 	fs   *FS
-	dir  string // at the host
+	dir  string      // at the host
+	told chan string // of what the kernel is told
 	wg   sync.WaitGroup
 	host net.Conn
 }
@@ -36,8 +37,10 @@ type kernel struct {
 func newKernel(t *testing.T) *kernel {
 	t.Helper()
 	f := &FS{config: Config{UID: 1000, GID: 1001}, link: newLink()}
-	k := &kernel{T: t, fs: f, dir: t.TempDir()}
-	k.raw = fs.NewNodeFS(&node{fs: f}, &fs.Options{NullPermissions: true})
+	k := &kernel{T: t, fs: f, dir: t.TempDir(), told: make(chan string, 1000)}
+	f.root = &node{fs: f}
+	f.leases = newLeases(func(dir, name string) { k.told <- dir + " " + name })
+	k.raw = fs.NewNodeFS(f.root, &fs.Options{NullPermissions: true})
 	k.write("file", "one")
 	k.connect()
 	t.Cleanup(k.disconnect)

@@ -18,7 +18,7 @@ import (
 )
 
 // ControlFD is where a process that mounts a folder finds its end of a unix socket. It
-// gets its connections to the host there, each with one byte, and says one line:
+// gets its connections to the host there, each with one byte that says what for, and says one line:
 // "ok" when the folder is mounted, or why it is not.
 const ControlFD = 3
 
@@ -55,48 +55,59 @@ func Main(ctx context.Context, config string) error {
 		return err
 	}
 	for {
-		conn, err := receive(control)
+		conn, what, err := receive(control)
 		if errors.Is(err, io.EOF) || ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("waiting for a connection: %w", err)
 		}
-		go func() { _ = f.Serve(conn) }()
+		serve := f.Serve
+		if what == ForCache {
+			serve = f.ServeCache
+		}
+		go func() { _ = serve(conn) }()
 	}
 }
 
+// What a connection is for.
+const (
+	ForFiles byte = 0 // sftp
+	ForCache byte = 1 // foldercache
+)
+
 // Send hands a connection to such a process.
-func Send(control *net.UnixConn, conn *os.File) error {
-	_, _, err := control.WriteMsgUnix([]byte{0}, unix.UnixRights(int(conn.Fd())), nil)
+func Send(control *net.UnixConn, conn *os.File, what byte) error {
+	_, _, err := control.WriteMsgUnix([]byte{what}, unix.UnixRights(int(conn.Fd())), nil)
 	return err
 }
 
-func receive(control *net.UnixConn) (net.Conn, error) {
+func receive(control *net.UnixConn) (net.Conn, byte, error) {
 	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := control.ReadMsgUnix(b, oob)
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if len(messages) != 1 {
-		return nil, errors.New("a message without a connection")
+		return nil, 0, errors.New("a message without a connection")
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if len(fds) != 1 {
-		return nil, errors.New("a message without a connection")
+		return nil, 0, errors.New("a message without a connection")
 	}
 	syscall.CloseOnExec(fds[0])
 	file := os.NewFile(uintptr(fds[0]), "host")
 	defer file.Close()
-	return net.FileConn(file)
+	c, err := net.FileConn(file)
+	return c, b[0], err
 }

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/labfile/lab/internal/guest"
+)
+
+// hostile is a file server that lies. Its folder "evil" holds entries; a file's
+// content is always "gotcha".
+type hostile struct{ entries []fs.FileInfo }
+
+type lie struct {
+	name string
+	mode fs.FileMode
+}
+
+func (l lie) Name() string       { return l.name }
+func (l lie) Size() int64        { return 6 }
+func (l lie) Mode() fs.FileMode  { return l.mode }
+func (l lie) ModTime() time.Time { return time.Unix(1, 0) }
+func (l lie) IsDir() bool        { return l.mode.IsDir() }
+func (l lie) Sys() any           { return nil }
+
+type lister []fs.FileInfo
+
+func (l lister) ListAt(to []fs.FileInfo, off int64) (int, error) {
+	if off >= int64(len(l)) {
+		return 0, io.EOF
+	}
+	n := copy(to, l[off:])
+	if int(off)+n == len(l) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (h hostile) Fileread(*sftp.Request) (io.ReaderAt, error) {
+	return strings.NewReader("gotcha"), nil
+}
+
+func (h hostile) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
+	switch r.Method {
+	case "List":
+		if strings.Count(r.Filepath, "/") > 1 {
+			return lister{lie{"authorized_keys", 0o600}}, nil
+		}
+		return lister(h.entries), nil
+	case "Readlink":
+		return lister{lie{name: "../victim"}}, nil
+	}
+	return lister{lie{"evil", fs.ModeDir | 0o755}}, nil
+}
+
+func TestHostileNames(t *testing.T) {
+	host, key := newKey(t), newKey(t)
+	for _, tc := range []struct {
+		name    string
+		entries []fs.FileInfo
+		unsafe  bool // the others are made harmless: the sftp client cuts folders off names
+	}{
+		{"parent", []fs.FileInfo{lie{"../victim/x", 0o644}}, false},
+		{"absolute", []fs.FileInfo{lie{"/tmp/x", 0o644}}, false},
+		{"empty", []fs.FileInfo{lie{"", 0o644}, lie{"..", 0o644}}, false},
+		{"nul", []fs.FileInfo{lie{"a\x00b", 0o644}}, true},
+		{"folder through a link", []fs.FileInfo{lie{"x", fs.ModeSymlink}, lie{"x", fs.ModeDir | 0o755}}, false},
+		{"file through a link", []fs.FileInfo{lie{"x", fs.ModeSymlink}, lie{"x", 0o644}}, false},
+		{"set-uid", []fs.FileInfo{lie{"x", fs.ModeSetuid | 0o755}}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := serveHostile(t, host, key, hostile{tc.entries})
+			dir := t.TempDir()
+			victim, target := filepath.Join(dir, "victim"), filepath.Join(dir, "target")
+			for _, d := range []string{victim, target} {
+				if err := os.Mkdir(d, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := c.Download(testContext(t), []string{"evil"}, target, guest.CopyOptions{})
+			if got := errors.Is(err, guest.ErrUnsafeName); got != tc.unsafe {
+				t.Errorf("error %v, want ErrUnsafeName: %v", err, tc.unsafe)
+			}
+			if left, err := os.ReadDir(victim); err != nil || len(left) > 0 {
+				t.Errorf("it was written outside the target: %v, %v", left, err)
+			}
+			if fi, err := os.Stat(target + "/evil/x"); err == nil && fi.Mode()&fs.ModeSetuid != 0 {
+				t.Error("the set-uid bit was copied")
+			}
+		})
+	}
+}
+
+// serveHostile logs in to a server whose files are h's.
+func serveHostile(t *testing.T, host, key guest.Key, h hostile) *guest.Client {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		sc := &ssh.ServerConfig{NoClientAuth: true}
+		sc.AddHostKey(host.Signer)
+		_, chans, reqs, err := ssh.NewServerConn(conn, sc)
+		if err != nil {
+			return
+		}
+		go ssh.DiscardRequests(reqs)
+		for nc := range chans {
+			ch, reqs, err := nc.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				for r := range reqs {
+					_ = r.Reply(strings.HasSuffix(string(r.Payload), "sftp"), nil)
+				}
+			}()
+			_ = sftp.NewRequestServer(ch, sftp.Handlers{FileGet: h, FileList: h}).Serve()
+			ch.Close()
+		}
+	})
+	c, err := guest.Connect(testContext(t), guest.Target{
+		Machine: "evil", User: "root", Key: key.Signer, HostKey: host.Signer.PublicKey(),
+		Dialers: guest.Dialers{Port: func(ctx context.Context, port uint16) (net.Conn, error) {
+			if port != 22 {
+				t.Errorf("port %d was dialled", port)
+			}
+			return net.Dial("unix", l.Addr().String())
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); l.Close(); wg.Wait() })
+	return c
+}
