@@ -41,13 +41,23 @@ func (l *Lab) makeDirs() error {
 func (s *session) assignAddresses(p plan.Plan, want *lab.Lab) error {
 	taken := map[netip.Addr]bool{}
 	s.addresses = map[lab.Name]netip.Addr{}
+	network := lab.NetworkOf(s.id)
+	for _, m := range want.Machines {
+		if m.Address != 0 {
+			s.addresses[m.Name] = network.Host(byte(m.Address))
+			taken[s.addresses[m.Name]] = true
+		}
+	}
 	for name, m := range s.state.Machines {
+		// A machine that is gone yields to one that asks for its address.
+		if _, fixed := s.addresses[name]; fixed || m.Phase == ledger.PhaseGone && taken[m.Create.Address] {
+			continue
+		}
 		if _, wanted := want.Machine(name); wanted || m.Phase != ledger.PhaseGone {
 			s.addresses[name] = m.Create.Address
 			taken[m.Create.Address] = true
 		}
 	}
-	network := lab.NetworkOf(s.id)
 	next := lab.FirstHost
 	for _, step := range p.Steps {
 		if s.addresses[step.Machine].IsValid() || step.Action == plan.Destroy {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/volume"
@@ -37,6 +38,7 @@ func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, ima
 		if unfit == nil && (step.Action == plan.Create || step.Action == plan.Replace) {
 			refuse(s.bearable(ctx, step, m, images[m.Name]))
 		}
+		refuse(s.addressable(m, p))
 		if step.Action != plan.Keep || len(step.Changes) > 0 {
 			for _, f := range m.Ports {
 				refuse(s.forwardable(ctx, f))
@@ -67,6 +69,26 @@ func (s *session) bearable(ctx context.Context, step plan.Step, m lab.Machine, i
 		Image:      img.Image, CPUs: m.CPUs, Memory: m.Memory, Disk: m.Disk, Agent: img.Agent,
 		Append: early(img, m), Network: m.Network,
 	})
+}
+
+// addressable says why a machine cannot have the address that the Labfile gives it.
+func (s *session) addressable(m lab.Machine, p plan.Plan) error {
+	if m.Address == 0 {
+		return nil
+	}
+	addr := lab.NetworkOf(s.id).Host(byte(m.Address))
+	if now := s.machine(m.Name); now.Phase != "" && now.Phase != ledger.PhaseGone && now.Create.Address != addr {
+		return fmt.Errorf("it has the address %s for as long as it lives; \"lab destroy %s\" ends it, and the next one has %s", now.Create.Address, m.Name, addr)
+	}
+	for name, other := range s.state.Machines {
+		if name == m.Name || other.Phase == ledger.PhaseGone || other.Create.Address != addr {
+			continue
+		}
+		if !slices.ContainsFunc(p.Steps, func(step plan.Step) bool { return step.Machine == name && step.Action == plan.Destroy }) {
+			return fmt.Errorf("the address %s is that of %s; choose another one, or end that machine: \"lab destroy %s\"", addr, name, name)
+		}
+	}
+	return nil
 }
 
 // forwardable returns a *network.PortError if a host port is neither free nor the lab's

@@ -126,6 +126,7 @@ type Machine struct {
 	Memory    Bytes
 	Disk      Bytes  // virtual size; 0 keeps the box's own
 	DependsOn []Name // machines that must be ready first
+	Address   int    `json:",omitempty"` // last byte of its address, FirstHost to LastHost; 0 for any
 	Ports     []Forward
 	Ready     []Check
 	User      string      // login name; empty means the box's own

@@ -45,6 +45,7 @@ func convert(r *report, doc *document, dir string) *lab.Lab {
 	c.expand()
 	needs := c.dependencies()
 	c.hostPorts()
+	c.addresses()
 	tests := c.tests()
 
 	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value, Expose: c.exposes()}
@@ -175,8 +176,8 @@ func (c *converter) machine(r *role, used map[string]lab.Box) lab.Machine {
 		Role: r.name(), Box: box.Name,
 		CPUs:   1,
 		Memory: DefaultMemory(box.From),
-		Disk:   e.Disk.value,
-		User:   e.User.value, UserData: e.UserData.value,
+		Disk:   e.Disk.value, Address: e.Address.value,
+		User: e.User.value, UserData: e.UserData.value,
 	}
 	if e.CPUs.set() {
 		m.CPUs = e.CPUs.value
@@ -212,6 +213,25 @@ func (c *converter) machine(r *role, used map[string]lab.Box) lab.Machine {
 	m.Provision, m.Mounts = c.provision(r), c.mounts(r)
 	c.life(r, &m)
 	return m
+}
+
+// addresses notes addresses that two machines would need.
+func (c *converter) addresses() {
+	taken := map[int]*role{}
+	for _, r := range c.roles {
+		a := r.row.value.Address
+		if !a.set() {
+			continue
+		}
+		if r.replicated() {
+			c.add(a.place, "replicas cannot have one address; leave out address, or count")
+		}
+		if before := taken[a.value]; before != nil {
+			c.add(a.place, "the address %d is that of %s (line %d)", a.value, before.name(), before.row.value.Address.line)
+			continue
+		}
+		taken[a.value] = r
+	}
 }
 
 // maxForwards bounds how many ports of a machine are forwarded: each takes a file

@@ -74,8 +74,12 @@ func (d *decoder) value(n *yaml.Node, at place, into any, tag reflect.StructTag)
 	}
 }
 
-// plain refuses what YAML has for sharing and typing nodes. Without them each
-// value stands where it is used, and no small file is a big one.
+// extension begins the keys of a Labfile that hold whatever its author likes: values for
+// YAML aliases, or those of another program.
+const extension = "x-"
+
+// plain refuses what YAML has for typing nodes, and for sharing them where writeOut did
+// not write that out.
 func (d *decoder) plain(n *yaml.Node, path string) bool {
 	at := place{line: n.Line, column: n.Column, path: path}
 	switch {
@@ -192,6 +196,9 @@ func (d *decoder) object(n *yaml.Node, at place, into any, tag reflect.StructTag
 				d.value(value, keyAt, v.FieldByIndex(f.index).Addr().Interface(), f.tag)
 				return
 			}
+		}
+		if _, root := into.(*document); root && strings.HasPrefix(key, extension) {
+			return
 		}
 		keyAt.path = at.path
 		if !d.full() {

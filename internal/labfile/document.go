@@ -42,6 +42,7 @@ type roleEntry struct {
 	CPUs      integer       `yaml:"cpus" range:"1..64" default:"1" also:"cpu vcpu vcpus cores" doc:"Virtual processors."`
 	Memory    size          `yaml:"memory" range:"16MiB..4TiB" default:"512MiB; 128MiB for builtin/tiny" also:"ram mem" doc:"Memory, in whole MiB."`
 	Disk      size          `yaml:"disk" range:"1MiB..16TiB" default:"the size of the box" also:"size" doc:"Virtual size of the root disk, in whole MiB; the file system grows to it where the box knows how. It takes only the space that the machine writes. It cannot be smaller than the box."`
+	Address   integer       `yaml:"address" range:"10..250" also:"ip host" doc:"Last number of the machine's address in the lab's network, for as long as it lives. Without it, one that is free. Not with count."`
 	DependsOn list[text]    `yaml:"depends_on" example:"db" also:"dependson requires after needs" doc:"Machines that must be ready before this one starts. NAME means every replica of NAME."`
 	Ports     list[forward] `yaml:"ports" example:"\"8080:80\"" also:"port forward forwards" doc:"Guest ports to make reachable on the host's 127.0.0.1."`
 	Ready     list[check]   `yaml:"ready" example:"{port: 80}" also:"healthcheck health wait checks" doc:"What must hold before the machine counts as ready."`

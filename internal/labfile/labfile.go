@@ -247,7 +247,11 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	}
 	var doc document
 	vars := newVariables(o)
-	if root := parseYAML(r, data); root != nil {
+	root := parseYAML(r, data)
+	if root != nil {
+		root = writeOut(r, root)
+	}
+	if root != nil {
 		d := &decoder{report: r, vars: vars, source: newSource(bytes.TrimPrefix(data, []byte(bom)))}
 		d.value(root, place{line: root.Line, column: root.Column}, &doc, "")
 	} else {

@@ -356,6 +356,8 @@ func hostile() map[string]string {
 		"words":        fill("word "),
 		"anchors":      fill("- &a\n"),
 		"aliases":      bomb.String(),
+		"merges":       "x-a: &a {" + strings.Repeat("k: {<<: [*a, *a]}, ", 1000) + "}\n" + strings.Repeat("x-b: &b {<<: *a}\n", 1000),
+		"many aliases": "x-a: &a [" + strings.Repeat("1,", 1000) + "]\nlab: [" + strings.Repeat("*a,", 10000) + "]\n",
 		"dollars":      head + "    user_data: '#!" + strings.Repeat("$", room) + "'\n",
 		"variables":    head + "    user_data: '" + strings.Repeat("${{A}}", room/6) + "'\n",
 		"open":         head + "    user_data: '" + strings.Repeat("${{", room/3) + "'\n",

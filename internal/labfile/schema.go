@@ -25,6 +25,7 @@ type schema struct {
 	Items         *schema    `json:"items,omitempty"`
 	MaxItems      int        `json:"maxItems,omitempty"`
 	Properties    properties `json:"properties,omitempty"`
+	Patterns      properties `json:"patternProperties,omitempty"`
 	PropertyNames *schema    `json:"propertyNames,omitempty"`
 	Additional    any        `json:"additionalProperties,omitempty"` // a *schema or false
 	MinProperties int        `json:"minProperties,omitempty"`
@@ -70,6 +71,7 @@ func Schema() ([]byte, error) {
 	s := schemaOf(reflect.TypeFor[document](), "")
 	s.Schema = "https://json-schema.org/draft/2020-12/schema"
 	s.Title = "Labfile"
+	s.Patterns = properties{{"^" + extension, &schema{Description: "Whatever you like: values for YAML aliases, or those of another program."}}}
 	s.Description = "A lab: virtual machines, declared."
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
