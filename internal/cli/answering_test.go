@@ -50,6 +50,8 @@ func newAnsweringDesk(t *testing.T, labfile string) *desk {
 // answering is a guest with an agent. It starts no process: of a command, only
 // "exit N" and "echo TEXT" are carried out, which must be its last.
 type answering struct {
+	off context.CancelFunc
+
 	mu     sync.Mutex
 	server *ssh.ServerConfig // nil before it has an identity
 }
@@ -59,6 +61,7 @@ func (a *answering) serve(ctx context.Context, g *memory.Guest) error {
 	var streams sync.WaitGroup
 	defer streams.Wait()
 	defer cancel()
+	a.off = cancel
 	go func() {
 		select {
 		case <-g.PowerButton():
@@ -132,6 +135,9 @@ func (a *answering) stream(c net.Conn) {
 // control takes on an identity.
 func (a *answering) control(req agentapi.Request) agentapi.Response {
 	hello := &agentapi.Hello{Version: "test"}
+	if req.Op == agentapi.OpPoweroff {
+		go a.off() // the host takes the end for an answer, too
+	}
 	if req.Identity != nil {
 		key, err := ssh.ParsePrivateKey(req.Identity.HostKey)
 		if err != nil {
