@@ -18,10 +18,11 @@ import (
 )
 
 // helloTimeout bounds how long a supervisor may take to say hello: it has nothing
-// else to do then. One that is stopped by a signal is given up after haltedTimeout.
+// else to do then. One that is stopped by a signal is given up after haltedTimeout: some
+// commands ask several times.
 const (
 	helloTimeout  = 10 * time.Second
-	haltedTimeout = 2 * time.Second
+	haltedTimeout = 500 * time.Millisecond
 )
 
 // errGoing says that a supervisor holds its lock but does not serve: it is
