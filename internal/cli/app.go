@@ -63,7 +63,9 @@ type app struct {
 	asJSON  bool
 	verbose bool
 	set     values
-	root    *command
+
+	completing bool // nothing is to be changed or said
+	root       *command
 }
 
 // Run carries out one command line, without the program's name, and returns the

@@ -34,7 +34,7 @@ file, 4 the lab is locked, 5 this host cannot do it, 130 interrupted. "exec" and
 			a.planCommand(), a.diffCommand(), a.verifyCommand(), a.validateCommand(), a.listCommand(), a.historyCommand(), a.showCommand(), a.consoleCommand(), a.doctorCommand(),
 			a.taintCommand(), a.untaintCommand(), a.burnCommand(),
 			a.bakeCommand(), a.volumeCommand(), a.boxCommand(), a.lockCommand(), a.gcCommand(),
-			a.sshConfigCommand(), a.schemaCommand(), a.completionCommand(), a.versionCommand(),
+			a.adoptCommand(), a.sshConfigCommand(), a.schemaCommand(), a.completionCommand(), a.versionCommand(),
 			a.sshProxyCommand(), a.superviseCommand(), a.tendCommand(), a.completeCommand(),
 		},
 	}

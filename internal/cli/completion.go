@@ -116,7 +116,7 @@ func (a *app) candidates(ctx context.Context, words []string) []candidate {
 		return nil
 	}
 	in, _ := parse(a.root, before) // as far as it goes: the line is not finished
-	a.set, a.ui.Quiet = in.values, true
+	a.set, a.ui.Quiet, a.completing = in.values, true, true
 	var all []candidate
 	add := func(word, about string) { all = append(all, candidate{word, about}) }
 	last := ""
@@ -181,6 +181,14 @@ func (a *app) completeFlag(ctx context.Context, flag string) []string {
 		}
 	}
 	return all
+}
+
+// completeLabs returns the IDs of all labs.
+func (a *app) completeLabs(ctx context.Context, args []string) []string {
+	if len(args) > 0 {
+		return nil
+	}
+	return a.completeFlag(ctx, "lab")
 }
 
 // completeMachines returns the machines of the Labfile and of the lab itself.

@@ -150,7 +150,36 @@ func (a *app) wantedBy(ctx context.Context, load func(path string) (*lab.Lab, er
 	if err != nil {
 		return nil, nil, err
 	}
-	return want, h.Lab(lab.NewID(want.Name, want.File)), nil
+	l, err := a.labOf(h, want)
+	return want, l, err
+}
+
+// labOf returns the lab of a Labfile. If its folder was moved, the lab is taken over, and
+// that is said.
+func (a *app) labOf(h *engine.Host, want *lab.Lab) (*engine.Lab, error) {
+	found, err := h.Find(want.Name, want.File)
+	if err != nil {
+		return nil, err
+	}
+	l := h.Lab(found.ID)
+	if a.completing {
+		return l, nil
+	}
+	if found.From != "" {
+		taken, err := l.TakeOver(want.Name, want.File, a.typed)
+		if err != nil {
+			return nil, fmt.Errorf("taking over lab %s, whose folder was moved: %w", found.ID, err)
+		}
+		a.ui.Note("this folder was moved here from %s: lab %s moves with it", filepath.Dir(found.From), found.ID)
+		if len(taken.Mounts) > 0 {
+			a.ui.Note("folders in it that are mounted in %s are seen there again after %q and %q", ui.Names(taken.Mounts), a.say("stop"), a.say("start"))
+		}
+	}
+	for _, lost := range found.Lost {
+		a.ui.Note("lab %s was made from %s, which is gone: if that is this one, %q takes it over",
+			lost.ID, lost.File, a.say("adopt "+string(lost.ID)))
+	}
+	return l, nil
 }
 
 // existing returns the lab that is meant, for commands that need no Labfile. When
@@ -178,7 +207,8 @@ func (a *app) existingAnd(ctx context.Context) (*lab.Lab, *engine.Lab, error) {
 	if err == nil {
 		var want *lab.Lab
 		if want, err = a.load(path); err == nil {
-			return want, h.Lab(lab.NewID(want.Name, want.File)), nil
+			l, err := a.labOf(h, want)
+			return want, l, err
 		}
 		dir = filepath.Dir(path)
 	}

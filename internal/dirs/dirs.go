@@ -124,6 +124,9 @@ func (d Dirs) SSHConfig(id lab.ID) string { return filepath.Join(d.SSH(), string
 // Ledger is the lab's append-only record.
 func (d Dirs) Ledger(id lab.ID) string { return filepath.Join(d.Lab(id), "ledger.jsonl") }
 
+// Origin says of a lab that was destroyed where its volumes come from, as its ledger did.
+func (d Dirs) Origin(id lab.ID) string { return filepath.Join(d.Lab(id), "origin.json") }
+
 // Keys holds the lab's ssh key and the host keys it made.
 func (d Dirs) Keys(id lab.ID) string { return filepath.Join(d.Lab(id), "keys") }
 

@@ -242,6 +242,11 @@ func (s *session) removeFiles(ctx context.Context) error {
 	if len(kept) == 0 {
 		paths = append(paths, d.Lab(s.id))
 	} else {
+		if o, ok, err := s.origin(); err == nil && ok {
+			if err := s.writeOrigin(o); err != nil {
+				return fmt.Errorf("removing the lab's files: %w", err)
+			}
+		}
 		others, err := s.besidesVolumes()
 		if err != nil {
 			return fmt.Errorf("removing the lab's files: %w", err)

@@ -136,6 +136,7 @@ type session struct {
 	observed map[lab.Name][]providers.Machine
 	lock     *lock
 	fresh    bool // the lab did not exist before
+	asOf     bool // the Labfile was not looked at: what is wanted is what was recorded
 
 	pins   labfile.Lock // the lock file as it should be
 	pinned []LockChange // how that differs from the file

@@ -50,12 +50,12 @@ func (e *NoMachineError) Error() string { return fmt.Sprintf("there is no machin
 // UnaskedError says that a machine could not be asked to shut down, so that it runs on.
 type UnaskedError struct {
 	Machine lab.Name
-	Err     error // why
+	Err     error // why: it is providers.ErrUnasked
 }
 
 // Error implements error.
 func (e *UnaskedError) Error() string {
-	return "it could not be asked to shut down, and runs on: " + e.Err.Error()
+	return e.Err.Error() + "; it runs on"
 }
 
 // Unwrap returns the cause.

@@ -102,7 +102,7 @@ func (s *session) stays(g lab.Generation, err error) error {
 		return err
 	}
 	me := &MachineError{Machine: g.Machine, Generation: g.Number, Stage: StageFailed, Err: err}
-	if rerr := s.record(ledger.MachineStays, g, ledger.Stays{Why: unasked.Error()}); rerr != nil {
+	if rerr := s.record(ledger.MachineStays, g, ledger.Stays{Why: unasked.Err.Error()}); rerr != nil {
 		me.Err = errors.Join(err, rerr)
 	}
 	return me

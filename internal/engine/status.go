@@ -311,7 +311,8 @@ func (h *Host) ids(ctx context.Context) ([]lab.ID, error) {
 	return slices.Compact(ids), nil
 }
 
-// FindByDir returns the labs whose Labfile stood in dir: for when it is lost.
+// FindByDir returns the labs whose Labfile stood in dir, which may have been moved since:
+// for when it is lost.
 func (h *Host) FindByDir(dir string) ([]lab.ID, error) {
 	entries, err := os.ReadDir(h.Dirs.Labs())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -322,12 +323,12 @@ func (h *Host) FindByDir(dir string) ([]lab.ID, error) {
 	}
 	var ids []lab.ID
 	for _, e := range entries {
-		state, err := h.Lab(lab.ID(e.Name())).read()
-		var damaged *ledger.CorruptError
-		if err != nil && !errors.As(err, &damaged) {
+		l := h.Lab(lab.ID(e.Name()))
+		o, ok, err := l.origin()
+		if err != nil || !ok || o.File == "" || !l.book.Exists() {
 			continue
 		}
-		if file := state.Opened.File; file != "" && filepath.Dir(file) == dir {
+		if filepath.Dir(o.File) == dir || moved(o, folderOf(filepath.Join(dir, "Labfile"))) {
 			ids = append(ids, lab.ID(e.Name()))
 		}
 	}

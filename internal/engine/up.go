@@ -368,6 +368,10 @@ func (s *session) open(want *lab.Lab) error {
 	if a, ok := s.provider.(providers.Addressed); ok {
 		opened.URI = a.URI()
 	}
+	opened.Folder = s.state.Opened.Folder
+	if !s.asOf && want.File != "" {
+		opened.Folder = folderOf(want.File)
+	}
 	if s.state.Opened.Equal(opened) {
 		return nil
 	}

@@ -116,7 +116,11 @@ func (l *Lab) withVolumes(o Options, t ledger.Type, do func(*session) (ledger.Vo
 		s.state.Machines = map[lab.Name]ledger.Machine{}
 	}
 	act, err := do(s)
-	if err != nil || !l.book.Exists() {
+	if !l.book.Exists() {
+		l.forget()
+		return err
+	}
+	if err != nil {
 		return err
 	}
 	return s.recordVolume(t, act)
@@ -254,6 +258,10 @@ func (l *Lab) ImportVolume(ctx context.Context, from, name string, want *lab.Lab
 			return act, err
 		}
 		v, err := s.volumes().Import(ctx, from, name, declared(want, name), placeOf(p))
+		if err == nil && want != nil && !s.book.Exists() {
+			opened.Name, opened.File, opened.Folder = want.Name, want.File, folderOf(want.File)
+			err = s.writeOrigin(opened)
+		}
 		return ledger.VolumeAct{Volume: name, From: from, Size: v.Size}, err
 	})
 }
@@ -307,7 +315,7 @@ func (s *session) besidesVolumes() ([]string, error) {
 	var paths []string
 	for _, e := range entries {
 		path := filepath.Join(d.Lab(s.id), e.Name())
-		if path != d.Volumes(s.id) && path != d.Ledger(s.id) {
+		if path != d.Volumes(s.id) && path != d.Origin(s.id) && path != d.Ledger(s.id) {
 			paths = append(paths, path)
 		}
 	}

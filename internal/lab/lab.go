@@ -25,8 +25,17 @@ const MaxID = 25
 // NewID returns the ID of the instance of a Labfile: name, shortened, and a hash
 // of the Labfile's absolute path and the name. Two instances of one Labfile have
 // two names, so they never meet.
-func NewID(name, file string) ID {
-	sum := sha256.Sum256([]byte(file + "\x00" + name))
+func NewID(name, file string) ID { return NthID(name, file, 0) }
+
+// NthID returns another ID for the same Labfile, n above 0: for when the folder that had
+// the ones before was moved away with its lab, and another one is in its place. Of n 0 it
+// is NewID's.
+func NthID(name, file string, n int) ID {
+	text := file + "\x00" + name
+	if n > 0 {
+		text += fmt.Sprintf("\x00%d", n)
+	}
+	sum := sha256.Sum256([]byte(text))
 	hash := fmt.Sprintf("-%x", sum[:4])
 	if len(name) > MaxID-len(hash) {
 		name = strings.TrimRight(name[:MaxID-len(hash)], "-")

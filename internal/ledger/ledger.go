@@ -160,6 +160,29 @@ func (l *Ledger) Read() ([]Record, error) {
 	return parse(l.path, data)
 }
 
+// Opened returns what the last record of type LabOpened says; ok is false if there is
+// none. It reads no other record, and does not mind damage.
+func (l *Ledger) Opened() (o Opened, ok bool, err error) {
+	data, err := os.ReadFile(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o, false, nil
+	}
+	if err != nil {
+		return o, false, fmt.Errorf("reading the ledger: %w", err)
+	}
+	for line := range bytes.Lines(data) {
+		var r Record
+		if !bytes.Contains(line, []byte(`"`+LabOpened+`"`)) || json.Unmarshal(line, &r) != nil || r.Type != LabOpened {
+			continue
+		}
+		var next Opened
+		if json.Unmarshal(r.Data, &next) == nil {
+			o, ok = next, true
+		}
+	}
+	return o, ok, nil
+}
+
 func parse(path string, data []byte) ([]Record, error) {
 	var (
 		records []Record

@@ -215,6 +215,71 @@ func TestSpecKeepsEverythingOfAMachine(t *testing.T) {
 	}
 }
 
+// What a lab was made from is read without the rest, damaged or not.
+func TestOpened(t *testing.T) {
+	l := open(t)
+	if _, ok, err := l.Opened(); ok || err != nil {
+		t.Errorf("of no ledger: %v, %v", ok, err)
+	}
+	first := Opened{Name: "shop", File: "/a/Labfile", Provider: "memory"}
+	add(t, l, Record{Type: LabOpened}, first)
+	next := first
+	next.File, next.Folder = "/b/Labfile", Folder{Device: 1, Inode: 2, Born: 3}
+	add(t, l, Record{Type: LabOpened}, next)
+	add(t, l, Record{Type: MachineCreate, Machine: "web", Generation: 1}, Create{Why: []string{`"lab.opened"`}})
+	data, err := os.ReadFile(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, damage := range []string{"", "{\"type\":\"lab.opened\n", "\x00\"lab.opened\"\n"} {
+		if err := os.WriteFile(l.path, append(data[:len(data):len(data)], damage...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, ok, err := l.Opened(); !ok || err != nil || !got.Equal(next) {
+			t.Errorf("with %q: %+v, %v, %v", damage, got, ok, err)
+		}
+	}
+}
+
+// A machine that was to be stopped and could not be asked is what it was before; one whose
+// power was cut says so until it runs again.
+func TestFoldStops(t *testing.T) {
+	l := open(t)
+	add(t, l, Record{Type: MachineCreate, Machine: "web", Generation: 1}, Create{})
+	add(t, l, Record{Type: MachineReady, Machine: "web", Generation: 1}, Ready{})
+	phase := func(r Record, data any) Machine {
+		t.Helper()
+		r.Machine, r.Generation = "web", 1
+		add(t, l, r, data)
+		records, err := l.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := Fold(records)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Machines["web"]
+	}
+	phase(Record{Type: MachineStop}, nil)
+	phase(Record{Type: MachineStop}, nil) // once more, after an interruption
+	if m := phase(Record{Type: MachineStays}, Stays{Why: "it is paused"}); m.Phase != PhaseReady {
+		t.Errorf("it is %s", m.Phase)
+	}
+	phase(Record{Type: MachineStop}, nil)
+	cut := Stopped{Forced: true, Why: "it is slow"}
+	if m := phase(Record{Type: MachineStopped}, cut); m.Phase != PhaseStopped || m.Stopped != cut {
+		t.Errorf("it is %s, %+v", m.Phase, m.Stopped)
+	}
+	if m := phase(Record{Type: MachineStays}, Stays{}); m.Phase != PhaseStopped {
+		t.Errorf("it is %s", m.Phase)
+	}
+	phase(Record{Type: MachineStop}, nil)
+	if m := phase(Record{Type: MachineStopped}, nil); m.Stopped != (Stopped{}) { // as older labs record it
+		t.Errorf("it was stopped %+v", m.Stopped)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	l := Open(filepath.Join(f.TempDir(), "ledger.jsonl"))
 	for n := range 3 {

@@ -42,6 +42,15 @@ type Opened struct {
 
 	Expires time.Duration `json:"expires,omitempty"` // nanoseconds from State.Since until the lab is destroyed; 0 means never
 	Expose  []Exposed     `json:"expose,omitempty"`  // sorted
+
+	Folder Folder `json:"folder,omitzero"` // the one of the Labfile; older records lack it
+}
+
+// Folder tells one folder of this host from another, wherever it is moved.
+type Folder struct {
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+	Born   int64  `json:"born"` // nanoseconds since 1970: inodes are used again
 }
 
 // Equal reports whether two records say the same.
