@@ -127,6 +127,10 @@ func testStopped(b *bench) {
 }
 
 func testRefused(b *bench) {
+	checker, checks := b.Provider.(providers.SpecChecker)
+	if checks {
+		b.ok("CheckSpec", checker.CheckSpec(b.ctx(), b.spec(gen("web", 1))))
+	}
 	for _, c := range []struct {
 		name   string
 		change func(*providers.Spec)
@@ -157,6 +161,11 @@ func testRefused(b *bench) {
 	} {
 		spec := b.spec(gen("web", 1))
 		c.change(&spec)
+		if checks {
+			if err := checker.CheckSpec(b.ctx(), spec); err == nil || c.want != nil && !errors.Is(err, c.want) {
+				b.Errorf("CheckSpec with %s: got error %v, want one such as %v", c.name, err, c.want)
+			}
+		}
 		err := b.Provider.Create(b.ctx(), spec)
 		if err == nil {
 			b.Errorf("Create with %s succeeded", c.name)
