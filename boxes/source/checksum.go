@@ -3,6 +3,7 @@
 package source
 
 import (
+	"cmp"
 	"bufio"
 	"bytes"
 	"context"
@@ -114,8 +115,13 @@ func readSmall(r io.Reader, limit int64) ([]byte, error) {
 
 var (
 	gnuLine = regexp.MustCompile(`^[ \t]*(\\?)([0-9A-Fa-f]{32,128})(?:[ \t]+\*?(.+))?$`)
-	bsdLine = regexp.MustCompile(`^[ \t]*(\\?)[A-Za-z0-9/-]+ ?\((.+)\) ?= ?([0-9A-Fa-f]{32,128})$`)
+	bsdLine = regexp.MustCompile(`^[ \t]*(\\?)([A-Za-z0-9/-]+) ?\((.+)\) ?= ?([0-9A-Fa-f]{32,128})$`)
 )
+
+// algorithms are those of digest, by the names that programs print before a sum.
+var algorithms = map[string]string{
+	"SHA256": "sha256", "SHA2-256": "sha256", "SHA512": "sha512", "SHA2-512": "sha512",
+}
 
 // How well a line of a file of checksums fits a path.
 const (
@@ -183,7 +189,9 @@ func readSum(line string) (name, encoded string, ok bool) {
 	if m := gnuLine.FindStringSubmatch(line); m != nil {
 		escaped, encoded, name = m[1] != "", m[2], m[3]
 	} else if m := bsdLine.FindStringSubmatch(line); m != nil {
-		escaped, name, encoded = m[1] != "", m[2], m[3]
+		escaped, name = m[1] != "", m[3]
+		// Other algorithms have sums of the same lengths.
+		encoded = cmp.Or(algorithms[strings.ToUpper(m[2])], "unknown") + ":" + m[4]
 	} else {
 		return "", "", false
 	}

@@ -408,6 +408,8 @@ func TestFindSum(t *testing.T) {
 		{"indented", "  " + a + "  disk.img\n", "/x/disk.img", "sha256:" + a, ""},
 		{"escaped", `\` + a + `  a\\b.img` + "\n", `/x/a\b.img`, "sha256:" + a, ""},
 		{"OpenSSL 1", "SHA256(disk.img)= " + a + "\n", "/disk.img", "sha256:" + a, ""},
+		{"other algorithms of that length", "SHA3-256(disk.img)= " + b + "\nSHA512/256 (disk.img) = " + b + "\nSHA256 (disk.img) = " + a + "\n", "/disk.img", "sha256:" + a, ""},
+		{"another algorithm alone", "SHA3-256(disk.img)= " + b + "\n", "/disk.img", "", `it has no sha256 or sha512 checksum for "disk.img"`},
 		{"OpenSSL 3", "SHA2-256(disk.img)= " + a + "\n", "/disk.img", "sha256:" + a, ""},
 		{"OpenSSL 3, SHA-512", "SHA2-512(x/disk.img)= " + long + "\n", "/x/disk.img", "sha512:" + long, ""},
 		{"byte order mark", "\ufeff" + a + "  disk.img\n", "/x/disk.img", "sha256:" + a, ""},

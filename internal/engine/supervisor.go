@@ -55,21 +55,21 @@ func (l *Lab) ensure(ctx context.Context) (*supervise.Client, error) {
 	return c, nil
 }
 
-// expose tells the supervisor, if one runs, which ports of the host are exposed, and
-// which no longer are that were before.
+// expose tells the supervisor, if one runs, which ports of the host are exposed. It does so
+// whether or not that has changed since before: lab may have been killed behind the record.
 func (s *session) expose(ctx context.Context, before []ledger.Exposed) error {
-	if len(before)+len(s.state.Opened.Expose) == 0 {
-		return nil
-	}
 	c, err := supervise.Dial(ctx, s.host.Dirs, s.id)
 	if errors.Is(err, supervise.ErrNotRunning) {
 		return nil // it is told when it starts
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		defer c.Close()
+		err = exposeTo(ctx, c, s.state.Opened)
 	}
-	defer c.Close()
-	return exposeTo(ctx, c, s.state.Opened)
+	if len(before)+len(s.state.Opened.Expose) == 0 {
+		return nil // what it cannot be told makes no difference
+	}
+	return err
 }
 
 // exposeTo tells a supervisor which ports of the host are exposed, as recorded.

@@ -7,17 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"unicode/utf8"
 )
 
-// dotenv is the file .env beside a Labfile. It is read when a variable is first
-// looked for in it, so that one which is there for something else disturbs nobody.
+// dotenv is the file .env beside a Labfile. It may be there for another program, so it is
+// read when a variable is first looked for in it, and what is wrong with it counts only
+// where the Labfile needs it.
 type dotenv struct {
-	path string // empty for none
-	read bool
-	vars map[string]string
-	list []Problem
+	path  string // empty for none
+	read  bool
+	vars  map[string]string
+	list  []Problem
+	names []string        // of the variables that the problems in list are about; "" for none
+	asked map[string]bool // variables that were looked for and are not in vars
+	unset bool            // one of them has no value at all
 }
 
 // get returns what the file says of a variable.
@@ -27,10 +32,19 @@ func (d *dotenv) get(name string) (string, bool) {
 	}
 	d.read = true
 	value, ok := d.vars[name]
+	if !ok {
+		if d.asked == nil {
+			d.asked = map[string]bool{}
+		}
+		d.asked[name] = true
+	}
 	return value, ok
 }
 
 func (d *dotenv) load() {
+	if fi, err := os.Stat(d.path); err == nil && fi.IsDir() {
+		return // a virtual environment of Python, for example
+	}
 	data, err := readFile(d.path)
 	var bad *Problems
 	switch {
@@ -40,8 +54,20 @@ func (d *dotenv) load() {
 	case err != nil:
 		d.list = []Problem{{File: display(d.path), Message: err.Error()}}
 	default:
-		d.vars, d.list = parseDotenv(display(d.path), data)
+		d.vars, d.list, d.names = parseDotenv(display(d.path), data)
 	}
+}
+
+// problems are those about variables that were looked for, and all of them if a variable
+// has no value.
+func (d *dotenv) problems() []Problem {
+	var out []Problem
+	for i, p := range d.list {
+		if d.unset || i < len(d.names) && d.asked[d.names[i]] {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // parseDotenv reads lines of NAME=VALUE, maybe after "export". A value in single
@@ -49,18 +75,19 @@ func (d *dotenv) load() {
 // both can have several lines. Any other value ends with its line, or before " #",
 // which begins a comment. No variable is filled in: where a shell would do that, the
 // value is refused. Of a name that stands twice, the last value counts. file names the
-// file in problems.
-func parseDotenv(file string, data []byte) (map[string]string, []Problem) {
+// file in problems; names are those of the variables that the problems are about, "" if
+// a problem is about none.
+func parseDotenv(file string, data []byte) (vars map[string]string, problems []Problem, names []string) {
 	p := dotenvParser{file: file, vars: map[string]string{}, line: 1}
 	data = bytes.TrimPrefix(data, []byte(bom))
 	if !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
-		return nil, []Problem{{File: file, Message: "not UTF-8 text"}}
+		return nil, []Problem{{File: file, Message: "not UTF-8 text"}}, []string{""}
 	}
 	p.rest = strings.ReplaceAll(string(data), "\r\n", "\n")
 	for p.rest != "" && len(p.list) < maxProblems {
 		p.entry()
 	}
-	return p.vars, p.list
+	return p.vars, p.list, p.names
 }
 
 type dotenvParser struct {
@@ -69,9 +96,13 @@ type dotenvParser struct {
 	line int // of the beginning of rest
 	vars map[string]string
 	list []Problem
+
+	name  string // of the variable that is read; empty if there is none
+	names []string
 }
 
 func (p *dotenvParser) add(line, column int, format string, args ...any) {
+	p.names = append(p.names, p.name)
 	p.list = append(p.list, Problem{File: p.file, Line: line, Column: column, Message: fmt.Sprintf(format, args...)})
 }
 
@@ -104,6 +135,7 @@ func (p *dotenvParser) entry() {
 	}
 	column := utf8.RuneCountInString(line[:begin]) + 1
 	name, value, ok := strings.Cut(text, "=")
+	p.name = strings.TrimSpace(name)
 	switch {
 	case !ok:
 		p.add(at, column, "%q is not a variable; write NAME=VALUE", shorten(text))

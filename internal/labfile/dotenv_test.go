@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,7 +27,7 @@ func TestParseDotenv(t *testing.T) {
 		"windows":  {"\ufeffA=1\r\nB=\"x\"\r\n", map[string]string{"A": "1", "B": "x"}},
 		"empty":    {"", map[string]string{}},
 	} {
-		got, problems := parseDotenv(".env", []byte(c.text))
+		got, problems, _ := parseDotenv(".env", []byte(c.text))
 		if diff := cmp.Diff(c.want, got); diff != "" || len(problems) > 0 {
 			t.Errorf("%s: %v\n%s", name, problems, diff)
 		}
@@ -49,7 +50,7 @@ export J=x$(id)
 L='open
 K=1
 `
-	_, problems := parseDotenv(".env", []byte(text))
+	_, problems, _ := parseDotenv(".env", []byte(text))
 	got := (&Problems{List: problems}).Error()
 	want := `.env:1:1: "A" is not a variable; write NAME=VALUE
 .env:2:10: "B" is not a variable; write NAME=VALUE
@@ -66,7 +67,7 @@ K=1
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if _, problems := parseDotenv(".env", []byte("A=\xff")); len(problems) != 1 || problems[0].String() != ".env: not UTF-8 text" {
+	if _, problems, _ := parseDotenv(".env", []byte("A=\xff")); len(problems) != 1 || problems[0].String() != ".env: not UTF-8 text" {
 		t.Errorf("of bytes: %v", problems)
 	}
 }
@@ -102,15 +103,23 @@ machines:
 		t.Errorf("got %q, want %q", got, want)
 	}
 
-	// Its problems are told with those of the Labfile, if it is asked.
-	write(".env", "A=file\nnonsense\n")
-	write("Labfile", "lab: shop\nmachines:\n  web: {box: builtin/tiny, cpus: 0, user: \"${USER:-me}\"}\n")
-	_, err = Load("Labfile", Options{})
-	var problems *Problems
-	want := "Labfile:3:34: machines.web.cpus: 0 is not between 1 and 64\n" + `.env:2:1: "nonsense" is not a variable; write NAME=VALUE`
-	if !errors.As(err, &problems) || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
+	// Its problems are told with those of the Labfile, if they are about a variable that
+	// is looked for, or if one has no value.
+	write(".env", "A=file\nnonsense\nUSER=$X\n")
+	told := func(user, want string) {
+		t.Helper()
+		write("Labfile", "lab: shop\nmachines:\n  web: {box: builtin/tiny, cpus: 0, user: \""+user+"\"}\n")
+		_, err = Load("Labfile", Options{})
+		var problems *Problems
+		if want = "Labfile:3:34: machines.web.cpus: 0 is not between 1 and 64\n" + want; !errors.As(err, &problems) || err.Error() != strings.TrimSpace(want) {
+			t.Errorf("of %s: got %v, want %s", user, err, want)
+		}
 	}
+	const unfilled = ".env:3:6: no variable is filled in here; put a value with a dollar into single quotes"
+	told("${OTHER:-me}", "")
+	told("${USER:-me}", unfilled)
+	told("${OTHER}", "Labfile:3:44: machines.web.user: OTHER is not set; use --var OTHER=VALUE, or give a default with ${OTHER:-default}, or write $${OTHER} to keep it as it is\n"+
+		".env:2:1: \"nonsense\" is not a variable; write NAME=VALUE\n"+unfilled)
 	write("Labfile", "lab: shop\nmachines:\n  web: {box: builtin/tiny}\n")
 	if _, err = Load("Labfile", Options{}); err != nil {
 		t.Errorf("a file that is not asked disturbs: %v", err)
@@ -122,8 +131,8 @@ machines:
 		t.Fatal(err)
 	}
 	write("Labfile", "lab: ${NAME:-shop}\nmachines:\n  web: {box: builtin/tiny}\n")
-	if _, err = Load("Labfile", Options{}); err == nil || err.Error() != ".env: a directory, not a file" {
-		t.Errorf("of a folder: %v", err)
+	if _, err = Load("Labfile", Options{}); err != nil {
+		t.Errorf("a folder of that name disturbs: %v", err)
 	}
 }
 
@@ -134,7 +143,10 @@ func FuzzDotenv(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		vars, problems := parseDotenv(".env", data)
+		vars, problems, names := parseDotenv(".env", data)
+		if len(names) != len(problems) {
+			t.Errorf("%d names of %d problems", len(names), len(problems))
+		}
 		if len(problems) > maxProblems {
 			t.Errorf("%d problems", len(problems))
 		}
@@ -155,7 +167,7 @@ func FuzzDotenv(f *testing.F) {
 			}
 			text += name + "='" + value + "'\n"
 		}
-		again, problems := parseDotenv(".env", []byte(text))
+		again, problems, _ := parseDotenv(".env", []byte(text))
 		if len(problems) > 0 || (len(vars) > 0 && !cmp.Equal(vars, again)) {
 			t.Errorf("%v\n%s", problems, cmp.Diff(vars, again))
 		}

@@ -182,7 +182,7 @@ func (v *variables) reference(ref string, n notation) (string, error) {
 	if !variableName.MatchString(name) {
 		return "", fmt.Errorf("%q is not a variable; write %s or %s, or %s for a literal %s", shorten(ref), n.write("NAME"), n.write("NAME:-default"), n.escape, n.open)
 	}
-	if strings.Contains(fallback, "${") {
+	if strings.Contains(fallback, n.open) {
 		return "", fmt.Errorf("the default of %s cannot hold another variable", n.write(name))
 	}
 	value, ok := v.get(name)
@@ -193,6 +193,7 @@ func (v *variables) reference(ref string, n notation) (string, error) {
 		return fallback, nil
 	}
 	if !ok {
+		v.dotenv.unset = true
 		return "", fmt.Errorf("%s is not set; use --var %s=VALUE, or give a default with %s, or write $%s to keep it as it is", name, name, n.write(name+":-default"), n.write(name))
 	}
 	if !utf8.ValidString(value) || strings.ContainsRune(value, 0) {

@@ -257,7 +257,7 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	} else {
 		return nil, r.err()
 	}
-	r.others = vars.dotenv.list
+	r.others = vars.dotenv.problems()
 	l := convert(r, &doc, o.dir)
 	if o.Name != "" {
 		if l.Name = o.Name; !lab.ValidLabel(o.Name) {

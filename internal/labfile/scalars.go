@@ -88,7 +88,7 @@ type skip struct {
 }
 
 func (k *skip) parse(s string, _ reflect.StructTag) error {
-	switch s {
+	switch strings.ToLower(s) {
 	case "":
 		return errors.New("the value is empty")
 	case "false":

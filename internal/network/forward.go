@@ -53,16 +53,35 @@ func (e *PortError) Hint() string {
 // Free returns a *PortError if a TCP port of the host's loopback, or one of UDP, cannot
 // be listened on at this moment.
 func Free(ctx context.Context, hostPort uint16, udp bool) error {
-	listen := Listen
+	var l io.Closer
+	var err error
 	if udp {
-		listen = ListenUDP
+		l, err = listenUDP(ctx, hostPort)
+	} else {
+		l, err = listenTCP(ctx, hostPort)
 	}
-	f, err := listen(ctx, hostPort, nil)
 	if err != nil {
 		return err
 	}
-	f.Stop()
-	return nil
+	return l.Close()
+}
+
+// listenTCP listens on a port of the host's loopback. An error is a *PortError.
+func listenTCP(ctx context.Context, hostPort uint16) (net.Listener, error) {
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(hostPort))))
+	if err != nil {
+		return nil, &PortError{Port: hostPort, Err: reason(err)}
+	}
+	return ln, nil
+}
+
+// reason is the system's error below err, if there is one.
+func reason(err error) error {
+	var sys syscall.Errno
+	if errors.As(err, &sys) {
+		return sys
+	}
+	return err
 }
 
 // Forward makes a guest port reachable on the host's loopback.
@@ -78,13 +97,9 @@ type Forward struct {
 // or the end of ctx. Host port 0 picks a free one. A port that cannot be had is
 // a *PortError.
 func Listen(ctx context.Context, hostPort uint16, dial func(context.Context) (net.Conn, error)) (*Forward, error) {
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(hostPort))))
+	ln, err := listenTCP(ctx, hostPort)
 	if err != nil {
-		var sys syscall.Errno
-		if errors.As(err, &sys) {
-			err = sys
-		}
-		return nil, &PortError{Port: hostPort, Err: err}
+		return nil, err
 	}
 	f := &Forward{ln: ln, port: uint16(ln.Addr().(*net.TCPAddr).Port)}
 	ctx, f.cancel = context.WithCancel(ctx)

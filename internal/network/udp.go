@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -24,13 +24,9 @@ const maxClients = 1024
 // end of ctx: each client has a flow of its own, which ends when nothing went through it
 // for a while. Host port 0 picks a free one. A port that cannot be had is a *PortError.
 func ListenUDP(ctx context.Context, hostPort uint16, dial func(context.Context) (net.Conn, error)) (*Forward, error) {
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(hostPort)})
+	c, err := listenUDP(ctx, hostPort)
 	if err != nil {
-		var sys syscall.Errno
-		if errors.As(err, &sys) {
-			err = sys
-		}
-		return nil, &PortError{Port: hostPort, UDP: true, Err: err}
+		return nil, err
 	}
 	u := &udpForward{conn: c, dial: dial, flows: map[netip.AddrPort]*udpFlow{}}
 	f := &Forward{ln: c, port: uint16(c.LocalAddr().(*net.UDPAddr).Port), udp: u}
@@ -38,6 +34,15 @@ func ListenUDP(ctx context.Context, hostPort uint16, dial func(context.Context) 
 	context.AfterFunc(ctx, func() { c.Close() })
 	f.wg.Go(func() { u.serve(ctx, &f.wg) })
 	return f, nil
+}
+
+// listenUDP listens on a UDP port of the host's loopback. An error is a *PortError.
+func listenUDP(ctx context.Context, hostPort uint16) (*net.UDPConn, error) {
+	c, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(hostPort))))
+	if err != nil {
+		return nil, &PortError{Port: hostPort, UDP: true, Err: reason(err)}
+	}
+	return c.(*net.UDPConn), nil
 }
 
 // udpForward is a UDP port of the host that leads to a machine.

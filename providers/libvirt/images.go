@@ -52,8 +52,8 @@ func (p *pool) image(ctx context.Context, there map[string]bool, file, client st
 		}
 	}
 	name := prefix + client
-	if err := p.remove(ctx, name+imageWhole); err != nil { // if it was sent with another mode
-		return "", err
+	if there[name+imageWhole] {
+		name = prefix + "shared-" + client // machines may stand on the one that others cannot read
 	}
 	if err := p.put(ctx, name, f, imageVolume); err != nil {
 		return "", err

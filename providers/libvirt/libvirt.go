@@ -294,11 +294,11 @@ func (p *Provider) CheckSpec(ctx context.Context, spec providers.Spec) error {
 			return err
 		}
 	}
+	binary, err := p.binary()
+	if err != nil {
+		return err
+	}
 	if len(spec.Mounts) > 0 {
-		binary, err := p.binary()
-		if err != nil {
-			return err
-		}
 		return local.Has9P(ctx, binary)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sys/unix"
@@ -184,7 +185,8 @@ func imageVolume(name string, size int64) volumeXML {
 	return v
 }
 
-// shared reports whether a volume has the mode of an imageVolume.
+// shared reports whether every account can read a volume. Not every file system keeps the
+// mode of an imageVolume as it was asked for.
 func (p *pool) shared(ctx context.Context, name string) (bool, error) {
 	text, err := answer(ctx, p.link, func(l *golibvirt.Libvirt) (string, error) {
 		return l.StorageVolGetXMLDesc(p.volume(name), 0)
@@ -196,7 +198,14 @@ func (p *pool) shared(ctx context.Context, name string) (bool, error) {
 	if err := xml.Unmarshal([]byte(text), &v); err != nil {
 		return false, fmt.Errorf("reading the document of %s: %w", p.path(name), err)
 	}
-	return v.Permissions != nil && v.Permissions.Mode == sharedMode, nil
+	if v.Permissions == nil {
+		return false, nil
+	}
+	mode, err := strconv.ParseUint(v.Permissions.Mode, 8, 32)
+	if err != nil {
+		return false, fmt.Errorf("reading the mode of %s: %w", p.path(name), err)
+	}
+	return mode&0o004 != 0, nil
 }
 
 // overlayVolume is an empty qcow2 image that names nothing below it; size is that of the

@@ -34,14 +34,15 @@ type Remote struct {
 }
 
 var (
-	_ providers.Provider    = (*Remote)(nil)
-	_ providers.Cabled      = (*Remote)(nil)
-	_ providers.AgentDialer = (*Remote)(nil)
-	_ providers.Freezer     = (*Remote)(nil)
-	_ providers.DiskReader  = (*Remote)(nil)
-	_ providers.Addressed   = (*Remote)(nil)
-	_ providers.Pruner      = (*Remote)(nil)
-	_ providers.SpecChecker = (*Remote)(nil)
+	_ providers.Provider      = (*Remote)(nil)
+	_ providers.Cabled        = (*Remote)(nil)
+	_ providers.MemoryCounter = (*Remote)(nil)
+	_ providers.AgentDialer   = (*Remote)(nil)
+	_ providers.Freezer       = (*Remote)(nil)
+	_ providers.DiskReader    = (*Remote)(nil)
+	_ providers.Addressed     = (*Remote)(nil)
+	_ providers.Pruner        = (*Remote)(nil)
+	_ providers.SpecChecker   = (*Remote)(nil)
 )
 
 func newRemote(p *Provider) *Remote {
@@ -189,6 +190,15 @@ func (r *Remote) CheckSpec(_ context.Context, spec providers.Spec) error {
 		return fmt.Errorf("%w: %s is on another host, which cannot see this one's folders", providers.ErrIncapable, r.URI())
 	}
 	return nil
+}
+
+// HostMemory returns the memory of the daemon's host. libvirt tells neither its swap nor
+// what its kernel promises.
+func (r *Remote) HostMemory(ctx context.Context) (providers.HostMemory, error) {
+	return answer(ctx, r.p.link, func(l *golibvirt.Libvirt) (providers.HostMemory, error) {
+		_, memory, _, _, _, _, _, _, err := l.NodeGetInfo()
+		return providers.HostMemory{RAM: lab.Bytes(memory) * lab.KiB, Unbounded: true}, err
+	})
 }
 
 // finish makes of a generation that has its directory one that has a domain.

@@ -266,6 +266,9 @@ func TestRemotePool(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if shared, err := files.shared(ctx, private); err != nil || shared {
+		t.Errorf("an image of its owner's alone: %v, %v", shared, err)
+	}
 	if err := r.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
