@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/internal/volume"
 	"github.com/labfile/lab/providers"
 )
@@ -25,6 +27,7 @@ import (
 func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) error {
 	unfit := fits(want, images)
 	errs := []error{unfit, s.storable(want)}
+	own := sync.OnceValue(func() map[ledger.Port]bool { return s.ownPorts(ctx) })
 	for _, step := range p.Steps {
 		m, ok := want.Machine(step.Machine)
 		if !ok || step.Action == plan.Destroy {
@@ -41,7 +44,9 @@ func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, ima
 		refuse(s.addressable(m, p))
 		if step.Action != plan.Keep || len(step.Changes) > 0 {
 			for _, f := range m.Ports {
-				refuse(s.forwardable(ctx, f))
+				if f.HostPort != 0 {
+					refuse(forwardable(ctx, f, own()))
+				}
 			}
 		}
 		if step.Action != plan.Keep {
@@ -91,23 +96,50 @@ func (s *session) addressable(m lab.Machine, p plan.Plan) error {
 	return nil
 }
 
-// forwardable returns a *network.PortError if a host port is neither free nor the lab's
-// own.
-func (s *session) forwardable(ctx context.Context, f lab.Forward) error {
-	if f.HostPort == 0 {
+// forwardable returns a *network.PortError if a host port is neither free nor among those
+// that the lab has.
+func forwardable(ctx context.Context, f lab.Forward, own map[ledger.Port]bool) error {
+	if own[ledger.Port{Host: f.HostPort, UDP: f.UDP}] {
 		return nil
 	}
+	return network.Free(ctx, f.HostPort, f.UDP)
+}
+
+// ownPorts returns the host ports that the lab has, with no guest ports: its supervisor
+// hands them on from one generation to the next. The supervisor listens before a machine
+// is ready, which is when the ledger hears of its ports, so the supervisor is asked. What
+// is recorded counts for machines whose supervisor does not answer, or may be one that
+// cannot be found any more.
+func (s *session) ownPorts(ctx context.Context) map[ledger.Port]bool {
+	own := map[ledger.Port]bool{}
+	st, err := s.plugged(ctx)
+	for _, m := range st.Machines {
+		for _, f := range m.Forwards {
+			own[ledger.Port{Host: f.HostPort, UDP: f.UDP}] = true
+		}
+	}
 	for name, m := range s.state.Machines {
-		if !runs(m, s.observed[name]) {
+		if !runs(m, s.observed[name]) || err == nil && unreachable(m, s.observed[name]) == "" {
 			continue
 		}
 		for _, p := range m.Ports {
-			if p.Host == f.HostPort && p.UDP == f.UDP {
-				return nil // the supervisor has it, and hands it on
-			}
+			own[ledger.Port{Host: p.Host, UDP: p.UDP}] = true
+		}
+		for _, f := range m.Create.Spec.Machine(name).Ports {
+			own[ledger.Port{Host: f.HostPort, UDP: f.UDP}] = true
 		}
 	}
-	return network.Free(ctx, f.HostPort, f.UDP)
+	return own
+}
+
+// plugged returns what the lab's supervisor says of its machines.
+func (s *session) plugged(ctx context.Context) (supervise.Status, error) {
+	c, err := supervise.Dial(ctx, s.host.Dirs, s.id)
+	if err != nil {
+		return supervise.Status{}, err
+	}
+	defer c.Close()
+	return c.Status(ctx)
 }
 
 // attachable returns a *VolumeInUseError if another machine writes to a volume, and goes

@@ -14,6 +14,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/network"
+	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/memory"
 )
@@ -196,6 +197,75 @@ func TestPortsOfTheLabItself(t *testing.T) {
 	if _, err := l.Plan(b.ctx, b.want(web), UpOptions{}); !errors.As(err, &busy) || busy.Port != port {
 		t.Errorf("got %v", err)
 	}
+}
+
+// freePort is a host port that nobody listens on.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return uint16(ln.Addr().(*net.TCPAddr).Port)
+}
+
+// A machine that failed its ready check keeps its port, which the next attempt gets.
+func TestPortOfAMachineThatFailed(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	web := machine("web")
+	web.Ports = []lab.Forward{{HostPort: freePort(t), GuestPort: 80}, {HostPort: freePort(t), GuestPort: 53, UDP: true}}
+	if _, err := l.Up(b.ctx, b.want(broken(web)), UpOptions{}); err == nil {
+		t.Fatal("a broken machine became ready")
+	}
+	b.expectPlugged(l, "web@1 present")
+	b.up(l, b.want(web))
+	b.expect(l, "web@2 ready")
+}
+
+// The supervisor listens on a machine's ports while the machine still boots.
+func TestPortOfAMachineThatBoots(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	web := machine("web")
+	web.Ports = []lab.Forward{{HostPort: freePort(t), GuestPort: 80}}
+	w := b.want(web)
+	var planned error
+	looked := false
+	_, err := l.Up(b.ctx, w, UpOptions{Options: Options{Events: func(e Event) {
+		if e.Stage == StageCheck && !looked {
+			looked = true
+			_, planned = l.Plan(b.ctx, w, UpOptions{})
+		}
+	}}})
+	if err != nil || planned != nil || !looked {
+		t.Errorf("up: %v, plan: %v, looked: %v", err, planned, looked)
+	}
+}
+
+// A command was killed after it had a port listened on, and before it recorded that.
+func TestPortThatIsNotRecorded(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	web := machine("web")
+	b.up(l, b.want(web))
+	state, err := l.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	super, err := supervise.Dial(b.ctx, b.Dirs, l.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer super.Close()
+	web.Ports = []lab.Forward{{HostPort: freePort(t), GuestPort: 80}}
+	g := lab.Generation{Lab: l.ID(), Machine: "web", Number: 1}
+	if _, err := super.Plug(b.ctx, cable(g, web, state.Machines["web"].Create)); err != nil {
+		t.Fatal(err)
+	}
+	b.up(l, b.want(web))
+	b.expect(l, "web@1 ready")
 }
 
 // TestMemoryTogether is told of, and refused only where it is hopeless.
