@@ -3,9 +3,9 @@
 package source
 
 import (
-	"cmp"
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -127,7 +127,7 @@ var algorithms = map[string]string{
 const (
 	fitsNot   = iota
 	unnamed   // it names no file
-	sameBase  // the file has that name, in a folder of whoever made the sums
+	sameBase  // the file has that name, in another folder
 	wholeName // the path ends with the name in the line
 )
 

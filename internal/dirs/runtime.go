@@ -92,7 +92,7 @@ func (d Dirs) named(id lab.ID) (path string, ok bool) {
 	if err != nil {
 		return "", false
 	}
-	// It may be somebody else's trap in /tmp: it must be the owner's of the lab.
+	// Another user may have made it in /tmp: it must belong to the lab's owner.
 	folder, err := os.Stat(d.Lab(id))
 	if err != nil {
 		return "", false

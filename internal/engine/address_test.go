@@ -9,7 +9,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 )
 
-// TestFixedAddresses are had by who asks for them, and by nobody else.
+// TestFixedAddresses: a machine has the address that the Labfile gives it, and no other has it.
 func TestFixedAddresses(t *testing.T) {
 	b := newBench(t)
 	l := b.open()

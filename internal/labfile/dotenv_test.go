@@ -122,7 +122,7 @@ machines:
 		".env:2:1: \"nonsense\" is not a variable; write NAME=VALUE\n"+unfilled)
 	write("Labfile", "lab: shop\nmachines:\n  web: {box: builtin/tiny}\n")
 	if _, err = Load("Labfile", Options{}); err != nil {
-		t.Errorf("a file that is not asked disturbs: %v", err)
+		t.Errorf("a file that no variable is looked for in: %v", err)
 	}
 	if err := os.Remove(".env"); err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ machines:
 	}
 	write("Labfile", "lab: ${NAME:-shop}\nmachines:\n  web: {box: builtin/tiny}\n")
 	if _, err = Load("Labfile", Options{}); err != nil {
-		t.Errorf("a folder of that name disturbs: %v", err)
+		t.Errorf("a folder of that name: %v", err)
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What the Labfile names on this host must be there for whoever makes machines of it,
-// and for nobody else.
+// What the Labfile names on this host must be there only when machines
+// are made of it.
 func TestHostFiles(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "Labfile")

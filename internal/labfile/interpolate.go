@@ -142,7 +142,7 @@ func (v *variables) expand(s string, guest bool) expansion {
 			end := strings.Index(line, n.end)
 			if end < 0 {
 				e.flaws = append(e.flaws, flaw{i, fmt.Sprintf("%q is not closed; write %s, or %s for a literal %s", shorten(line), n.write("NAME"), n.escape, n.open)})
-				i += len(line) // the rest of it can be closed no more than this
+				i += len(line) // nothing on the rest of the line closes it either
 				continue
 			}
 			ref := rest[:end+len(n.end)]

@@ -173,7 +173,7 @@ func (f *Forward) Renew() {
 }
 
 // DialUDP returns a flow of packets to a UDP port of the machine that is plugged in at p,
-// as DialPort. Nothing tells whether somebody listens there.
+// as DialPort. Whether a program listens there is not known.
 func (s *Switch) DialUDP(_ context.Context, p *Port, port uint16) (net.Conn, error) {
 	target := netip.AddrPortFrom(p.addr, port)
 	if p.ctx.Err() != nil {

@@ -35,7 +35,7 @@ func dialCache(t *testing.T, folder Folder) *cacheGuest {
 	return &cacheGuest{T: t, out: foldercache.NewWriter(guest), in: foldercache.NewReader(guest)}
 }
 
-// ask returns the answer; what the host says besides is passed over.
+// ask returns the answer; other messages of the host are passed over.
 func (g *cacheGuest) ask(dir, from string) foldercache.Message {
 	g.Helper()
 	g.id++

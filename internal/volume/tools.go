@@ -157,7 +157,7 @@ func (s *Store) Export(ctx context.Context, name string, from Snapshot, format, 
 	if err != nil {
 		return err
 	}
-	// Made first, so that nobody else reads the data meanwhile: qemu-img keeps the mode.
+	// Made first with its mode, which qemu-img keeps: other users never read the data.
 	tmp := to + ".part"
 	if err := makePrivate(tmp); err != nil {
 		return fmt.Errorf("writing %s: %w", to, err)

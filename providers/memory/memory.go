@@ -32,7 +32,7 @@ type Config struct {
 	Dir string
 	// Memory is what HostMemory returns; zero if that is not known.
 	Memory providers.HostMemory
-	// Refuse says what Create refuses besides; nil for nothing.
+	// Refuse is what Create also refuses; nil for nothing.
 	Refuse func(providers.Spec) error
 }
 

@@ -96,7 +96,7 @@ func (l Launch) Argv() []string {
 		// A second monitor that nobody talks to as long as the first one's socket is
 		// there: its input is a FIFO, from which it reads the one command that makes
 		// it speak, its output a file that collects the events. So the reason of an
-		// exit is on disk, whoever watched.
+		// exit is on disk even if no process watched.
 		"-chardev", "pipe,id=events,path="+comma(l.Events),
 		"-mon", "chardev=events,mode=control",
 

@@ -5,7 +5,7 @@
 // Package hostfs is a folder of the host as a file system of the guest: FUSE to the
 // kernel, sftp to the host. Files are known by their paths. What is known of a folder
 // holds until the host says that it changed or, if the host does not tell of it, for a
-// fifth of a second; then whoever opens a file sees at once what it is.
+// fifth of a second; then opening a file shows at once what it is.
 package hostfs
 
 import (

@@ -193,7 +193,7 @@ func newAgent(acc account) (*agent, error) {
 	if acc.own() {
 		return a, nil
 	}
-	// The directory last: until then, nobody else can put something in its place.
+	// The directory last: until then, only root can replace the socket.
 	for _, path := range []string{l.Addr().String(), dir} {
 		if err := os.Lchown(path, int(acc.uid), int(acc.gid)); err != nil {
 			a.Close()
