@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -282,40 +281,6 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
 		_, err := p.define(ctx, domainName(g), dir, def)
 		return err
 	})
-}
-
-// CheckSpec says what Create would refuse.
-func (p *Provider) CheckSpec(ctx context.Context, spec providers.Spec) error {
-	if err := local.CheckSpec(spec, local.CheckFile); err != nil {
-		return err
-	}
-	if spec.Network != lab.NetworkSwitch {
-		if err := p.mayNetwork(); err != nil {
-			return err
-		}
-	}
-	binary, err := p.binary()
-	if err != nil {
-		return err
-	}
-	if len(spec.Mounts) > 0 {
-		return local.Has9P(ctx, binary)
-	}
-	return nil
-}
-
-// HostMemory returns the memory of this host.
-func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
-	return local.HostMemory()
-}
-
-// binary finds QEMU.
-func (p *Provider) binary() (string, error) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		return "", fmt.Errorf("%w: qemu-system-x86_64 not found (%s)", providers.ErrIncapable, installCure())
-	}
-	return filepath.Abs(path)
 }
 
 // define gives the domain called name the definition that its next start will have.
