@@ -43,7 +43,8 @@ the user. Folders are copied whole, with modes, times, holes and symbolic links.
 the target is a folder, or ends in a slash, sources go into it. A source that ends
 in "." means the contents of a folder. A path on the machine may be a pattern, in
 quotes. "-" is standard input or output. A device, a pipe or an open file that is
-the target, or that a link leads to, is written to.`,
+the target, or that a link leads to, is written to. What comes from a machine into a
+folder stays in it: a link there that leads out of the folder is not followed.`,
 		flags: []cli.Flag{
 			userFlag(),
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "copy folders whole, which is what it does anyway"},

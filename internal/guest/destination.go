@@ -28,13 +28,19 @@ type destination struct {
 	into   bool     // target must be one
 	opt    CopyOptions
 	roots  []*os.Root
+	sub    *os.Root // the folder in target that is being filled
+
+	pattern      bool // one of the sources may name several things
+	count, limit int64
 }
 
 func newDestination(ctx context.Context, sources []string, target string, opt CopyOptions) (*destination, error) {
 	d := &destination{ctx: ctx, target: target, opt: opt, into: len(sources) > 1 || strings.HasSuffix(target, "/")}
 	for _, src := range sources {
 		d.names = append(d.names, filestream.Name(filestream.HomePath(src)))
+		d.pattern = d.pattern || strings.ContainsAny(src, "*?[")
 	}
+	d.limit = int64(len(sources))
 	if d.stdout() {
 		if len(sources) > 1 {
 			return nil, errors.New("only one file can go to standard output")
@@ -65,11 +71,18 @@ func (d *destination) stdout() bool { return d.target == stdio && d.opt.Stdout !
 func (d *destination) receive(from *filestream.Decoder) (filestream.Outcome, error) {
 	r := &filestream.Receiver{
 		Decoder: from, Where: d.where, Atomic: true, Progress: d.opt.progress(),
-		Counted: func(n int64) { d.into = d.into || n > 1 },
+		Counted: func(n int64) {
+			d.into = d.into || n > 1
+			if d.pattern || n < d.limit {
+				d.limit = n
+			}
+		},
 	}
 	defer func() {
-		for _, root := range d.roots {
-			root.Close()
+		for _, root := range append(d.roots, d.sub) {
+			if root != nil {
+				root.Close()
+			}
 		}
 	}()
 	return r.Receive(d.ctx)
@@ -90,12 +103,22 @@ func (d *destination) in(dir, name string) (filestream.Place, error) {
 	return filestream.Place{Tree: root, Name: name}, nil
 }
 
+// asked reports whether a name is one of those that were named, or matches one as a
+// shell's pattern does: not with a dot that the pattern does not say.
+func (d *destination) asked(name string) bool {
+	return slices.Contains(d.names, name) || name != filestream.Contents && slices.ContainsFunc(d.names, func(pattern string) bool {
+		ok, _ := path.Match(pattern, name)
+		return ok && (!strings.HasPrefix(name, ".") || strings.HasPrefix(pattern, "."))
+	})
+}
+
 // where says where something that was named goes to.
 func (d *destination) where(e filestream.Entry) (filestream.Place, error) {
-	target := d.target
-	named := slices.Contains(d.names, e.Name)
+	if d.count++; d.count > d.limit {
+		return filestream.Place{}, fmt.Errorf("%w: %q is more than was asked for", filestream.ErrMalformed, e.Name)
+	}
 	switch {
-	case !named && !slices.ContainsFunc(d.names, func(n string) bool { ok, _ := path.Match(n, e.Name); return ok && e.Name != filestream.Contents }):
+	case !d.asked(e.Name):
 		return filestream.Place{}, fmt.Errorf("%w: %q was not asked for", ErrUnsafeName, e.Name)
 	case d.stdout() && e.Kind == filestream.File:
 		return filestream.Place{Name: "standard output", At: open{d.opt.Stdout}}, nil
@@ -105,39 +128,75 @@ func (d *destination) where(e filestream.Entry) (filestream.Place, error) {
 		return filestream.Place{}, filestream.ErrMalformed // what is named is followed
 	case e.Name == filestream.Contents && e.Kind == filestream.File:
 		return filestream.Place{}, fmt.Errorf("%w: %q", ErrUnsafeName, e.Name)
-	case e.Name == filestream.Contents:
-	case d.folder && !named:
-		// The guest chose the name, so it does not choose a link here that leads elsewhere.
-		at, err := d.in(target, e.Name)
-		if err == nil && e.Kind == filestream.Dir {
-			if err = at.Tree.Mkdir(e.Name, 0o700); errors.Is(err, fs.ErrExist) {
-				err = nil // whether it is a folder shows at once
-			}
-		}
-		return at, err
 	case d.folder:
-		target = filepath.Join(target, e.Name)
-	case d.into:
-		return filestream.Place{}, &filestream.Failure{What: filestream.NoFolder, Path: target}
+		return d.inside(e)
+	case d.into && e.Name != filestream.Contents:
+		return filestream.Place{}, &filestream.Failure{What: filestream.NoFolder, Path: d.target}
+	case e.Kind == filestream.File:
+		return d.file(d.target)
 	}
-	if e.Kind == filestream.File {
-		return d.file(target)
-	}
-	err := os.Mkdir(target, 0o700)
+	err := os.Mkdir(d.target, 0o700)
 	keep := errors.Is(err, fs.ErrExist)
 	if err != nil && !keep {
 		return filestream.Place{}, err
 	}
-	if fi, err := os.Stat(target); err != nil || !fi.IsDir() {
-		return filestream.Place{}, fmt.Errorf("%s is not a folder", target)
+	if fi, err := os.Stat(d.target); err != nil || !fi.IsDir() {
+		return filestream.Place{}, fmt.Errorf("%s is not a folder", d.target)
 	}
-	at, err := d.in(target, ".")
+	at, err := d.in(d.target, ".")
 	at.Keep = keep && e.Name == filestream.Contents
 	return at, err
 }
 
-// file says how a file that was named is written. A link of the user's is followed: a
-// pipe, a device or an open file behind it is written to, an ordinary file replaced.
+// inside says where something in the target goes to, which is a folder. No link that is
+// in it is followed out of it, even for a name that the user typed: the guest may have
+// made the link a moment ago, or by an earlier copy.
+func (d *destination) inside(e filestream.Entry) (filestream.Place, error) {
+	at, err := d.in(d.target, e.Name)
+	if err != nil {
+		return at, err
+	}
+	root := at.Tree.(*os.Root)
+	if e.Name == filestream.Contents {
+		at.Keep = true
+		return at, nil
+	}
+	if e.Kind == filestream.Dir {
+		if err := root.Mkdir(e.Name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return at, err
+		}
+	}
+	fi, err := root.Stat(e.Name)
+	shown := filepath.Join(d.target, e.Name)
+	switch {
+	case e.Kind == filestream.Dir && err == nil && !fi.IsDir():
+		return at, fmt.Errorf("%s is not a folder", shown)
+	case e.Kind == filestream.Dir && err == nil:
+		// A root of its own: what is in this folder leads nowhere else in the target.
+		if d.sub != nil {
+			d.sub.Close()
+		}
+		if d.sub, err = root.OpenRoot(e.Name); err != nil {
+			return at, err
+		}
+		return filestream.Place{Tree: d.sub, Name: "."}, nil
+	case e.Kind == filestream.Dir:
+		return at, err
+	case errors.Is(err, fs.ErrNotExist):
+		return at, nil
+	case err != nil:
+		return at, err
+	case fi.IsDir():
+		return at, &filestream.Failure{What: filestream.IsFolder, Path: shown}
+	case !fi.Mode().IsRegular() && slices.Contains(d.names, e.Name):
+		at.At, err = filestream.Wait(d.ctx, func() (*os.File, error) { return root.OpenFile(e.Name, os.O_WRONLY, 0) })
+	}
+	return at, err
+}
+
+// file says how a file is written whose target was named. A link of the user's is
+// followed: a pipe, a device or an open file behind it is written to, an ordinary file
+// replaced.
 func (d *destination) file(target string) (filestream.Place, error) {
 	if pid, fd, ok := openFile(target); ok && pid == os.Getpid() {
 		f, err := duplicate(fd)

@@ -3,6 +3,7 @@
 package guest_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/guest/filestream"
 )
 
 // hostile is a file server that lies. Its folder "evil" holds entries; a file's
@@ -155,4 +157,53 @@ func serveHostile(t *testing.T, host, key guest.Key, h hostile) *guest.Client {
 	}
 	t.Cleanup(func() { c.Close(); l.Close(); wg.Wait() })
 	return c
+}
+
+// An agent that lies is received by the same code: it neither writes what was not asked
+// for, nor through a link that it made.
+func TestHostileAgent(t *testing.T) {
+	b := newBox(t)
+	lies := filepath.Join(b.dir, "lies")
+	b.agent.Files = []string{"/bin/cat", lies}
+	c := b.connect(t)
+	for name, tc := range map[string]struct {
+		sources []string
+		entries []filestream.Entry
+		want    error
+	}{
+		"dot file": {[]string{"logs/*"}, []filestream.Entry{{Kind: filestream.Count, Size: 1}, {Kind: filestream.File, Name: ".bashrc"}}, guest.ErrUnsafeName},
+		"link": {[]string{"dir/.", "b"}, []filestream.Entry{
+			{Kind: filestream.Count, Size: 2},
+			{Kind: filestream.Dir, Name: "."},
+			{Kind: filestream.Link, Name: "b", To: "../victim"},
+			{Kind: filestream.Up},
+			{Kind: filestream.File, Name: "b"},
+		}, filestream.ErrLeadsOut},
+	} {
+		var stream bytes.Buffer
+		e := filestream.NewEncoder(&stream)
+		for _, x := range tc.entries {
+			err := e.Entry(x)
+			if x.Kind == filestream.File {
+				err = errors.Join(err, e.Close(0))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		dir := t.TempDir()
+		target := filepath.Join(dir, "target")
+		err := errors.Join(e.End(filestream.Outcome{}), os.Mkdir(target, 0o755))
+		if err := errors.Join(err, os.WriteFile(lies, stream.Bytes(), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Download(testContext(t), tc.sources, target, guest.CopyOptions{}); !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
+		}
+		for _, f := range []string{"victim", "target/.bashrc"} {
+			if _, err := os.Lstat(filepath.Join(dir, f)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %s was written (%v)", name, f, err)
+			}
+		}
+	}
 }

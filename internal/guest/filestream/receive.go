@@ -71,6 +71,7 @@ type level struct {
 func (r *Receiver) Receive(ctx context.Context) (Outcome, error) {
 	r.ctx, r.buf = ctx, make([]byte, maxChunk)
 	var open []level
+	first := true // nothing but what says how many things there are may have come
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return Outcome{}, err
@@ -83,6 +84,10 @@ func (r *Receiver) Receive(ctx context.Context) (Outcome, error) {
 		case End:
 			return outcome(e)
 		case Count:
+			if !first {
+				return Outcome{}, fmt.Errorf("%w: the number of things comes late", ErrMalformed)
+			}
+			first = false
 			if r.Counted != nil {
 				r.Counted(e.Size)
 			}
@@ -98,6 +103,7 @@ func (r *Receiver) Receive(ctx context.Context) (Outcome, error) {
 			}
 			continue
 		}
+		first = false
 		var at Place
 		switch {
 		case len(open) == 0:

@@ -73,13 +73,19 @@ func noFile(path string, err error) error {
 // OpenWait opens a file, and gives up when ctx ends: a FIFO is not open before its
 // other end is.
 func OpenWait(ctx context.Context, path string, flag int) (*os.File, error) {
+	return Wait(ctx, func() (*os.File, error) { return os.OpenFile(path, flag, 0) })
+}
+
+// Wait is OpenWait with an open of the caller's. A file that it opens after ctx ended is
+// closed.
+func Wait(ctx context.Context, open func() (*os.File, error)) (*os.File, error) {
 	type opened struct {
 		f   *os.File
 		err error
 	}
 	ch := make(chan opened, 1)
 	go func() {
-		f, err := os.OpenFile(path, flag, 0)
+		f, err := open()
 		ch <- opened{f, err}
 	}()
 	select {
