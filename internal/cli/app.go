@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 
 	"github.com/urfave/cli/v2"
 
@@ -66,6 +67,7 @@ type app struct {
 
 	completing bool // nothing is to be changed or said
 	root       *command
+	silent     atomic.Bool // the machine that was entered does not answer
 }
 
 // Run carries out one command line, without the program's name, and returns the

@@ -55,8 +55,10 @@ printed nothing for a second; "lab logs -F" follows without an end.`,
 				if err != nil {
 					return err
 				}
+				a.ui.SetRaw(true)
 				defer func() {
 					_ = term.Restore(int(f.Fd()), old)
+					a.ui.SetRaw(false)
 					a.ui.Note("left the console of %s", name)
 				}()
 			}

@@ -3,11 +3,13 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -60,10 +62,65 @@ func (a *app) attach(ctx context.Context, r request, how, machine string, cmd gu
 		}
 		defer raw.restore()
 		cmd.TTY = raw.tty
+		keys := typedKeys(f, a.silent.Load, func() { client.Close() })
+		cmd.Stdin = keys
+		err = passOn(client.Run(ctx, cmd))
+		if keys.interrupted.Load() {
+			return exitCode(ExitInterrupted)
+		}
+		return err
 	} else if tty && r.Bool("tty") {
 		a.ui.Note("there is no terminal to give to the command")
 	}
 	return passOn(client.Run(ctx, cmd))
+}
+
+// typing is what is typed into a raw terminal.
+type typing struct {
+	read        chan []byte
+	rest        []byte
+	interrupted atomic.Bool
+}
+
+// ctrlC is what a raw terminal sends in place of a signal.
+const ctrlC = 3
+
+// typedKeys reads what is typed, which goes to the guest. While the guest is silent,
+// Ctrl-C calls stop: the guest, which would heed it, does not. Keys are read before
+// anybody asks for them, because a silent guest may have taken none yet.
+func typedKeys(in io.Reader, silent func() bool, stop func()) *typing {
+	k := &typing{read: make(chan []byte, 256)}
+	go func() {
+		defer close(k.read)
+		for {
+			buf := make([]byte, 4096)
+			n, err := in.Read(buf)
+			if bytes.IndexByte(buf[:n], ctrlC) >= 0 && silent() {
+				k.interrupted.Store(true)
+				stop()
+				return
+			}
+			if n > 0 {
+				k.read <- buf[:n]
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return k
+}
+
+func (k *typing) Read(p []byte) (int, error) {
+	if len(k.rest) == 0 {
+		var ok bool
+		if k.rest, ok = <-k.read; !ok {
+			return 0, io.EOF
+		}
+	}
+	n := copy(p, k.rest)
+	k.rest = k.rest[n:]
+	return n, nil
 }
 
 // connect logs in by hand to a machine of the lab that is meant.
@@ -107,6 +164,7 @@ func (a *app) raw(f *os.File) (*rawTerminal, error) {
 	if kind == "" {
 		kind = "xterm"
 	}
+	a.ui.SetRaw(true)
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	sizes := make(chan guest.Size, 1)
@@ -131,6 +189,7 @@ func (a *app) raw(f *os.File) (*rawTerminal, error) {
 			signal.Stop(resized)
 			close(done)
 			_ = term.Restore(fd, old)
+			a.ui.SetRaw(false)
 		},
 	}, nil
 }

@@ -33,6 +33,7 @@ func (a *app) enter(ctx context.Context, l *engine.Lab, name lab.Name, user, how
 		return nil, err
 	}
 	go client.Watch(ctx, func(silent bool) {
+		a.silent.Store(silent)
 		if silent {
 			a.ui.Note("%s %s; waiting for it, Ctrl-C ends that", name, l.Silence(ctx, name))
 		} else {

@@ -5,6 +5,7 @@ package guest
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,12 +19,14 @@ func TestWatch(t *testing.T) {
 		w := &watch{ask: func() { <-answer }, changed: func(silent bool) {
 			said = append(said, fmt.Sprint(time.Since(began), " ", silent))
 		}}
-		last := began
+		last, written := began, int64(0)
+		rate := int64(0) // bytes from one look to the next
 		pass := func(d time.Duration) {
 			for range d / lookEvery {
 				time.Sleep(lookEvery)
 				synctest.Wait()
-				w.look(time.Now(), last)
+				written += rate
+				w.look(time.Now(), last, written)
 			}
 		}
 		pass(10 * time.Second) // asked after two, silent after four
@@ -33,7 +36,7 @@ func TestWatch(t *testing.T) {
 		if want := []string{"4s true", "10.5s false"}; !slices.Equal(said, want) {
 			t.Errorf("got %q, want %q", said, want)
 		}
-		// Whoever answers is not silent, however little it says.
+		// A guest that answers is not silent, however little it says.
 		said = nil
 		go func() {
 			for range answer {
@@ -46,18 +49,22 @@ func TestWatch(t *testing.T) {
 		}
 		synctest.Wait()
 		if len(said) > 0 {
-			t.Errorf("said %q of one who answers", said)
+			t.Errorf("said %q of a guest that answers", said)
 		}
-		// What goes out is not silence: a long upload keeps the answer waiting.
+		// A long upload keeps the answer waiting.
 		block := make(chan struct{})
 		w.ask = func() { <-block }
-		pass(2 * time.Second)
-		for range 20 {
-			last = time.Now()
-			pass(time.Second)
-		}
+		rate = bulk
+		pass(20 * time.Second)
 		if len(said) > 0 {
-			t.Errorf("said %q of one who is busy", said)
+			t.Errorf("said %q of a guest that takes much", said)
+		}
+		// It does not go on, or goes on slowly, as what somebody types does: nothing shows
+		// that the guest takes it.
+		rate = 10
+		pass(20 * time.Second)
+		if len(said) != 1 || !strings.HasSuffix(said[0], " true") {
+			t.Errorf("said %q of a guest that answers nothing to a slow writer", said)
 		}
 		close(block)
 		synctest.Wait()

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -26,6 +27,8 @@ type UI struct {
 	ColorErr bool
 	Quiet    bool // no progress, no notes
 	Verbose  bool // progress as plain lines, so that it goes with a log
+
+	raw atomic.Bool // see SetRaw
 }
 
 // New looks at the streams: live progress and colours are for terminals only,
@@ -78,11 +81,20 @@ func terminal(w io.Writer) (*os.File, bool) {
 	return f, ok && term.IsTerminal(int(f.Fd()))
 }
 
-// Note says something on Err that is no error: one line.
+// SetRaw says whether the terminal is raw: a newline alone does not begin a line there.
+func (u *UI) SetRaw(raw bool) { u.raw.Store(raw) }
+
+// Note says something on Err that is no error: one line, and while the terminal is raw
+// a line of its own.
 func (u *UI) Note(format string, a ...any) {
-	if !u.Quiet {
-		fmt.Fprintln(u.Err, "lab: "+Clean(fmt.Sprintf(format, a...)))
+	if u.Quiet {
+		return
 	}
+	line := "lab: " + Clean(fmt.Sprintf(format, a...))
+	if u.raw.Load() {
+		line = "\r\n" + line + "\r"
+	}
+	fmt.Fprintln(u.Err, line)
 }
 
 // Error prints what went wrong and the next steps.

@@ -33,7 +33,12 @@ func TestNote(t *testing.T) {
 	u.Note("it is %d", 1)
 	u.Quiet = true
 	u.Note("it is %d", 2)
-	if want := "lab: it is 1\n"; b.String() != want {
+	u.Quiet = false
+	u.SetRaw(true)
+	u.Note("it is %d", 3)
+	u.SetRaw(false)
+	u.Note("it is %d", 4)
+	if want := "lab: it is 1\n\r\nlab: it is 3\r\nlab: it is 4\n"; b.String() != want {
 		t.Errorf("got %q, want %q", b.String(), want)
 	}
 }
