@@ -37,12 +37,21 @@ type CopyOptions struct {
 // stdio is the path that means standard input or output.
 const stdio = "-"
 
-// SkippedError says that everything was copied but these: they are neither files
-// nor folders nor symbolic links.
-type SkippedError struct{ Paths []string }
+// SkippedError says that everything was copied but these.
+type SkippedError struct {
+	Paths    []string // neither files nor folders nor symbolic links
+	Vanished []string // removed while their folder was copied
+}
 
 func (e *SkippedError) Error() string {
-	return "not copied, being no ordinary files: " + strings.Join(e.Paths, ", ")
+	var why []string
+	if len(e.Paths) > 0 {
+		why = append(why, "not copied, being no ordinary files: "+strings.Join(e.Paths, ", "))
+	}
+	if len(e.Vanished) > 0 {
+		why = append(why, "not copied, removed meanwhile: "+strings.Join(e.Vanished, ", "))
+	}
+	return strings.Join(why, "; ")
 }
 
 // Upload copies files and folders into the guest, with modes (but for set-id bits),
@@ -176,8 +185,8 @@ func (c *Client) transfer(ctx context.Context, f func(*fileStream) (filestream.O
 		return fmt.Errorf("copying files: %w", ErrDisconnected)
 	case err != nil:
 		return err
-	case len(o.Skipped) > 0:
-		return &SkippedError{o.Skipped}
+	case len(o.Skipped) > 0 || len(o.Vanished) > 0:
+		return &SkippedError{o.Skipped, o.Vanished}
 	}
 	return nil
 }
@@ -237,6 +246,7 @@ func (s *fileStream) upload(ctx context.Context, q filestream.Request, sources [
 		a = <-answered
 	}
 	a.o.Skipped = append(a.o.Skipped, send.Skipped...)
+	a.o.Vanished = append(a.o.Vanished, send.Vanished...)
 	return a.o, a.err
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/labfile/lab/internal/guest"
@@ -266,5 +267,34 @@ func TestCopySparse(t *testing.T) {
 	got := make([]byte, 8)
 	if _, err := g.ReadAt(got, 512<<20-1); err != nil || string(got) != "\x00middle\x00" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// An error of the source is ours, one of the target the guest's.
+func TestUploadBlame(t *testing.T) {
+	b := newBox(t)
+	b.agent.Files = nil
+	c := b.connect(t)
+	broken := errors.New("broken pipe of ours")
+	err := c.Upload(testContext(t), []string{"-"}, "f", guest.CopyOptions{Stdin: iotest.ErrReader(broken)})
+	var there *filestream.Failure
+	if !errors.Is(err, broken) || errors.As(err, &there) {
+		t.Errorf("a source that breaks: %v", err)
+	}
+	err = c.Upload(testContext(t), []string{"-"}, "/dev/full", guest.CopyOptions{Stdin: strings.NewReader("x")})
+	if !errors.As(err, &there) || !strings.Contains(err.Error(), "web: /dev/full: ") {
+		t.Errorf("a target that is full: %v", err)
+	}
+}
+
+func TestSkippedError(t *testing.T) {
+	for want, e := range map[string]*guest.SkippedError{
+		"not copied, being no ordinary files: a, b":                                {Paths: []string{"a", "b"}},
+		"not copied, removed meanwhile: c":                                         {Vanished: []string{"c"}},
+		"not copied, being no ordinary files: a; not copied, removed meanwhile: c": {Paths: []string{"a"}, Vanished: []string{"c"}},
+	} {
+		if got := e.Error(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }

@@ -140,8 +140,9 @@ func (c *sftpCopier) uploadStream(in io.Reader, dst string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, inGuest(dst, out.Close()))
+	from := &source{Reader: in}
+	_, err = io.Copy(out, from)
+	return errors.Join(from.blame(dst, err), inGuest(dst, out.Close()))
 }
 
 func (c *sftpCopier) uploadFile(src, dst string) error {
@@ -158,7 +159,8 @@ func (c *sftpCopier) uploadFile(src, dst string) error {
 	if err != nil {
 		return err
 	}
-	n := &count{Reader: in, ctx: c.ctx, size: fi.Size(), path: src, tell: c.opt.progress()}
+	from := &source{Reader: in}
+	n := &count{Reader: from, ctx: c.ctx, size: fi.Size(), path: src, tell: c.opt.progress()}
 	n.add(0)
 	_, err = out.ReadFromWithConcurrency(n, requests)
 	if err == nil {
@@ -172,7 +174,7 @@ func (c *sftpCopier) uploadFile(src, dst string) error {
 	if err == nil {
 		err = c.Chtimes(dst, fi.ModTime(), fi.ModTime())
 	}
-	return inGuest(dst, err)
+	return from.blame(dst, err)
 }
 
 func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error {

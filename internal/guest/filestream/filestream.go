@@ -73,8 +73,9 @@ type Entry struct {
 
 // Outcome is how a stream ended.
 type Outcome struct {
-	Failure *Failure `json:"failure,omitempty"`
-	Skipped []string `json:"skipped,omitempty"` // neither files nor folders nor links
+	Failure  *Failure `json:"failure,omitempty"`
+	Skipped  []string `json:"skipped,omitempty"`  // neither files nor folders nor links
+	Vanished []string `json:"vanished,omitempty"` // removed while their folder was copied
 }
 
 // What is why something failed.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,5 +160,101 @@ func TestVisible(t *testing.T) {
 	}
 	if _, err := Visible("*", []string{".c"}); err == nil || err.Error() != "there is no file or folder *" {
 		t.Errorf("got %v", err)
+	}
+}
+
+// recorder is a folder that records what is set in it.
+type recorder struct {
+	Plain
+	set *[]string
+}
+
+func (r recorder) Chmod(name string, mode fs.FileMode) error {
+	*r.set = append(*r.set, "mode of "+name)
+	return r.Plain.Chmod(name, mode)
+}
+
+func (r recorder) Chtimes(name string, atime, mtime time.Time) error {
+	*r.set = append(*r.set, "time of "+name)
+	return r.Plain.Chtimes(name, atime, mtime)
+}
+
+// A folder that nobody may search has its time set before its mode.
+func TestFolderTimeBeforeMode(t *testing.T) {
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
+	when := time.Unix(1, 0)
+	var set []string
+	b := stream(t, Entry{Kind: Dir, Name: "d", Mode: 0o444, Time: when}, Entry{Kind: Up})
+	r := &Receiver{Decoder: NewDecoder(bytes.NewReader(b)), Where: func(Entry) (Place, error) {
+		return Place{Tree: recorder{Plain(dir), &set}, Name: "."}, nil
+	}}
+	if _, err := r.Receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := "time of .,mode of ."; strings.Join(set, ",") != want {
+		t.Errorf("set %q, want %q", set, want)
+	}
+	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o444 || !fi.ModTime().Equal(when) {
+		t.Errorf("got %v, %v", fi, err)
+	}
+}
+
+// What a link leads to gets the time too.
+func TestTimeThroughLink(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.WriteFile(dir+"/real", nil, 0o600), os.Symlink("real", dir+"/link")); err != nil {
+		t.Fatal(err)
+	}
+	when := time.Unix(1, 0)
+	b := stream(t, Entry{Kind: File, Name: "link", Mode: 0o640, Time: when})
+	r := &Receiver{Decoder: NewDecoder(bytes.NewReader(b)), Atomic: true, Where: func(e Entry) (Place, error) {
+		return Place{Tree: Plain(dir), Name: e.Name}, nil
+	}}
+	if _, err := r.Receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Lstat(dir + "/real"); err != nil || fi.Mode() != 0o640 || !fi.ModTime().Equal(when) {
+		t.Errorf("got %v, %v", fi, err)
+	}
+	if fi, err := os.Lstat(dir + "/link"); err != nil || fi.Mode().Type() != fs.ModeSymlink {
+		t.Errorf("the link: %v, %v", fi, err)
+	}
+}
+
+// What is removed while its folder is sent is told, and the rest is sent.
+func TestSendVanishing(t *testing.T) {
+	dir := t.TempDir()
+	for _, f := range []string{"a", "b", "d/e", "z"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, f)), 0o755), os.WriteFile(filepath.Join(dir, f), []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	s := &Sender{Encoder: NewEncoder(&b)}
+	s.Progress = func(path string, _, _ int64) { // the list of names is read by now
+		if path == filepath.Join(dir, "a") {
+			if err := errors.Join(os.RemoveAll(dir+"/b"), os.RemoveAll(dir+"/d")); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := errors.Join(s.Send(t.Context(), dir), s.End(Outcome{Vanished: s.Vanished})); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{dir + "/b", dir + "/d"}; !slices.Equal(s.Vanished, want) {
+		t.Errorf("vanished %q, want %q", s.Vanished, want)
+	}
+	to := t.TempDir()
+	r := &Receiver{Decoder: NewDecoder(&b), Where: func(Entry) (Place, error) { return Place{Tree: Plain(to), Name: "."}, nil }}
+	o, err := r.Receive(t.Context())
+	if err != nil || len(o.Vanished) != 2 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	if got, err := filepath.Glob(to + "/*"); err != nil || !slices.Equal(got, []string{to + "/a", to + "/z"}) {
+		t.Errorf("arrived: %q, %v", got, err)
+	}
+	if err := s.Send(t.Context(), dir+"/b"); err == nil {
+		t.Error("what was named and does not exist is no error")
 	}
 }

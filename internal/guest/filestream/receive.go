@@ -174,15 +174,18 @@ func isFolder(at Place) error {
 	return nil
 }
 
-// finish sets what filling a folder would have changed.
+// finish sets what filling a folder would have changed. The mode comes last: it may
+// take away what setting the time needs.
 func (l level) finish() error {
 	if l.Keep {
 		return nil
 	}
-	if err := l.Tree.Chmod(l.Name, l.mode); err != nil || l.time.IsZero() {
-		return err
+	if !l.time.IsZero() {
+		if err := l.Tree.Chtimes(l.Name, time.Time{}, l.time); err != nil {
+			return err
+		}
 	}
-	return l.Tree.Chtimes(l.Name, time.Time{}, l.time)
+	return l.Tree.Chmod(l.Name, l.mode)
 }
 
 // link makes a symbolic link in the place of a link or a file.
@@ -296,7 +299,10 @@ func (r *Receiver) through(at Place, e Entry) error {
 	if err == nil && plain != nil {
 		err = setMode(out, e, fi)
 	}
-	return errors.Join(err, out.Close())
+	if err = errors.Join(err, out.Close()); err == nil && plain != nil && !e.Time.IsZero() {
+		err = at.Tree.Chtimes(at.Name, time.Time{}, e.Time)
+	}
+	return err
 }
 
 // fill writes the data of a file. Holes stay holes in plain, which is out if that is an

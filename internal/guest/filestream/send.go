@@ -19,7 +19,8 @@ const MaxDepth = 200
 // Sender writes files of this system to a stream.
 type Sender struct {
 	*Encoder
-	Skipped []string // what is neither a file nor a folder nor a link
+	Skipped  []string // what is neither a file nor a folder nor a link
+	Vanished []string // what was removed while its folder was sent
 
 	// Progress is told of a file at its beginning, now and then, and at its end. May be
 	// nil.
@@ -132,10 +133,12 @@ func (s *Sender) send(ctx context.Context, path, name string, fi fs.FileInfo, de
 		for _, x := range entries {
 			sub := filepath.Join(path, x.Name())
 			fi, err := x.Info()
-			if err != nil {
-				return err
+			if err == nil {
+				err = s.send(ctx, sub, x.Name(), fi, depth+1)
 			}
-			if err := s.send(ctx, sub, x.Name(), fi, depth+1); err != nil {
+			if errors.Is(err, fs.ErrNotExist) { // nothing of it was sent then
+				s.Vanished = append(s.Vanished, sub)
+			} else if err != nil {
 				return err
 			}
 		}

@@ -29,7 +29,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	case Get:
 		s := &Sender{Encoder: e}
 		err = get(ctx, s, q)
-		return e.End(Outcome{Failure: failure(err), Skipped: s.Skipped})
+		return e.End(Outcome{Failure: failure(err), Skipped: s.Skipped, Vanished: s.Vanished})
 	}
 	return e.End(Outcome{Failure: &Failure{What: Other, Text: fmt.Sprintf("no such request: %q", q.Op)}})
 }
