@@ -298,3 +298,30 @@ func TestSkippedError(t *testing.T) {
 		}
 	}
 }
+
+func TestUploadVanishing(t *testing.T) { bothWays(t, testUploadVanishing) }
+
+func testUploadVanishing(t *testing.T, b *box) {
+	c := b.connect(t)
+	src := t.TempDir()
+	for _, f := range []string{"a", "b", "d/e", "z"} {
+		f = filepath.Join(src, f)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o755), os.WriteFile(f, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := c.Upload(testContext(t), []string{src}, "copy", guest.CopyOptions{Progress: func(path string, _, _ int64) {
+		if path == src+"/a" { // the list of names is read by now
+			if err := errors.Join(os.RemoveAll(src+"/b"), os.RemoveAll(src+"/d")); err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	var skipped *guest.SkippedError
+	if !errors.As(err, &skipped) || !slices.Equal(skipped.Vanished, []string{src + "/b", src + "/d"}) {
+		t.Errorf("got %v, want b and d removed meanwhile", err)
+	}
+	if got, err := filepath.Glob(b.home + "/copy/*"); err != nil || !slices.Equal(got, []string{b.home + "/copy/a", b.home + "/copy/z"}) {
+		t.Errorf("arrived: %q, %v", got, err)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -52,7 +53,10 @@ func (l lister) ListAt(to []fs.FileInfo, off int64) (int, error) {
 	return n, nil
 }
 
-func (h hostile) Fileread(*sftp.Request) (io.ReaderAt, error) {
+func (h hostile) Fileread(r *sftp.Request) (io.ReaderAt, error) {
+	if filepath.Base(r.Filepath) == "gone" { // it was there when its folder was listed
+		return nil, fs.ErrNotExist
+	}
 	return strings.NewReader("gotcha"), nil
 }
 
@@ -205,5 +209,19 @@ func TestHostileAgent(t *testing.T) {
 				t.Errorf("%s: %s was written (%v)", name, f, err)
 			}
 		}
+	}
+}
+
+// By sftp too, what is removed while its folder is copied is told, and the rest arrives.
+func TestDownloadVanishing(t *testing.T) {
+	c := serveHostile(t, newKey(t), newKey(t), hostile{[]fs.FileInfo{lie{"a", 0o644}, lie{"gone", 0o644}, lie{"z", 0o644}}})
+	dir := t.TempDir()
+	var skipped *guest.SkippedError
+	err := c.Download(testContext(t), []string{"evil"}, dir, guest.CopyOptions{})
+	if !errors.As(err, &skipped) || !slices.Equal(skipped.Vanished, []string{"evil/gone"}) || len(skipped.Paths) > 0 {
+		t.Errorf("got %v, want evil/gone removed meanwhile", err)
+	}
+	if got, err := filepath.Glob(dir + "/evil/*"); err != nil || !slices.Equal(got, []string{dir + "/evil/a", dir + "/evil/z"}) {
+		t.Errorf("arrived: %q, %v", got, err)
 	}
 }

@@ -22,9 +22,10 @@ import (
 // sftpCopier copies by sftp: the way into a guest whose ssh server knows nothing else.
 type sftpCopier struct {
 	*sftp.Client
-	ctx     context.Context
-	opt     CopyOptions
-	skipped []string
+	ctx context.Context
+	opt CopyOptions
+
+	skipped, vanished []string
 }
 
 // requests is how many reads or writes of a file are under way at once. A guest
@@ -69,7 +70,7 @@ func (c *sftpCopier) finish(err error) (filestream.Outcome, error) {
 	case errors.As(err, &f):
 		return filestream.Outcome{Failure: f}, nil
 	}
-	return filestream.Outcome{Skipped: c.skipped}, err
+	return filestream.Outcome{Skipped: c.skipped, Vanished: c.vanished}, err
 }
 
 // remotePath makes a path for the guest: what is relative begins in the user's home.
@@ -192,10 +193,13 @@ func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error
 	}
 	for _, e := range entries {
 		fi, err := e.Info()
+		from, to := filepath.Join(src, e.Name()), path.Join(dst, e.Name())
+		if c.gone(from, err) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		from, to := filepath.Join(src, e.Name()), path.Join(dst, e.Name())
 		switch m := fi.Mode(); {
 		case m.IsRegular():
 			err = c.uploadFile(from, to)
@@ -206,7 +210,7 @@ func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error
 		default:
 			c.skipped = append(c.skipped, from)
 		}
-		if err != nil {
+		if err != nil && !c.gone(from, err) {
 			return err
 		}
 	}
@@ -233,35 +237,6 @@ func (c *sftpCopier) uploadLink(src, dst string) error {
 	}
 	return inGuest(dst, c.Symlink(to, dst))
 }
-
-// count tells the progress of one file. It has the method that sftp looks for to
-// learn a file's size before it reads it.
-type count struct {
-	io.Reader
-	ctx  context.Context
-	path string
-	size int64
-	done int64
-	tell func(path string, done, total int64)
-}
-
-func (n *count) Read(p []byte) (int, error) {
-	b, err := n.Reader.Read(p)
-	n.add(b)
-	if err == nil {
-		err = n.ctx.Err()
-	}
-	return b, err
-}
-
-func (n *count) add(b int) {
-	if n.done += int64(b); n.tell != nil {
-		n.tell(n.path, n.done, max(n.size, n.done))
-	}
-}
-
-// Size is how much there is left to read.
-func (n *count) Size() int64 { return n.size - n.done }
 
 // downloadSFTP makes a stream of what an sftp server says, so that what an agent sends
 // and this are received by the same code.
@@ -341,6 +316,9 @@ func (c *sftpCopier) send(e *filestream.Encoder, src, name string, fi fs.FileInf
 	switch m := fi.Mode(); {
 	case m.IsRegular():
 		in, err := c.Open(src)
+		if depth > 0 && c.gone(src, err) {
+			return nil
+		}
 		if err != nil {
 			return inGuest(src, err)
 		}
@@ -355,6 +333,9 @@ func (c *sftpCopier) send(e *filestream.Encoder, src, name string, fi fs.FileInf
 		return e.Close(0)
 	case m.IsDir():
 		entries, err := c.ReadDirContext(c.ctx, src)
+		if depth > 0 && c.gone(src, err) {
+			return nil
+		}
 		if err != nil {
 			return inGuest(src, err)
 		}
@@ -376,6 +357,9 @@ func (c *sftpCopier) send(e *filestream.Encoder, src, name string, fi fs.FileInf
 		return e.Entry(filestream.Entry{Kind: filestream.Up})
 	case m&fs.ModeType == fs.ModeSymlink && depth > 0:
 		to, err := c.ReadLink(src)
+		if c.gone(src, err) {
+			return nil
+		}
 		if err != nil {
 			return inGuest(src, err)
 		}
