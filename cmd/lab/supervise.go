@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 
 	"github.com/labfile/lab/internal/dirs"
@@ -48,12 +50,12 @@ func (w *wiring) supervise(ctx context.Context, id lab.ID, log *slog.Logger) err
 				log.Info("machine", "event", e.Kind, "generation", e.Generation.String(), "detail", e.Detail)
 				return nil
 			}
-			if !book.Exists() { // the lab was destroyed by a command that could not reach this process
-				return nil
-			}
-			_, err := book.Append(ledger.Record{
+			_, err := book.AppendIfExists(ledger.Record{
 				Type: ledger.MachineExited, Machine: e.Generation.Machine, Generation: e.Generation.Number,
 			}, ledger.Exited{Reason: string(e.Exit.Reason), Detail: e.Exit.Detail})
+			if errors.Is(err, fs.ErrNotExist) { // the lab was destroyed by a command that could not reach this process
+				return nil
+			}
 			return err
 		},
 	})

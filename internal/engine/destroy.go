@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,7 +26,10 @@ func (l *Lab) Destroy(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s := &session{Lab: l, opt: o, lock: lk}
+	s := &session{Lab: l, opt: o, lock: lk, forced: "lab destroy --force"}
+	if len(o.Machines) > 0 {
+		s.forced = fmt.Sprintf("lab destroy %s --force", strings.ReplaceAll(join(o.Machines), ",", ""))
+	}
 	defer s.end()
 	s.state, err = s.read()
 	if err != nil {
@@ -184,11 +186,44 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 	return s.removeFiles(ctx)
 }
 
+// failedAt is err as that of a machine, with its generation.
+func failedAt(g lab.Generation, err error) *MachineError {
+	var me *MachineError
+	if errors.As(err, &me) {
+		return me
+	}
+	return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: StageFailed, Err: err}
+}
+
+// allAudible returns an *UnaskedError for each machine that writes to a volume and of which
+// it is known beforehand that it cannot be asked to shut down.
+func (s *session) allAudible(ctx context.Context, all []providers.Machine) error {
+	if s.opt.Force {
+		return nil
+	}
+	var failed UpError
+	for _, m := range all {
+		writes, err := s.writesVolume(ctx, m.Generation)
+		if err == nil && writes {
+			if _, err = s.audible(ctx, m.Generation); errors.Is(err, providers.ErrUnasked) {
+				err = s.unasked(m.Generation, err)
+			}
+		}
+		if err != nil {
+			failed.Failed = append(failed.Failed, failedAt(m.Generation, err))
+		}
+	}
+	return failed.orNil()
+}
+
 // letAllGo has machines that write to volumes shut down before anything is removed,
-// unless the volumes go, too.
+// unless the volumes go, too. Nothing is asked of any machine if one would run on.
 func (s *session) letAllGo(ctx context.Context, all []providers.Machine) error {
 	if s.opt.Volumes {
 		return nil
+	}
+	if err := s.allAudible(ctx, all); err != nil {
+		return err
 	}
 	var (
 		wg     sync.WaitGroup
@@ -199,12 +234,10 @@ func (s *session) letAllGo(ctx context.Context, all []providers.Machine) error {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if err := s.letGo(ctx, m.Generation); err != nil {
+			if err := s.letGoRecorded(ctx, m.Generation); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				failed.Failed = append(failed.Failed, &MachineError{
-					Machine: m.Machine, Generation: m.Number, Stage: StageFailed, Err: err,
-				})
+				failed.Failed = append(failed.Failed, failedAt(m.Generation, err))
 			}
 		}()
 	}
@@ -212,11 +245,7 @@ func (s *session) letAllGo(ctx context.Context, all []providers.Machine) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(failed.Failed) == 0 {
-		return nil
-	}
-	slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
-	return &failed
+	return failed.orNil()
 }
 
 // removeFiles removes the lab's files; the ledger last, so that a lab that is
@@ -309,8 +338,8 @@ func (s *session) closeIfEmpty(ctx context.Context) error {
 func (s *session) remove(ctx context.Context, g lab.Generation, why []string) error {
 	g.Lab = s.id
 	began := time.Now()
-	if err := s.letGo(ctx, g); err != nil { // before the intent, for it may stay
-		return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: StageFailed, Err: err}
+	if err := s.letGoRecorded(ctx, g); err != nil { // before the intent, for it may stay
+		return failedAt(g, err)
 	}
 	if err := s.record(ledger.MachineDestroy, g, ledger.Destroy{Why: why}); err != nil {
 		return err

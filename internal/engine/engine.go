@@ -143,6 +143,7 @@ type session struct {
 
 	auto      map[lab.Name]bool       // machines whose Labfile leaves open what connects them
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
+	forced    string                  // what ends a machine by force that cannot be asked to shut down; empty for "lab stop"
 	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 
 	undone map[lab.Name]string // what resume would undo, in words

@@ -5,6 +5,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,10 +48,12 @@ type NoMachineError struct {
 // Error implements error.
 func (e *NoMachineError) Error() string { return fmt.Sprintf("there is no machine %q", e.Name) }
 
-// UnaskedError says that a machine could not be asked to shut down, so that it runs on.
+// UnaskedError says that a machine that was to shut down runs on: it could not be asked
+// (then Err is providers.ErrUnasked), or the attempt failed.
 type UnaskedError struct {
 	Machine lab.Name
-	Err     error // why: it is providers.ErrUnasked
+	Err     error  // why
+	Command string // what ends the machine by force
 }
 
 // Error implements error.
@@ -63,7 +66,20 @@ func (e *UnaskedError) Unwrap() error { return e.Err }
 
 // Hint is the next step.
 func (e *UnaskedError) Hint() string {
-	return fmt.Sprintf("\"lab stop %s --force\" cuts its power: what it has not written to its disks is lost", e.Machine)
+	return fmt.Sprintf("%q cuts its power: what it has not written to its disks is lost", e.Command)
+}
+
+// unseenError says that the provider does not tell whether a machine writes to a volume.
+type unseenError struct {
+	error
+	command string // goes on without asking
+}
+
+func (e *unseenError) Unwrap() error { return e.error }
+
+// Hint is the next step.
+func (e *unseenError) Hint() string {
+	return fmt.Sprintf("try again; or %q goes on without asking, and what the machine has not written to its volumes is lost", e.command)
 }
 
 // SeveralError says that a role stands for several machines where one is needed.
@@ -118,6 +134,15 @@ func (e *MachineError) Unwrap() error { return e.Err }
 type UpError struct {
 	Failed  []*MachineError
 	Skipped []lab.Name // they depend on what failed
+}
+
+// orNil returns the error with its machines in order, or nil if nothing failed.
+func (e *UpError) orNil() error {
+	if len(e.Failed) == 0 {
+		return nil
+	}
+	slices.SortFunc(e.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
+	return e
 }
 
 // Error implements error.

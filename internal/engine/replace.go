@@ -167,7 +167,7 @@ func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error
 	if m, ok := s.machine(l.Machine).Of(l.Number); ok && m.Create.Agent {
 		s.sync(ctx, m)
 	}
-	if err := s.letGo(ctx, l.Generation); err != nil {
+	if _, err := s.letGo(ctx, l.Generation); err != nil {
 		return err
 	}
 	if err := s.unplug(ctx, l.Generation); err != nil {
@@ -260,8 +260,8 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 	if reachable(m, s.observed[g.Machine]) && (m.Create.Agent || m.Phase == ledger.PhaseReady) { // or it may never have had an ssh server
 		s.sync(ctx, m)
 	}
-	if err := s.letGo(ctx, g); err != nil {
-		return s.stays(g, err)
+	if _, err := s.letGo(ctx, g); err != nil {
+		return s.stays(ctx, g, err)
 	}
 	if err := s.unplug(ctx, g); err != nil {
 		return err

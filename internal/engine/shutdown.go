@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ const (
 func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Duration, force bool) (ledger.Stopped, error) {
 	g := s.generation(m)
 	if grace <= 0 {
-		return ledger.Stopped{Forced: true}, s.provider.Stop(ctx, g, 0)
+		return s.cut(ctx, g, "")
 	}
 	until := time.Now().Add(grace)
 	slow := fmt.Sprintf("it did not shut down within %s", span(grace))
@@ -37,19 +38,25 @@ func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Dur
 	if err == nil && reachable && m.Create.Agent && s.askAgent(ctx, m, min(askTime, grace)) {
 		limited, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
-		if _, err := s.provider.Wait(limited, g); err == nil || ctx.Err() != nil {
+		_, werr := s.provider.Wait(limited, g)
+		switch {
+		case werr == nil:
+			return ledger.Stopped{}, nil
+		case ctx.Err() != nil:
 			return ledger.Stopped{}, ctx.Err()
+		case limited.Err() != nil:
+			return s.cut(ctx, g, slow)
 		}
-		return ledger.Stopped{Forced: true, Why: slow}, s.provider.Stop(ctx, g, 0)
+		s.host.Log.Debug("waiting for a machine that shuts down", "machine", g, "err", werr)
 	}
 	if err == nil {
 		err = s.provider.Stop(ctx, g, max(buttonTime, time.Until(until)))
 	}
 	switch {
 	case errors.Is(err, providers.ErrUnasked) && force:
-		return ledger.Stopped{Forced: true, Why: err.Error()}, s.provider.Stop(ctx, g, 0)
+		return s.cut(ctx, g, err.Error())
 	case errors.Is(err, providers.ErrUnasked):
-		return ledger.Stopped{}, &UnaskedError{Machine: m.Name, Err: err}
+		return ledger.Stopped{}, s.unasked(g, err)
 	case err != nil:
 		return ledger.Stopped{}, err
 	}
@@ -57,6 +64,24 @@ func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Dur
 		return ledger.Stopped{Forced: true, Why: slow}, nil
 	}
 	return ledger.Stopped{}, nil
+}
+
+// cut cuts a machine's power.
+func (s *session) cut(ctx context.Context, g lab.Generation, why string) (ledger.Stopped, error) {
+	if err := s.provider.Stop(ctx, g, 0); err != nil {
+		return ledger.Stopped{}, fmt.Errorf("cutting the power of %s: %w", g, err)
+	}
+	return ledger.Stopped{Forced: true, Why: why}, nil
+}
+
+// unasked is the error of a machine that runs on because of err.
+func (s *session) unasked(g lab.Generation, err error) *UnaskedError {
+	return &UnaskedError{Machine: g.Machine, Err: err, Command: s.forceful(g)}
+}
+
+// forceful is the command that ends a machine without asking it.
+func (s *session) forceful(g lab.Generation) string {
+	return cmp.Or(s.forced, fmt.Sprintf("lab stop %s --force", g.Machine))
 }
 
 // audible returns an error that is providers.ErrUnasked if a machine is paused: it would
@@ -94,18 +119,28 @@ func poweroff(ctx context.Context, target guest.Target) error {
 	return guest.Poweroff(ctx, conn)
 }
 
-// stays records that a machine that was to be stopped runs on, if that is so by err, and
-// returns err.
-func (s *session) stays(g lab.Generation, err error) error {
+// stays records that a machine that was to be stopped runs on, if that is so after err,
+// and returns an error that says so: an *UnaskedError. Otherwise it returns err.
+func (s *session) stays(ctx context.Context, g lab.Generation, err error) error {
 	var unasked *UnaskedError
 	if !errors.As(err, &unasked) {
-		return err
+		live, ierr := s.provider.Inspect(context.WithoutCancel(ctx), g)
+		if interrupted(ctx, err) || ierr != nil || !isOn(live) {
+			return err
+		}
+		unasked = s.unasked(g, err)
+		err = unasked
 	}
 	me := &MachineError{Machine: g.Machine, Generation: g.Number, Stage: StageFailed, Err: err}
 	if rerr := s.record(ledger.MachineStays, g, ledger.Stays{Why: unasked.Err.Error()}); rerr != nil {
 		me.Err = errors.Join(err, rerr)
 	}
 	return me
+}
+
+// isOn reports whether a machine runs or is paused.
+func isOn(m providers.Machine) bool {
+	return m.State == providers.StateRunning || m.State == providers.StatePaused
 }
 
 func stoppedText(how ledger.Stopped) string {
@@ -118,32 +153,65 @@ func stoppedText(how ledger.Stopped) string {
 	return "powered off: " + how.Why
 }
 
-// letGoTime is what a guest may take to shut down that has a volume.
+// letGoTime is what a guest may take to shut down that has a volume. If there is less time
+// for all that is to be done, it is half of what is left.
 const letGoTime = 30 * time.Second
 
 // letGo shuts a generation down that is about to be ended by force, if it writes to a
 // volume: what it has not written yet would be lost, and its services would find their
-// data as after a power cut. So one that was ready once and cannot be asked runs on, as
-// with Stop: that is an *UnaskedError. One that never was ready is ended all the same, and
-// one that nobody waited for is not even asked.
-func (s *session) letGo(ctx context.Context, g lab.Generation) error {
-	live, err := s.provider.Inspect(ctx, g)
-	if err != nil || live.State != providers.StateRunning && live.State != providers.StatePaused {
-		return nil
+// data as after a power cut. So one that cannot be asked runs on, as with Stop: that is an
+// *UnaskedError. It returns how the machine ended.
+func (s *session) letGo(ctx context.Context, g lab.Generation) (ledger.Stopped, error) {
+	writes, err := s.writesVolume(ctx, g)
+	if err != nil || !writes {
+		return ledger.Stopped{}, err
 	}
 	rec, known := s.machine(g.Machine).Of(g.Number)
-	writes := slices.ContainsFunc(live.Volumes, func(v providers.Volume) bool { return !v.ReadOnly })
-	ready := !rec.Ready.IsZero() || !known
-	if !writes || !ready && rec.Failed == (ledger.Failed{}) {
-		return nil
-	}
 	if !known { // the ledger is lost
 		rec = ledger.Machine{Name: g.Machine, Generation: g.Number}
 	}
+	grace := letGoTime
+	if until, ok := ctx.Deadline(); ok { // others may come after this one
+		grace = max(time.Millisecond, min(grace, time.Until(until)/2))
+	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "shutting down, so that its volumes are whole"})
-	how, err := s.shutDown(ctx, rec, letGoTime, s.opt.Force || !ready)
-	if how.Forced {
+	how, err := s.shutDown(ctx, rec, grace, s.opt.Force)
+	if err == nil && how.Forced {
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: stoppedText(how)})
 	}
-	return err
+	return how, err
+}
+
+// writesVolume reports whether a generation runs and writes to a volume. With Options.Force, one
+// that the provider says nothing of counts as one that does not.
+func (s *session) writesVolume(ctx context.Context, g lab.Generation) (bool, error) {
+	live, err := s.provider.Inspect(ctx, g)
+	switch {
+	case errors.Is(err, providers.ErrNotFound), err != nil && s.opt.Force && ctx.Err() == nil:
+		return false, nil
+	case err != nil:
+		return false, &unseenError{fmt.Errorf("finding out whether %s writes to a volume: %w", g, err), s.forceful(g)}
+	}
+	return isOn(live) && slices.ContainsFunc(live.Volumes, func(v providers.Volume) bool { return !v.ReadOnly }), nil
+}
+
+// letGoRecorded is letGo, and records that the generation is stopped. Of one that never was
+// ready nothing is recorded, or it would count as one that is worth to be started again.
+func (s *session) letGoRecorded(ctx context.Context, g lab.Generation) error {
+	writes, err := s.writesVolume(ctx, g)
+	if err != nil || !writes {
+		return err
+	}
+	if rec, _ := s.machine(g.Machine).Of(g.Number); rec.Ready.IsZero() || rec.Phase == ledger.PhaseRetired {
+		_, err := s.letGo(ctx, g)
+		return err
+	}
+	if err := s.record(ledger.MachineStop, g, nil); err != nil {
+		return err
+	}
+	how, err := s.letGo(ctx, g)
+	if err != nil {
+		return s.stays(ctx, g, err)
+	}
+	return s.record(ledger.MachineStopped, g, how)
 }

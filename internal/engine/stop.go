@@ -13,7 +13,6 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
-	"github.com/labfile/lab/providers"
 )
 
 // StopOptions are the options of Stop.
@@ -37,7 +36,7 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 		return err
 	}
 	err = s.each(ctx, names, func(m ledger.Machine) error {
-		if err := s.stopLeftovers(ctx, m); err != nil {
+		if err := s.stopLeftovers(ctx, m, o.Grace); err != nil {
 			return err
 		}
 		g := s.generation(m)
@@ -51,7 +50,7 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping"})
 		how, err := s.shutDown(ctx, m, o.Grace, o.Force)
 		if err != nil {
-			return s.stays(g, err)
+			return s.stays(ctx, g, err)
 		}
 		if err := s.unplug(ctx, g); err != nil {
 			return err
@@ -66,11 +65,17 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 }
 
 // stopLeftovers ends generations beside the present one that still run, because a
-// command was killed that was about to replace the one by the other.
-func (s *session) stopLeftovers(ctx context.Context, m ledger.Machine) error {
+// command was killed that was about to replace the one by the other. One that writes to a
+// volume is asked to shut down, unless grace is 0.
+func (s *session) stopLeftovers(ctx context.Context, m ledger.Machine, grace time.Duration) error {
 	for _, o := range s.observed[m.Name] {
-		if o.Number == m.Generation || o.State != providers.StateRunning && o.State != providers.StatePaused {
+		if o.Number == m.Generation || !isOn(o) {
 			continue
+		}
+		if grace > 0 {
+			if err := s.letGoRecorded(ctx, o.Generation); err != nil {
+				return err
+			}
 		}
 		if err := s.unplug(ctx, o.Generation); err != nil {
 			return err

@@ -12,8 +12,8 @@ import (
 )
 
 // bringBack shuts a machine down that runs and cannot be reached, so that it can be
-// started again. Its supervisor, if it lives, cannot be reached either: it ends by itself
-// with the last of its machines.
+// started again. The supervisor that it is plugged into may be one that cannot be reached
+// either: that one ends by itself with the last of its machines.
 func (s *session) bringBack(ctx context.Context, g lab.Generation, m ledger.Machine) error {
 	if err := s.record(ledger.MachineStop, g, nil); err != nil {
 		return err
@@ -22,7 +22,10 @@ func (s *session) bringBack(ctx context.Context, g lab.Generation, m ledger.Mach
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "shutting down, since it cannot be reached"})
 	how, err := s.shutDown(ctx, m, letGoTime, false)
 	if err != nil {
-		return s.stays(g, err)
+		return s.stays(ctx, g, err)
+	}
+	if err := s.unplug(ctx, g); err != nil {
+		return err
 	}
 	if err := s.record(ledger.MachineStopped, g, how); err != nil {
 		return err

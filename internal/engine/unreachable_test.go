@@ -149,6 +149,31 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// A supervisor that can be reached has a machine unplugged before it is started again, or
+// it would take the next run for the one before.
+func TestUnreachableIsUnplugged(t *testing.T) {
+	b := newBench(t)
+	late := tardy{b.provider, make(chan struct{})}
+	b.watched = late
+	l := b.open()
+	w := b.want(machine("web"))
+	b.up(l, w)
+	b.provider.Isolate(lab.Generation{Lab: l.ID(), Machine: "web", Number: 1}, true)
+	var plugged []string
+	if _, err := l.Up(b.ctx, w, UpOptions{Options: Options{Events: func(e Event) {
+		if e.Stage == StageBoot {
+			plugged = append(plugged, b.plugged(l)...)
+		}
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	close(late.noticed)
+	if len(plugged) > 0 {
+		t.Errorf("when it boots again, the supervisor still has %q", plugged)
+	}
+	b.expectPlugged(l, "web@1 present")
+}
+
 // With another machine still reachable, that one is not given up.
 func TestOneOfTwoUnreachable(t *testing.T) {
 	b := newBench(t)

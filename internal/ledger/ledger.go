@@ -69,6 +69,17 @@ func (l *Ledger) Exists() bool {
 // Append adds a record and returns once it is on the disk. The caller fills in
 // everything but Seq, Prev and Time. Data is marshalled as JSON unless it is nil.
 func (l *Ledger) Append(r Record, data any) (Record, error) {
+	return l.append(r, data, os.O_CREATE)
+}
+
+// AppendIfExists is Append, but does not make the file: the error is fs.ErrNotExist if
+// nothing was ever recorded, or the ledger was removed.
+func (l *Ledger) AppendIfExists(r Record, data any) (Record, error) {
+	return l.append(r, data, 0)
+}
+
+// append is Append with what else the file is to be opened with.
+func (l *Ledger) append(r Record, data any, flags int) (Record, error) {
 	if data != nil {
 		raw, err := json.Marshal(data)
 		if err != nil {
@@ -77,7 +88,7 @@ func (l *Ledger) Append(r Record, data any) (Record, error) {
 		r.Data = raw
 	}
 	fresh := !l.Exists()
-	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(l.path, os.O_RDWR|flags, 0o600)
 	if err != nil {
 		return Record{}, fmt.Errorf("opening the ledger: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -80,6 +81,27 @@ func TestTornLastLineIsDropped(t *testing.T) {
 		if records, err := l.Read(); err != nil || len(records) != 2 || records[1].Type != MachineFailed {
 			t.Fatalf("cut at byte %d: after the append: %+v, %v", cut, records, err)
 		}
+	}
+}
+
+// A ledger that was removed is not begun anew by who only adds to what there is.
+func TestAppendIfExists(t *testing.T) {
+	l := open(t)
+	r := Record{Type: MachineExited, Machine: "web", Generation: 1}
+	if _, err := l.AppendIfExists(r, nil); !errors.Is(err, fs.ErrNotExist) || l.Exists() {
+		t.Errorf("got %v, and it exists: %v", err, l.Exists())
+	}
+	if _, err := l.Append(r, nil); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := l.AppendIfExists(r, nil); err != nil || second.Seq != 2 {
+		t.Errorf("%+v, %v", second, err)
+	}
+	if err := os.Remove(l.path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.AppendIfExists(r, nil); !errors.Is(err, fs.ErrNotExist) || l.Exists() {
+		t.Errorf("got %v, and it exists: %v", err, l.Exists())
 	}
 }
 
