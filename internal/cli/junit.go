@@ -82,6 +82,35 @@ func (a *app) report(ctx context.Context, l *engine.Lab, want *lab.Lab, p plan.P
 	return report
 }
 
+// unbegun is the report of a plan of which nothing was carried out because of err: none
+// of its machines is ready, or none of the Labfile's if there was no plan yet. Without it,
+// a CI server would read the report of the run before.
+func unbegun(want *lab.Lab, p plan.Plan, c *checked, err error) verify.Report {
+	report := verify.Report{Results: []verify.Result{}, Took: time.Since(c.began)}
+	for _, m := range want.Machines {
+		if len(p.Steps) == 0 || slices.ContainsFunc(p.Steps, func(s plan.Step) bool { return s.Machine == m.Name }) {
+			report.Results = append(report.Results, notReady(m.Name, err))
+		}
+	}
+	return report
+}
+
+func notReady(m lab.Name, err error) verify.Result {
+	return verify.Result{Machine: m, Name: readyName, Outcome: verify.Failed, Reason: err.Error(), Attempts: 1}
+}
+
+// unreadable writes the report that is wanted if not even the machines are known, because
+// of err, which it returns: one failed case for the lab as a whole.
+func (a *app) unreadable(r request, err error) error {
+	if file := r.String("junit"); file != "" {
+		report := verify.Report{Results: []verify.Result{notReady("lab", err)}}
+		if werr := a.writeFile("lab", report, "junit", file); werr != nil {
+			a.ui.Note("%v", werr)
+		}
+	}
+	return err
+}
+
 // reported is carryOut for an operation whose report may be wanted in a file.
 func (a *app) reported(ctx context.Context, r request, l *engine.Lab, want *lab.Lab, c *checked, do func(*shown) (plan.Plan, error)) error {
 	file := r.String("junit")
@@ -96,11 +125,17 @@ func (a *app) reported(ctx context.Context, r request, l *engine.Lab, want *lab.
 		p, err = do(show)
 		return p, err
 	})
-	var up *engine.UpError
-	if file == "" || err != nil && ctx.Err() == nil && !errors.As(err, &up) {
-		return err // what did not begin has nothing to report
+	if file == "" {
+		return err
 	}
-	werr := a.writeFile(l.ID(), a.report(ctx, l, want, p, c, err), "junit", file)
+	var up *engine.UpError
+	var report verify.Report
+	if err != nil && (len(p.Steps) == 0 || ctx.Err() == nil && !errors.As(err, &up)) {
+		report = unbegun(want, p, c, err)
+	} else {
+		report = a.report(ctx, l, want, p, c, err)
+	}
+	werr := a.writeFile(l.ID(), report, "junit", file)
 	if werr != nil && err != nil {
 		a.ui.Note("%v", werr)
 		return err

@@ -76,3 +76,39 @@ func TestUpReports(t *testing.T) {
 		t.Errorf("up: %d, %q", code, errOut)
 	}
 }
+
+// What never began is reported as well: the file of the run before would say that all is
+// well.
+func TestUpReportsRefusals(t *testing.T) {
+	d := newAnsweringDesk(t, answeringLab+"  o: {box: own}\n")
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	good, err := os.ReadFile(filepath.Join(d.folder, "Labfile"))
+	must(t, err)
+	d.ok("up", "-q")
+	for name, tc := range map[string]struct {
+		labfile string
+		args    []string
+		want    []string
+	}{
+		"not asked":    {strings.Replace(string(good), "  o: {box: own}\n", "", 1), nil, []string{"m/ready failed"}},
+		"no machine":   {string(good), []string{"none"}, []string{"m/ready failed", "o/ready failed"}},
+		"no such box":  {string(good) + "  p: {box: ./none.raw}\n", nil, []string{"m/ready failed", "o/ready failed", "p/ready failed"}},
+		"no Labfile":   {"machines: [", nil, []string{"lab/ready failed"}},
+		"no such plan": {string(good), []string{"--plan", "none.json"}, []string{"lab/ready failed"}},
+	} {
+		d.write("Labfile", tc.labfile)
+		d.write("a.xml", "<testsuites/>")
+		code, _, errOut := d.run(append([]string{"up", "--junit", "a.xml", "-q"}, tc.args...)...)
+		if code == 0 {
+			t.Errorf("%s: it went well", name)
+		}
+		if diff := cmp.Diff(tc.want, d.cases("a.xml")); diff != "" {
+			t.Errorf("%s: %s\n%s", name, diff, errOut)
+		}
+		text, err := os.ReadFile(filepath.Join(d.folder, "a.xml"))
+		must(t, err)
+		if !strings.Contains(string(text), "<failure message=\"") || strings.Contains(string(text), "message=\"\"") {
+			t.Errorf("%s: the report does not say why:\n%s", name, text)
+		}
+	}
+}

@@ -55,7 +55,7 @@ generation wrote to its disk does not come back. The Labfile is not changed: the
 				return l.Rollback(ctx, name, to, engine.Options{
 					Events: show.event, Command: a.typed,
 					Confirm: func(p plan.Plan) error {
-						return a.confirmPlan(ctx, show, p, func(m lab.Name) bool { return m == name }, r.Bool("yes"))
+						return a.confirmPlan(ctx, l, show, p, func(m lab.Name) bool { return m == name }, r.Bool("yes"))
 					},
 				})
 			})

@@ -118,7 +118,7 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Mac
 	}
 	want, l, err := a.wanted(ctx)
 	if err != nil {
-		return err
+		return a.unreadable(r, err)
 	}
 	named := func(name lab.Name) bool {
 		m, ok := want.Machine(name)
@@ -128,7 +128,7 @@ func (a *app) bring(ctx context.Context, r request, do raise, asked func(lab.Mac
 	return a.reported(ctx, r, l, want, c, func(show *shown) (plan.Plan, error) {
 		return do(l, ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Options: engine.Options{
 			Machines: names, Events: show.event, Command: a.typed, Checked: c.add,
-			Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, show, p, named, r.Bool("yes")) },
+			Confirm: func(p plan.Plan) error { return a.confirmPlan(ctx, l, show, p, named, r.Bool("yes")) },
 		}})
 	})
 }
@@ -140,18 +140,18 @@ func (a *app) bringPlanned(ctx context.Context, r request, path string) error {
 	}
 	planned, err := engine.ReadPlanned(path)
 	if err != nil {
-		return &hinted{err, "\"" + a.say("plan --out FILE") + "\" writes one"}
+		return a.unreadable(r, &hinted{err, "\"" + a.say("plan --out FILE") + "\" writes one"})
 	}
 	want, l, err := a.wanted(ctx)
 	if err != nil {
-		return err
+		return a.unreadable(r, err)
 	}
 	c := newChecked()
 	return a.reported(ctx, r, l, want, c, func(show *shown) (plan.Plan, error) {
 		return l.Up(ctx, want, engine.UpOptions{Locked: r.Bool("locked"), Exactly: &planned, Options: engine.Options{
 			Machines: planned.Machines, Events: show.event, Command: a.typed, Checked: c.add,
 			Confirm: func(p plan.Plan) error {
-				return a.confirmPlan(ctx, show, p, func(lab.Name) bool { return true }, true)
+				return a.confirmPlan(ctx, l, show, p, func(lab.Name) bool { return true }, true)
 			},
 		}})
 	})
@@ -204,7 +204,7 @@ func (a *app) tellEmulation(st engine.Status) {
 // confirmPlan shows a plan that changes something. On a terminal it asks if machines are
 // replaced that the user did not name for that, or a disk is lost; elsewhere a machine
 // is replaced unasked, for that is what a changed Labfile means, but not destroyed.
-func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
+func (a *app) confirmPlan(ctx context.Context, l *engine.Lab, show *shown, p plan.Plan, asked func(lab.Name) bool, yes bool) error {
 	if !p.Changes() {
 		return nil
 	}
@@ -214,7 +214,7 @@ func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked f
 			return err
 		}
 	}
-	loss := lossOf(p, asked)
+	loss := lossOf(p, asked, stillborn(l))
 	if yes || loss == "" {
 		return nil
 	}
@@ -232,41 +232,6 @@ func (a *app) confirmPlan(ctx context.Context, show *shown, p plan.Plan, asked f
 		return nil
 	}
 	return a.ask(ctx, loss+" Continue?")
-}
-
-// lossOf says what a plan takes away: which generations are stopped and kept, and which
-// go with their disks. Machines that are replaced because the user asked for it count
-// only if a disk is lost. It is empty if there is nothing to ask about.
-func lossOf(p plan.Plan, asked func(lab.Name) bool) string {
-	var kept, lost, destroyed []lab.Name
-	for _, s := range p.Steps {
-		old := lab.Name(lab.Generation{Machine: s.Machine, Number: s.Generation}.String())
-		switch {
-		case s.Action == plan.Destroy && s.Generation == 0:
-			destroyed = append(destroyed, s.Machine)
-		case s.Action == plan.Destroy:
-			destroyed = append(destroyed, old)
-		case s.Action != plan.Replace:
-		case slices.Contains(s.Leftovers, s.Generation):
-			lost = append(lost, old)
-		case !asked(s.Machine):
-			kept = append(kept, old)
-		}
-	}
-	var parts []string
-	say := func(names []lab.Name, one, several string) {
-		switch len(names) {
-		case 0:
-		case 1:
-			parts = append(parts, fmt.Sprintf("%s %s.", names[0], one))
-		default:
-			parts = append(parts, fmt.Sprintf("%s %s.", ui.Names(names), several))
-		}
-	}
-	say(kept, "is stopped; its disk is kept", "are stopped; their disks are kept")
-	say(lost, "is replaced; its disk is lost", "are replaced; their disks are lost")
-	say(destroyed, "is destroyed; its disk is lost", "are destroyed; their disks are lost")
-	return strings.Join(parts, " ")
 }
 
 // interactive reports whether somebody can be asked.
