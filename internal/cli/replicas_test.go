@@ -70,7 +70,12 @@ func TestRestart(t *testing.T) {
 		t.Errorf("status says\n%s", got)
 	}
 	d.ok("stop", "web")
-	d.ok("restart", "web")
+	for range 2 {
+		d.ok("restart", "web")
+	}
+	if got := d.ok("history"); strings.Count("\n"+got, "\nlab restart web\n") != 2 {
+		t.Errorf("the two restarts are not two in\n%s", got)
+	}
 	if got := d.ok("ps"); !strings.Contains(got, "web   1    ready") {
 		t.Errorf("ps says\n%s", got)
 	}

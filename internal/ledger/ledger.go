@@ -6,6 +6,7 @@ package ledger
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -29,11 +30,15 @@ type Record struct {
 	Prev       string          `json:"prev"` // hex SHA-256 of the previous line without its newline; empty for the first
 	Time       time.Time       `json:"time"`
 	Type       Type            `json:"type"`
-	Command    string          `json:"command,omitempty"` // what the user typed, or "supervisor"
+	Command    string          `json:"command,omitempty"` // what the user typed, or Supervisor
+	Run        string          `json:"run,omitempty"`     // tells one run of a command from the next; older records have none
 	Machine    lab.Name        `json:"machine,omitempty"`
 	Generation int             `json:"generation,omitempty"`
 	Data       json.RawMessage `json:"data,omitempty"`
 }
+
+// Supervisor is the Command of what a lab's supervisor does by itself.
+const Supervisor = "supervisor"
 
 // maxLine bounds what is believed to be one record: a spec with its user data.
 const maxLine = 4 << 20
@@ -54,11 +59,15 @@ func (e *CorruptError) Error() string {
 // it at once.
 type Ledger struct {
 	path string
+	run  string // of what is appended here for a command
 	now  func() time.Time
 }
 
-// Open returns the ledger at path; the file is made by the first Append.
-func Open(path string) *Ledger { return &Ledger{path: path, now: time.Now} }
+// Open returns the ledger at path; the file is made by the first Append. What one Ledger
+// appends for a command is one run of it.
+func Open(path string) *Ledger {
+	return &Ledger{path: path, run: rand.Text()[:8], now: time.Now}
+}
 
 // Exists reports whether anything was ever recorded.
 func (l *Ledger) Exists() bool {
@@ -67,7 +76,7 @@ func (l *Ledger) Exists() bool {
 }
 
 // Append adds a record and returns once it is on the disk. The caller fills in
-// everything but Seq, Prev and Time. Data is marshalled as JSON unless it is nil.
+// everything but Seq, Prev, Time and Run. Data is marshalled as JSON unless it is nil.
 func (l *Ledger) Append(r Record, data any) (Record, error) {
 	return l.append(r, data, os.O_CREATE)
 }
@@ -105,6 +114,9 @@ func (l *Ledger) append(r Record, data any, flags int) (Record, error) {
 		return Record{}, fmt.Errorf("truncating the ledger: %w", err)
 	}
 	r.Seq, r.Time = 1, l.now().UTC().Round(0)
+	if r.Command != "" {
+		r.Run = l.run
+	}
 	if last != nil {
 		var before Record
 		if err := json.Unmarshal(last, &before); err != nil {

@@ -328,3 +328,20 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// All that is appended for one run of a command says so, and nothing else does.
+func TestRun(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.jsonl")
+	one, two := Open(path), Open(path)
+	for _, l := range []*Ledger{one, one, two} {
+		add(t, l, Record{Type: MachineStop, Machine: "db", Generation: 1, Command: "lab restart"}, nil)
+	}
+	add(t, one, Record{Type: MachineExited, Machine: "db", Generation: 1}, nil)
+	got, err := one.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got[0].Run == "" || got[0].Run != got[1].Run || got[0].Run == got[2].Run || got[2].Run == "" || got[3].Run != "" {
+		t.Errorf("the runs are %q, %q, %q and %q", got[0].Run, got[1].Run, got[2].Run, got[3].Run)
+	}
+}

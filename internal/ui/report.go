@@ -136,17 +136,18 @@ func Labs(w io.Writer, labs []engine.Summary, page Page) error {
 }
 
 // History prints the ledger, oldest record first, in local time: a command once, and
-// below it what it did. What no command did stands by itself.
+// below it what it did. What no command did, or a supervisor by itself, stands for itself.
 func History(w io.Writer, records []ledger.Record, page Page) error {
 	var b strings.Builder
-	command := ""
+	command, run := "", ""
 	for _, r := range records {
-		if r.Command != command && r.Command != "" {
+		typed := r.Command != "" && r.Command != ledger.Supervisor
+		if typed && (r.Command != command || r.Run != run) {
 			hanging(&b, "", Clean(r.Command), 4, page)
 		}
 		head := r.Time.Local().Format(time.DateTime)
-		if r.Command != "" { // what a supervisor records stands between, and does not end it
-			head, command = "  "+head, r.Command
+		if typed { // what a supervisor records stands between, and does not end it
+			head, command, run = "  "+head, r.Command, r.Run
 		}
 		indent := width(head) + 2
 		hanging(&b, Dim.paint(head, page.Color)+"  ", Clean(r.Summary()), indent, page)

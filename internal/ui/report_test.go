@@ -141,3 +141,33 @@ func TestGarbage(t *testing.T) {
 		}
 	}
 }
+
+// Two runs of one command are two; what a supervisor does in between ends neither.
+func TestHistoryRuns(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local)
+	record := func(command, run string) ledger.Record {
+		return ledger.Record{Time: at, Type: ledger.MachineStopped, Command: command, Run: run, Machine: "web", Generation: 1, Data: []byte("{}")}
+	}
+	var b strings.Builder
+	if err := History(&b, []ledger.Record{
+		record("lab stop", ""), record("lab stop", ""), // older records
+		record("lab stop", "a"), record(ledger.Supervisor, "s"), record("", ""), record("lab stop", "a"),
+		record("lab stop", "b"),
+	}, Page{}); err != nil {
+		t.Fatal(err)
+	}
+	var shape []string
+	for _, l := range strings.Split(strings.TrimSpace(b.String()), "\n") {
+		switch {
+		case !strings.Contains(l, "2026-03-01"):
+			shape = append(shape, l)
+		case strings.HasPrefix(l, " "):
+			shape = append(shape, "+")
+		default:
+			shape = append(shape, "-")
+		}
+	}
+	if got, want := strings.Join(shape, " "), "lab stop + + lab stop + - - + lab stop +"; got != want {
+		t.Errorf("got %s\nwant %s\n%s", got, want, b.String())
+	}
+}
