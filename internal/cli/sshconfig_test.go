@@ -3,6 +3,7 @@
 package cli_test
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,6 +13,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/lab"
 )
 
 // sshSays returns what OpenSSH makes of the configuration for a host.
@@ -126,10 +131,28 @@ func TestInstallSSHConfig(t *testing.T) {
 	if got := d.installed(); !slices.Equal(got, files) {
 		t.Errorf("destroy left %v, want %v", got, files)
 	}
-	d.folder = first
-	d.ok("ssh-config", "--install")
+	d.folder = first // whose short names are its own again
 	if got := d.sshSays(config, "db.shop", "hostname"); !strings.HasPrefix(got, "db.shop-") {
 		t.Errorf("db.shop is %q", got)
+	}
+
+	// So they are after the other's supervisor has destroyed it.
+	d.folder = second
+	d.ok("up", "-q", "db")
+	d.ok("ssh-config", "--install")
+	id := ""
+	for _, file := range d.installed() {
+		if file != files[0] {
+			id = strings.TrimSuffix(filepath.Base(file), ".conf")
+		}
+	}
+	must(t, d.host.Lab(lab.ID(id)).Destroy(t.Context(), engine.Options{}))
+	if code, _, errOut := d.run("tend", id); code != 1 {
+		t.Errorf("tend: %d\n%s", code, errOut)
+	}
+	d.folder = first
+	if got := d.sshSays(config, "db.shop", "hostname"); !strings.HasPrefix(got, "db.shop-") {
+		t.Errorf("after tend, db.shop is %q", got)
 	}
 
 	d.ok("ssh-config", "--uninstall")
@@ -155,6 +178,87 @@ func TestInstallSSHConfigFirst(t *testing.T) {
 	d.wantFile(config, "# machines of lab; \"lab ssh-config --uninstall\" takes this line away\nInclude \""+d.host.Dirs.SSH()+"/*.conf\"\n", 0o600)
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(config), ".*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// A lab whose record cannot be read keeps its file, and the short names in it.
+func TestInstallSSHConfigBesideBroken(t *testing.T) {
+	d := newDesk(t, shop)
+	d.env["HOME"] = t.TempDir()
+	config := filepath.Join(d.env["HOME"], ".ssh", "config")
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	d.ok("up", "-q", "db")
+	d.ok("ssh-config", "--install")
+	names := d.sshSays(config, "db.shop", "hostname")
+	broken := lab.ID(strings.TrimPrefix(names, "db."))
+	record, err := os.ReadFile(d.host.Dirs.Ledger(broken))
+	must(t, err)
+	must(t, os.WriteFile(d.host.Dirs.Ledger(broken), []byte("no record\n"), 0o600))
+
+	first := d.folder
+	d.folder = t.TempDir()
+	d.write("Labfile", shop)
+	d.write("disk.raw", strings.Repeat("x", 4096))
+	d.ok("up", "-q", "db")
+	d.ok("ssh-config", "--install")
+	for _, file := range d.installed() {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		its := filepath.Base(file) == string(broken)+".conf"
+		if has := strings.Contains(string(text), "Host db.shop "); has != its {
+			t.Errorf("%s has the short name: %v, want %v", file, has, its)
+		}
+	}
+	d.ok("destroy", "--yes")
+	d.folder = first
+	must(t, os.WriteFile(d.host.Dirs.Ledger(broken), record, 0o600))
+}
+
+func TestInstallSSHConfigDanglingLink(t *testing.T) {
+	d := newDesk(t, shop)
+	d.env["HOME"] = t.TempDir()
+	config := filepath.Join(d.env["HOME"], ".ssh", "config")
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	d.ok("up", "-q", "db")
+	must(t, os.Mkdir(filepath.Dir(config), 0o700))
+	must(t, os.Symlink("/no/such/dotfiles", config))
+	if code, _, errOut := d.run("ssh-config", "--install"); code != 1 || !strings.Contains(errOut, "is a link that leads to no file") || !strings.Contains(errOut, "remove the link") {
+		t.Errorf("exit code %d\n%s", code, errOut)
+	}
+	if to, err := os.Readlink(config); err != nil || to != "/no/such/dotfiles" {
+		t.Errorf("the link leads to %q, %v", to, err)
+	}
+}
+
+// While one command is at the configuration, no other is. The user's file is a pipe here,
+// so that the command stands where it reads.
+func TestInstallSSHConfigLocks(t *testing.T) {
+	d := newDesk(t, shop)
+	d.env["HOME"] = t.TempDir()
+	config := filepath.Join(d.env["HOME"], ".ssh", "config")
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	d.ok("up", "-q", "db")
+	must(t, os.Mkdir(filepath.Dir(config), 0o700))
+	must(t, unix.Mkfifo(config, 0o600))
+	done := make(chan int, 1)
+	go func() {
+		code, _, _ := d.run("ssh-config", "--install")
+		done <- code
+	}()
+	pipe, err := os.OpenFile(config, os.O_WRONLY, 0) // until somebody reads
+	must(t, err)
+	folder, err := os.Open(d.host.Dirs.SSH())
+	must(t, err)
+	defer folder.Close()
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("the folder is not locked: %v", err)
+	}
+	must(t, pipe.Close())
+	pipe, err = os.OpenFile(config, os.O_WRONLY, 0) // it reads again before it writes
+	must(t, err)
+	must(t, pipe.Close())
+	if code := <-done; code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
 

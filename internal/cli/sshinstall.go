@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
@@ -28,9 +31,11 @@ func (a *app) installSSH(h *engine.Host, l *engine.Lab) error {
 	if _, err := l.SSHConfig(); err != nil { // ErrNoLab before anything is written
 		return err
 	}
-	if err := os.MkdirAll(h.Dirs.SSH(), 0o700); err != nil {
-		return fmt.Errorf("keeping the ssh configuration: %w", err)
+	unlock, err := lockSSH(h)
+	if err != nil {
+		return err
 	}
+	defer unlock()
 	if err := a.writeSSH(h, append(installed(h), l.ID())); err != nil {
 		return err
 	}
@@ -40,6 +45,11 @@ func (a *app) installSSH(h *engine.Host, l *engine.Lab) error {
 // uninstallSSH takes the lab out of the user's ssh configuration, and the line that
 // includes it with the last lab.
 func (a *app) uninstallSSH(h *engine.Host, id lab.ID) error {
+	unlock, err := lockSSH(h)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := os.Remove(h.Dirs.SSHConfig(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the lab's ssh configuration: %w", err)
 	}
@@ -64,8 +74,46 @@ func (a *app) refreshSSH(l *engine.Lab) {
 	if _, err := os.Stat(h.Dirs.SSHConfig(l.ID())); err != nil {
 		return
 	}
+	a.rewriteSSH(h)
+}
+
+// rewriteSSH writes the files of all installed labs anew: after one was destroyed, its
+// short names are those of another.
+func (a *app) rewriteSSH(h *engine.Host) {
+	if len(installed(h)) == 0 {
+		return
+	}
+	unlock, err := lockSSH(h)
+	if err != nil {
+		a.ui.Note("%v", err)
+		return
+	}
+	defer unlock()
 	if err := a.writeSSH(h, installed(h)); err != nil {
 		a.ui.Note("%v", err)
+	}
+}
+
+// lockSSH waits until no other command writes the files of installed labs, or the user's
+// configuration for their sake, and returns what lets the next one do so.
+func lockSSH(h *engine.Host) (unlock func(), err error) {
+	if err := os.MkdirAll(h.Dirs.SSH(), 0o700); err != nil {
+		return nil, fmt.Errorf("keeping the ssh configuration: %w", err)
+	}
+	folder, err := os.Open(h.Dirs.SSH())
+	if err != nil {
+		return nil, fmt.Errorf("keeping the ssh configuration: %w", err)
+	}
+	for {
+		err := unix.Flock(int(folder.Fd()), unix.LOCK_EX)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			folder.Close()
+			return nil, fmt.Errorf("locking %s: %w", h.Dirs.SSH(), err)
+		}
+		return func() { folder.Close() }, nil
 	}
 }
 
@@ -79,10 +127,12 @@ func installed(h *engine.Host) []lab.ID {
 	return ids
 }
 
-// writeSSH writes the files of the labs, and removes that of one which is gone.
+// writeSSH writes the files of the labs, and removes that of one which is gone. The file
+// of a lab whose record cannot be read stays as it is, and so do the names in it.
 func (a *app) writeSSH(h *engine.Host, ids []lab.ID) error {
 	hosts := map[lab.ID][]engine.SSHHost{}
-	called := map[string]int{}
+	called := map[string]int{} // how many labs have the short name
+	unknown := false           // some lab may have any
 	for _, id := range ids {
 		if _, again := hosts[id]; again {
 			continue
@@ -93,7 +143,14 @@ func (a *app) writeSSH(h *engine.Host, ids []lab.ID) error {
 			continue
 		}
 		if err != nil {
-			continue // another lab's trouble; its file stays as it is
+			names, err := shortNames(h.Dirs.SSHConfig(id), id)
+			if err != nil {
+				unknown = true
+			}
+			for _, name := range names {
+				called[name]++
+			}
+			continue
 		}
 		hosts[id] = its
 		if len(its) > 0 {
@@ -101,24 +158,70 @@ func (a *app) writeSSH(h *engine.Host, ids []lab.ID) error {
 		}
 	}
 	for id, its := range hosts {
-		names := sshNames{short: len(its) > 0 && called[its[0].Lab] == 1}
-		if err := replaceUserFile(h.Dirs.SSHConfig(id), []byte(a.sshConfig(id, its, names)), 0o600); err != nil {
+		names := sshNames{short: !unknown && len(its) > 0 && called[its[0].Lab] == 1}
+		if err := replaceUserFile(h.Dirs.SSHConfig(id), []byte(a.sshConfig(id, its, names)), 0o600, nil); err != nil {
 			return fmt.Errorf("keeping the ssh configuration: %w", err)
 		}
 	}
 	return nil
 }
 
-// editSSH changes ~/.ssh/config, or leaves it as it is: nobody sees half of it.
+// shortNames returns the names of labs, other than id, by which the installed file of the
+// lab calls machines.
+func shortNames(path string, id lab.ID) ([]string, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading an installed lab's names: %w", err)
+	}
+	var names []string
+	for _, l := range strings.Split(string(text), "\n") {
+		rest, ok := strings.CutPrefix(l, "Host ")
+		if !ok {
+			continue
+		}
+		for _, pattern := range strings.Fields(rest) {
+			if _, name, ok := strings.Cut(pattern, "."); ok && name != string(id) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, nil
+}
+
+// errEdited says that a file is not what it was when it was read.
+var errEdited = errors.New("the file was changed meanwhile")
+
+// editSSH changes ~/.ssh/config, or leaves it as it is: nobody sees half of it. If
+// somebody else changes it meanwhile, it begins again with what they wrote.
 func (a *app) editSSH(change func(string) string) error {
 	home := a.Getenv("HOME")
 	if !filepath.IsAbs(home) {
 		return usage("set it to your home directory", "HOME is not set: where your ssh configuration is, is not known")
 	}
 	path := filepath.Join(home, ".ssh", "config")
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // a link stays one
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == fs.ModeSymlink { // a link stays one
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return &hinted{
+				fmt.Errorf("%s is a link that leads to no file: %w", path, err),
+				"make the file that it leads to, or remove the link",
+			}
+		}
+		path = real
 	}
+	for range 5 {
+		if err := editFile(path, change); !errors.Is(err, errEdited) {
+			return err
+		}
+	}
+	return &hinted{fmt.Errorf("writing your ssh configuration: %w, again and again", errEdited), "close what writes " + path + ", then repeat the command"}
+}
+
+// editFile is editSSH for one attempt: errEdited if the file was changed meanwhile.
+func editFile(path string, change func(string) string) error {
 	old, err := os.ReadFile(path)
 	mode := fs.FileMode(0o600)
 	switch {
@@ -138,7 +241,17 @@ func (a *app) editSSH(change func(string) string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("writing your ssh configuration: %w", err)
 	}
-	if err := replaceUserFile(path, []byte(changed), mode); err != nil {
+	err = replaceUserFile(path, []byte(changed), mode, func() error {
+		now, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if string(now) != string(old) {
+			return errEdited
+		}
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("writing your ssh configuration: %w", err)
 	}
 	return nil
@@ -157,9 +270,13 @@ func includeLine(dir string) (string, error) {
 // Match: behind one, it would count for those hosts alone.
 func addInclude(config, line string) string {
 	for _, l := range strings.Split(config, "\n") {
-		word, _, _ := strings.Cut(strings.TrimSpace(l), " ")
-		if strings.TrimSpace(l) == line {
+		l = strings.TrimSpace(l)
+		if l == line {
 			return config
+		}
+		word := l
+		if end := strings.IndexAny(l, " \t=\""); end >= 0 {
+			word = l[:end]
 		}
 		if strings.EqualFold(word, "Host") || strings.EqualFold(word, "Match") {
 			break
@@ -185,8 +302,9 @@ func dropInclude(config, line string) string {
 }
 
 // replaceUserFile writes a file so that readers see the old or the new, and a full
-// disk costs neither.
-func replaceUserFile(path string, data []byte, mode fs.FileMode) error {
+// disk costs neither. Just before the new one takes the old one's place, it asks check,
+// if there is one, and gives up with its error.
+func replaceUserFile(path string, data []byte, mode fs.FileMode, check func() error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
@@ -195,6 +313,11 @@ func replaceUserFile(path string, data []byte, mode fs.FileMode) error {
 	_, err = f.Write(data)
 	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
+	}
+	if check != nil {
+		if err := check(); err != nil {
+			return err
+		}
 	}
 	return os.Rename(f.Name(), path)
 }

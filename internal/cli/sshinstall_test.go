@@ -3,6 +3,9 @@
 package cli
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -19,6 +22,9 @@ func TestInclude(t *testing.T) {
 		"below its own":  {"# mine\nUser me\n" + line + "\nHost *\n", "# mine\nUser me\n" + line + "\nHost *\n", "# mine\nUser me\nHost *\n"},
 		"within a host":  {"Host a\n" + line + "\n", added + "Host a\n", "Host a\n"},
 		"within a match": {"match all\n  " + line + "\n", added + "match all\n", "match all\n"},
+		"behind a tab":   {"Host\ta\n" + line + "\n", added + "Host\ta\n", "Host\ta\n"},
+		"behind =":       {"Host=a\n" + line + "\n", added + "Host=a\n", "Host=a\n"},
+		"in quotes":      {"Host\"a\"\n" + line + "\n", added + "Host\"a\"\n", "Host\"a\"\n"},
 		"another's":      {"Include \"/other/ssh/*.conf\"\n", added + "Include \"/other/ssh/*.conf\"\n", "Include \"/other/ssh/*.conf\"\n"},
 	} {
 		got := addInclude(tc.config, line)
@@ -31,6 +37,39 @@ func TestInclude(t *testing.T) {
 		if got := dropInclude(got, line); got != tc.without {
 			t.Errorf("%s: dropped:\n%s\nwant\n%s", name, got, tc.without)
 		}
+	}
+}
+
+// What somebody else writes meanwhile is not lost.
+func TestEditSSHMeanwhile(t *testing.T) {
+	home := t.TempDir()
+	a := &app{Config: Config{Getenv: func(string) string { return home }}}
+	path := filepath.Join(home, ".ssh", "config")
+	tries := 0
+	if err := a.editSSH(func(old string) string {
+		if tries++; tries < 3 {
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(old+"User me\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return "Port 1\n" + old
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != "Port 1\nUser me\nUser me\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := a.editSSH(func(old string) string {
+		if err := os.WriteFile(path, []byte(old+"#"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return "never"
+	}); !errors.Is(err, errEdited) {
+		t.Errorf("got %v, want errEdited", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/ledger"
 )
 
 func (a *app) tendCommand() *command {
@@ -24,8 +25,9 @@ its progress goes to the supervisor's log.`,
 				return err
 			}
 			show := a.show()
-			defer show.close()
-			_, err = h.Lab(lab.ID(r.args[0])).Tend(ctx, engine.Options{Command: "supervisor", Events: show.event})
+			_, err = h.Lab(lab.ID(r.args[0])).Tend(ctx, engine.Options{Command: ledger.Supervisor, Events: show.event})
+			show.close()
+			a.rewriteSSH(h)
 			return err
 		},
 	}
