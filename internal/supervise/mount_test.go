@@ -30,7 +30,10 @@ func (v *vm) mounting(refuse func(agentapi.Folder) error) (mounted chan string) 
 	defer v.mu.Unlock()
 	v.streams = func(c net.Conn) {
 		h, err := agentapi.Accept(c)
-		if err == nil && h.Kind == agentapi.Control { // the clock's keeper
+		if err != nil {
+			return // the agent died, or the supervisor gave up
+		}
+		if h.Kind == agentapi.Control { // the clock's keeper
 			if agentapi.Answer(c, nil) == nil {
 				_ = agentapi.Serve(c, func(agentapi.Request) agentapi.Response {
 					return agentapi.Response{Hello: &agentapi.Hello{}}
@@ -38,12 +41,12 @@ func (v *vm) mounting(refuse func(agentapi.Folder) error) (mounted chan string) 
 			}
 			return
 		}
-		if err == nil && h.Kind == agentapi.Cache { // as an agent of an earlier lab does
+		if h.Kind == agentapi.Cache { // as an agent of an earlier lab does
 			_ = agentapi.Answer(c, errors.New("no such stream"))
 			return
 		}
-		if err != nil || h.Kind != agentapi.Mount || h.Folder == nil {
-			v.t.Errorf("a stream for %+v, %v", h, err)
+		if h.Kind != agentapi.Mount || h.Folder == nil {
+			v.t.Errorf("a stream for %+v", h)
 			return
 		}
 		reason := refuse(*h.Folder)
