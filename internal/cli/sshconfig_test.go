@@ -100,7 +100,7 @@ func TestInstallSSHConfig(t *testing.T) {
 		t.Errorf("db is %q", got)
 	}
 
-	// What comes and goes is taken up.
+	// Machines that are new or gone show at once.
 	d.ok("up", "-q")
 	if got := d.sshSays(config, "web.shop", "hostname"); !strings.HasPrefix(got, "web.shop-") {
 		t.Errorf("web.shop is %q", got)
@@ -167,7 +167,7 @@ func TestInstallSSHConfig(t *testing.T) {
 	}
 }
 
-// Without a configuration, one is made that nobody else reads.
+// Without a configuration, one is made with mode 0600.
 func TestInstallSSHConfigFirst(t *testing.T) {
 	d := newDesk(t, shop)
 	d.env["HOME"] = t.TempDir()

@@ -65,7 +65,7 @@ func (a *app) uninstallSSH(h *engine.Host, id lab.ID) error {
 }
 
 // refreshSSH writes the lab's file anew if it is installed: its machines may be others
-// now. What goes wrong is told, as it is not what was asked for.
+// now. A failure is only noted: the command was about something else.
 func (a *app) refreshSSH(l *engine.Lab) {
 	h, err := a.host()
 	if err != nil {

@@ -28,7 +28,7 @@ import (
 type change struct {
 	name  string
 	setup func(*bench) *lab.Lab
-	more  func(*bench, *Lab, *lab.Lab) error // what comes before do, besides up
+	more  func(*bench, *Lab, *lab.Lab) error // runs before do, after up
 	do    func(*bench, *Lab, *lab.Lab) error
 	fails bool       // do returns an error
 	named []lab.Name // machines that the user wants to be gone

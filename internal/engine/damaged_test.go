@@ -12,7 +12,7 @@ import (
 )
 
 // TestDestroyWithoutTheLedger removes a lab whose machines run and whose ledger is none:
-// a folder cannot be read, whoever asks.
+// a folder cannot be read, even by root.
 func TestDestroyWithoutTheLedger(t *testing.T) {
 	b := newBench(t)
 	l := b.open()

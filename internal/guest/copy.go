@@ -64,7 +64,7 @@ func (e *SkippedError) Error() string {
 func (c *Client) Upload(ctx context.Context, sources []string, target string, opt CopyOptions) error {
 	q := filestream.Request{Op: filestream.Put, Target: target, Into: len(sources) > 1 || strings.HasSuffix(target, "/")}
 	if q.Stream = slices.Contains(sources, stdio) && opt.Stdin != nil; q.Stream && q.Into {
-		return errors.New("what comes from standard input needs the name of a file there")
+		return errors.New("standard input needs the name of a file on the machine")
 	}
 	for _, src := range sources {
 		if _, err := os.Stat(src); err != nil && !q.Stream {

@@ -136,7 +136,7 @@ func testCopyStdio(t *testing.T, b *box) {
 		"into a folder": {c.Upload(ctx, []string{"-"}, ".", guest.CopyOptions{Stdin: strings.NewReader("")}), ". is a folder on web"},
 		"folder":        {c.Download(ctx, []string{b.home}, "-", guest.CopyOptions{Stdout: &out}), "a folder cannot go to standard output: name a file, or use \"lab exec MACHINE -- tar c FOLDER\""},
 		"two":           {c.Download(ctx, []string{"f", "f"}, "-", guest.CopyOptions{Stdout: &out}), "only one file can go to standard output"},
-		"no name":       {c.Upload(ctx, []string{"-"}, "x/", guest.CopyOptions{Stdin: strings.NewReader("")}), "what comes from standard input needs the name of a file there"},
+		"no name":       {c.Upload(ctx, []string{"-"}, "x/", guest.CopyOptions{Stdin: strings.NewReader("")}), "standard input needs the name of a file on the machine"},
 	} {
 		if tc.err == nil || tc.err.Error() != tc.want {
 			t.Errorf("%s: got %v, want %s", what, tc.err, tc.want)

@@ -60,7 +60,7 @@ func inGuest(p string, err error) error {
 	return filestream.Said(err, p+": "+err.Error())
 }
 
-// finish sorts what went wrong in the guest from what did here.
+// finish tells failures of the guest from those of this host.
 func (c *sftpCopier) finish(err error) (filestream.Outcome, error) {
 	c.Close()
 	var f *filestream.Failure

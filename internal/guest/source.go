@@ -11,7 +11,7 @@ import (
 	"github.com/labfile/lab/internal/guest/filestream"
 )
 
-// source is a reader that knows what went wrong with it.
+// source is a reader that remembers its error.
 type source struct {
 	io.Reader
 	err error

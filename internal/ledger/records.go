@@ -167,7 +167,7 @@ type Port struct {
 	UDP   bool   `json:"udp,omitempty"` // else TCP
 }
 
-// Protocol is what stands behind a port of UDP: "/udp". It is empty for TCP.
+// Protocol is the suffix of a UDP port, "/udp"; empty for TCP.
 func (p Port) Protocol() string {
 	if p.UDP {
 		return "/udp"

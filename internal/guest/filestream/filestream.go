@@ -119,7 +119,7 @@ func (f *Failure) Error() string {
 	return f.Text
 }
 
-// On is the failure in the words of whoever sees the machine from outside.
+// On is the failure as seen from the host.
 func (f *Failure) On(machine string) string {
 	switch f.What {
 	case NoFile:

@@ -207,7 +207,7 @@ func link(at Place, to string) error {
 // was not completed does not stay.
 func (r *Receiver) file(at Place, e Entry) error {
 	if at.At != nil {
-		// Its position is whoever's it is: nothing is skipped over or cut off.
+		// The position belongs to the process that opened it: nothing is skipped or cut off.
 		return errors.Join(r.fill(at.At, nil, shown(at), e.Size), at.At.Close())
 	}
 	const write = os.O_WRONLY | os.O_CREATE

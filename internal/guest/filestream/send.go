@@ -225,7 +225,7 @@ func (s *Sender) data(ctx context.Context, r io.Reader, shown string, hole, size
 			if err := s.Chunk(hole, s.buf[:n]); err != nil {
 				return 0, err
 			}
-			if size < 0 { // whoever waits for a pipe wants what there is
+			if size < 0 { // the reader of a pipe sees data at once
 				if err := s.Flush(); err != nil {
 					return 0, err
 				}

@@ -37,7 +37,7 @@ func (k *kernel) eventually(what string, cond func() bool) {
 	k.Helper()
 	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			k.Fatalf("waited in vain: %s", what)
+			k.Fatalf("not within the time: %s", what)
 		}
 	}
 }
