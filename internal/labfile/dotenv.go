@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 )
 
@@ -17,6 +18,7 @@ import (
 // where the Labfile needs it.
 type dotenv struct {
 	path  string // empty for none
+	owner int    // of the Labfile, whom the user trusts with more than variables
 	read  bool
 	vars  map[string]string
 	list  []Problem
@@ -42,8 +44,15 @@ func (d *dotenv) get(name string) (string, bool) {
 }
 
 func (d *dotenv) load() {
-	if fi, err := os.Stat(d.path); err == nil && fi.IsDir() {
+	switch fi, err := os.Stat(d.path); {
+	case err != nil:
+	case fi.IsDir():
 		return // a virtual environment of Python, for example
+	default:
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && !d.trusts(int(st.Uid)) {
+			d.list = []Problem{{File: display(d.path), Message: fmt.Sprintf("it belongs to another user (uid %d) and is not read; remove it, or use --var", st.Uid)}}
+			return
+		}
 	}
 	data, err := readFile(d.path)
 	var bad *Problems
@@ -57,6 +66,10 @@ func (d *dotenv) load() {
 		d.vars, d.list, d.names = parseDotenv(display(d.path), data)
 	}
 }
+
+// trusts reports whether a file of that user is read: the user's own, root's, or one of the
+// Labfile's owner. In a folder that many can write to, such as /tmp, any user can make one.
+func (d *dotenv) trusts(uid int) bool { return uid == 0 || uid == os.Geteuid() || uid == d.owner }
 
 // problems are those about variables that were looked for, and all of them if a variable
 // has no value.

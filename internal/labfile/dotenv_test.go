@@ -136,6 +136,31 @@ machines:
 	}
 }
 
+// In a shared folder, another user's file sets no variable.
+func TestDotenvOwner(t *testing.T) {
+	me, ada, eve := os.Geteuid(), os.Geteuid()+1, os.Geteuid()+2
+	d := &dotenv{owner: ada}
+	for uid, want := range map[int]bool{me: true, 0: true, ada: true, eve: false} {
+		if d.trusts(uid) != want {
+			t.Errorf("a file of %d beside a Labfile of %d, for %d: %v", uid, ada, me, !want)
+		}
+	}
+	if me != 0 {
+		return // only root can give files away
+	}
+	dir := t.TempDir()
+	file, env := filepath.Join(dir, "Labfile"), filepath.Join(dir, ".env")
+	if err := errors.Join(
+		os.WriteFile(file, []byte("lab: ${NAME:-shop}\nmachines:\n  web: {box: builtin/tiny}\n"), 0o644),
+		os.WriteFile(env, []byte("NAME=trap\n"), 0o644), os.Chown(env, eve, eve),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := Load(file, Options{}); err != nil || l.Name != "shop" {
+		t.Errorf("another user's file: %+v, %v", l, err)
+	}
+}
+
 // FuzzDotenv finds that any input is variables, or problems with places; and that what
 // is put into single quotes comes back.
 func FuzzDotenv(f *testing.F) {

@@ -26,7 +26,7 @@ type variables struct {
 
 func newVariables(o Options) *variables {
 	return &variables{
-		vars: o.Vars, lookup: o.LookupEnv, dotenv: &dotenv{path: o.dotenv},
+		vars: o.Vars, lookup: o.LookupEnv, dotenv: &dotenv{path: o.dotenv, owner: o.owner},
 		used: map[string]bool{}, shell: map[string]bool{}, budget: maxFile,
 	}
 }

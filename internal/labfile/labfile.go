@@ -38,6 +38,7 @@ type Options struct {
 
 	dir    string // that such names are relative to; empty to look at none
 	dotenv string // the file .env beside the Labfile; empty for none
+	owner  int    // of the Labfile
 }
 
 // fileNames are the names that Find looks for, in this order.
@@ -124,6 +125,11 @@ func Load(path string, o Options) (*lab.Lab, error) {
 		return nil, fmt.Errorf("reading the Labfile: %w", err)
 	}
 	o.dotenv = filepath.Join(filepath.Dir(file), ".env")
+	if fi, err := os.Stat(file); err == nil {
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+			o.owner = int(st.Uid)
+		}
+	}
 	if o.HostFiles {
 		o.dir = filepath.Dir(file)
 	}
