@@ -8,15 +8,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/internal/fsutil"
 )
 
 const (
@@ -93,15 +92,11 @@ func (r *Resolver) sums(ctx context.Context, req Request, where string) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	// A pipe would be waited for, and nothing could end that.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := fsutil.OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, errors.Join(err, errors.New("it is not a regular file"))
-	}
 	return readSmall(f, maxSums)
 }
 

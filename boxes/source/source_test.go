@@ -223,7 +223,7 @@ func TestResolveRefuses(t *testing.T) {
 		{"weak checksum", source.Request{Ref: path, Checksum: "md5:d41d8cd98f00b204e9800998ecf8427e"}, nil, "the checksum uses md5, which can be forged", checksumHint},
 		{"no checksum in the file", source.Request{Ref: path, Checksum: "file:SUMS", BaseDir: dir}, nil, `reading checksums from SUMS: it has no checksum for "disk.img"`, checksumHint},
 		{"no file of checksums", source.Request{Ref: path, Checksum: "file:" + dir + "/none"}, fs.ErrNotExist, "reading checksums from " + dir + "/none: open " + dir + "/none: no such file or directory", ""},
-		{"a pipe of checksums", source.Request{Ref: path, Checksum: "file:" + pipe}, nil, "reading checksums from " + pipe + ": it is not a regular file", ""},
+		{"a pipe of checksums", source.Request{Ref: path, Checksum: "file:" + pipe}, nil, "reading checksums from " + pipe + ": " + pipe + " is a named pipe, not a file", ""},
 		{"checksums offline", source.Request{Ref: path, Checksum: "file:https://u:p@example.com/SUMS?token=secret", Offline: true}, source.ErrOffline, "reading checksums from https://example.com/SUMS?…: not available offline", ""},
 		{"URL offline", source.Request{Ref: "https://u:p@example.com/x.img?token=secret", Offline: true}, source.ErrOffline, "not available offline: the box has not been downloaded yet", "run once without --offline"},
 		{"built-in offline", source.Request{Ref: "builtin/tiny", Offline: true}, source.ErrOffline, "not available offline: the box has not been built yet", "run once without --offline"},

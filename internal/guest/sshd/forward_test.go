@@ -18,7 +18,8 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 )
 
-// upper answers each connection with what it got, in capitals, once that is complete.
+// upper answers each connection with what it got, in capitals, once that is complete:
+// half-close must get through.
 func upper(l net.Listener) {
 	for {
 		conn, err := l.Accept()

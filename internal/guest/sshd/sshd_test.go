@@ -96,18 +96,7 @@ func TestForward(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer l.Close()
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			// Answers only once the question is complete: half-close must get through.
-			b, _ := io.ReadAll(conn)
-			_, _ = conn.Write(bytes.ToUpper(b))
-			conn.Close()
-		}
-	})
+	wg.Go(func() { upper(l) })
 	conn, err := c.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
