@@ -227,14 +227,18 @@ func (k *link) dialSSH() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
+	out, theirs, err := os.Pipe() // not StdoutPipe, which the end of the program closes
 	if err != nil {
 		return nil, err
 	}
+	defer theirs.Close()
+	cmd.Stdout = theirs
 	said := &tail{}
 	cmd.Stderr = said
+	cmd.WaitDelay = linger                               // a child of it may hold stderr open
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is lab's
 	if err := cmd.Start(); err != nil {
+		out.Close()
 		return nil, fmt.Errorf("running ssh: %w", err)
 	}
 	return &pipe{cmd: cmd, in: in, out: out, said: said}, nil

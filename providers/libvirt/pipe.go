@@ -5,6 +5,7 @@ package libvirt
 import (
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -15,7 +16,7 @@ import (
 type pipe struct {
 	cmd  *exec.Cmd
 	in   io.WriteCloser
-	out  io.Reader
+	out  *os.File
 	said *tail
 	once sync.Once
 
@@ -45,12 +46,17 @@ func (e *errSaid) Unwrap() error { return e.err }
 
 func (p *pipe) Write(b []byte) (int, error) { return p.in.Write(b) }
 
-// Close ends the program.
+// linger is how long the output of a program stays open after the program was ended: what it
+// printed before may not have been read yet.
+const linger = time.Second
+
+// Close ends the program. Read still returns what the program printed, for a moment.
 func (p *pipe) Close() error {
 	p.once.Do(func() {
 		p.in.Close()
 		p.cmd.Process.Kill()
 		go p.end()
+		time.AfterFunc(linger, func() { p.out.Close() })
 	})
 	return nil
 }
