@@ -269,11 +269,7 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 	if err := s.provider.Stop(ctx, g, 0); err != nil {
 		return fmt.Errorf("stopping %s: %w", g, err)
 	}
-	var how ledger.Stopped
-	if now, err := s.provider.Inspect(ctx, g); err == nil {
-		how.Forced = now.Exit.Forced()
-	}
-	return s.record(ledger.MachineStopped, g, how)
+	return s.record(ledger.MachineStopped, g, s.howItEnded(ctx, g))
 }
 
 // parkAll finishes to park a generation after an interruption, so that it is not left

@@ -93,9 +93,29 @@ func (a abandoned) keeps() bool {
 	return a.next.Phase == ledger.PhaseFailed && a.next.Create.Spec.Machine(a.next.Name).Replace.OnFailure != lab.DiscardFailed
 }
 
-// resume goes back to the generations before replacements that were abandoned. What
-// else an interruption leaves is seen by the plan.
+// halted returns the machines that ended after a command had begun to stop them and was
+// interrupted, with no supervisor there to record it.
+func (s *session) halted() []ledger.Machine {
+	var found []ledger.Machine
+	for _, name := range slices.Sorted(maps.Keys(s.state.Machines)) {
+		m := s.state.Machines[name]
+		if m.Phase == ledger.PhaseStopping && slices.ContainsFunc(s.observed[name], func(o providers.Machine) bool {
+			return o.Number == m.Generation && o.State == providers.StateStopped
+		}) {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// resume goes back to the generations before replacements that were abandoned, and
+// records what was stopped meanwhile. What else an interruption leaves is seen by the plan.
 func (s *session) resume(ctx context.Context) error {
+	for _, m := range s.halted() {
+		if err := s.record(ledger.MachineStopped, s.generation(m), s.howItEnded(ctx, s.generation(m))); err != nil {
+			return err
+		}
+	}
 	gone := false
 	for _, a := range s.abandoned() {
 		if err := s.restore(a.before); err != nil {

@@ -66,6 +66,14 @@ func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Dur
 	return ledger.Stopped{}, nil
 }
 
+// howItEnded says of a machine that does not run how it was stopped.
+func (s *session) howItEnded(ctx context.Context, g lab.Generation) (how ledger.Stopped) {
+	if now, err := s.provider.Inspect(ctx, g); err == nil {
+		how.Forced = now.Exit.Forced()
+	}
+	return how
+}
+
 // cut cuts a machine's power.
 func (s *session) cut(ctx context.Context, g lab.Generation, why string) (ledger.Stopped, error) {
 	if err := s.provider.Stop(ctx, g, 0); err != nil {

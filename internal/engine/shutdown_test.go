@@ -13,6 +13,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
+	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/memory"
 )
@@ -110,6 +111,90 @@ func TestStopOfADeafGuest(t *testing.T) {
 	if got := stops(t, l); !slices.Equal(got, []string{"web@1: powered off: " + why}) {
 		t.Errorf("the ledger says %q", got)
 	}
+}
+
+// A command that was to stop a machine is interrupted: whether the guest obeys later or not,
+// what is shown and recorded is true.
+func TestInterruptedStop(t *testing.T) {
+	b := newBench(t)
+	b.provider = memory.New(memory.Config{Program: func(providers.Spec) memory.Program {
+		return func(ctx context.Context, g *memory.Guest) error {
+			if _, err := g.Write([]byte(memory.Banner + "\n")); err != nil {
+				return err
+			}
+			return memory.Deaf(ctx, g)
+		}
+	}})
+	b.Providers["memory"], b.watched = b.provider, b.provider
+	l := b.open()
+	w := b.want(machine("web"))
+	web := lab.Generation{Lab: l.ID(), Machine: "web", Number: 1}
+	runsOn := "web@1 ready: the command that was to stop it was interrupted, and it still runs; \"lab stop web\" stops it"
+	phase := func() ledger.Phase {
+		t.Helper()
+		state, err := l.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.Machines["web"].Phase
+	}
+	interrupt := func() {
+		t.Helper()
+		ctx, cancel := context.WithCancel(b.ctx)
+		defer cancel()
+		var said []string
+		err := l.Stop(ctx, StopOptions{Grace: time.Hour, Options: Options{Events: func(e Event) {
+			said = append(said, e.Text)
+			cancel()
+		}}})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("it ended with %v", err)
+		}
+		if want := []string{"stopping", "interrupted; it still runs, and stops later if its guest obeys"}; !slices.Equal(said, want) {
+			t.Errorf("it said %q", said)
+		}
+		b.expect(l, runsOn)
+	}
+	t.Run("and the machine ends later", func(t *testing.T) {
+		b.up(l, w)
+		interrupt()
+		b.provider.Kill(web)
+		deadline := time.Now().Add(time.Minute)
+		for phase() != ledger.PhaseStopped { // the supervisor records it
+			if time.Now().After(deadline) {
+				t.Fatalf("it is %s", phase())
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		b.expect(l, "web@1 stopped")
+	})
+	t.Run("and the machine runs on", func(t *testing.T) {
+		b.up(l, w)
+		interrupt()
+		if p := b.up(l, w); p.Steps[0].Action != "start" || p.Steps[0].Reasons[0] != "a command was interrupted that was about to stop it" {
+			t.Errorf("the plan was %+v", p.Steps[0])
+		}
+		b.expect(l, "web@1 ready")
+	})
+	t.Run("and nobody sees the machine end", func(t *testing.T) {
+		interrupt()
+		if err := supervise.Stop(b.ctx, b.Dirs, l.ID()); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.provider.Stop(b.ctx, web, 0); err != nil {
+			t.Fatal(err)
+		}
+		b.expect(l, "web@1 stopped")
+		if got := phase(); got != ledger.PhaseStopping {
+			t.Errorf("looking changed the ledger: it is %s", got)
+		}
+		if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := phase(); got != ledger.PhaseStopped {
+			t.Errorf("it is %s", got)
+		}
+	})
 }
 
 // What would cut a machine's power follows the rule of stop if it writes to a volume.

@@ -3,8 +3,10 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -53,7 +55,7 @@ type MachineStatus struct {
 	Role       string        `json:"role"`
 	Generation int           `json:"generation"`
 	State      MachineState  `json:"state"`
-	Reason     string        `json:"reason,omitempty"` // why it is not ready
+	Reason     string        `json:"reason,omitempty"` // why it is not ready, or what was left half done with it
 	Box        string        `json:"box"`
 	Image      string        `json:"image"` // digest
 	Address    string        `json:"address"`
@@ -182,10 +184,14 @@ func judge(m ledger.Machine, there bool, live providers.Machine, busy bool) (Mac
 	}
 	switch m.Phase {
 	case ledger.PhaseCreating, ledger.PhaseStarting, ledger.PhaseStopping, ledger.PhaseDestroying:
-		if busy {
+		switch {
+		case busy:
 			return StateStarting, "a command works on it"
-		}
-		if m.Phase == ledger.PhaseStopping && there && !running {
+		case m.Phase == ledger.PhaseStopping && running:
+			m.Phase = m.StopFrom
+			state, why := judge(m, there, live, busy)
+			return state, cmp.Or(why, fmt.Sprintf("the command that was to stop it was interrupted, and it still runs; \"lab stop %s\" stops it", m.Name))
+		case m.Phase == ledger.PhaseStopping && there && live.State == providers.StateStopped:
 			return StateStopped, ""
 		}
 		return StateBroken, "a command was interrupted; \"lab up\" goes on from here"

@@ -49,19 +49,39 @@ func (l *Lab) Stop(ctx context.Context, o StopOptions) error {
 		}
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping"})
 		how, err := s.shutDown(ctx, m, o.Grace, o.Force)
+		if interrupted(ctx, err) {
+			return s.abandonStop(ctx, g, began, err)
+		}
 		if err != nil {
 			return s.stays(ctx, g, err)
 		}
-		if err := s.unplug(ctx, g); err != nil {
-			return err
-		}
-		if err := s.record(ledger.MachineStopped, g, how); err != nil {
-			return err
-		}
-		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: stoppedText(how), Took: since(began)})
-		return nil
+		return s.stopped(ctx, g, how, began)
 	})
 	return err
+}
+
+// stopped records that a generation was stopped, and says so.
+func (s *session) stopped(ctx context.Context, g lab.Generation, how ledger.Stopped, began time.Time) error {
+	if err := s.unplug(ctx, g); err != nil {
+		return err
+	}
+	if err := s.record(ledger.MachineStopped, g, how); err != nil {
+		return err
+	}
+	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStopped, Text: stoppedText(how), Took: since(began)})
+	return nil
+}
+
+// abandonStop says what an interruption, err, left of a machine that was being shut down. A
+// guest cannot be told to stay: if it was asked, it may end yet, which the supervisor sees.
+func (s *session) abandonStop(ctx context.Context, g lab.Generation, began time.Time, err error) error {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	if !ended(ctx, s.provider, g) {
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageUndone, Text: "interrupted; it still runs, and stops later if its guest obeys"})
+		return err
+	}
+	return errors.Join(err, s.stopped(ctx, g, s.howItEnded(ctx, g), began))
 }
 
 // stopLeftovers ends generations beside the present one that still run, because a

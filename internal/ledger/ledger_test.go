@@ -191,6 +191,7 @@ func TestFold(t *testing.T) {
 		{"killed before it was ready", []Record{create, exited}, PhaseCreating, Exited{Reason: "signaled"}},
 		{"stopped", []Record{create, ready, rec(MachineStop, 1, nil), rec(MachineExited, 1, Exited{Reason: "host"}), rec(MachineStopped, 1, nil)}, PhaseStopped, Exited{}},
 		{"stop interrupted", []Record{create, ready, rec(MachineStop, 1, nil)}, PhaseStopping, Exited{}},
+		{"ended after its stop was interrupted", []Record{create, ready, rec(MachineStop, 1, nil), rec(MachineExited, 1, Exited{Reason: "guest"})}, PhaseStopped, Exited{}},
 		{"started again", []Record{create, ready, exited, rec(MachineStart, 1, nil), rec(MachineReady, 1, Ready{})}, PhaseReady, Exited{}},
 		{"late news of an old generation", []Record{create, ready, rec(MachineCreate, 2, Create{}), rec(MachineExited, 1, Exited{Reason: "guest"})}, PhaseCreating, Exited{}},
 		{"destroyed", []Record{create, ready, rec(MachineDestroy, 1, Destroy{}), rec(MachineDestroyed, 1, nil)}, PhaseGone, Exited{}},

@@ -257,7 +257,10 @@ func (m *Machine) apply(r Record) error {
 		case PhaseReady, PhaseStarting:
 			m.Phase = PhaseExited
 		case PhaseCreating, PhaseFailed:
-		default: // the end that was asked for
+		case PhaseStopping: // the end that was asked for, whether or not anybody waited for it
+			m.Phase = PhaseStopped
+			return nil
+		default:
 			return nil
 		}
 		into = &m.Exited
