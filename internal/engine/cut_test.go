@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -307,6 +308,30 @@ func holders(records []ledger.Record, named []lab.Name) (now map[lab.Name]int, l
 	return now, lost
 }
 
+// failures returns the generations that failed to take another one's place and are to be
+// kept, as far as the records tell, without those that a record removes.
+func failures(records []ledger.Record, held map[lab.Name]int) (kept []lab.Generation, err error) {
+	keeps := map[lab.Generation]bool{}
+	for _, r := range records {
+		g := lab.Generation{Machine: r.Machine, Number: r.Generation}
+		switch r.Type {
+		case ledger.MachineCreate:
+			var d ledger.Create
+			if err := json.Unmarshal(r.Data, &d); err != nil {
+				return nil, err
+			}
+			keeps[g] = d.Spec.Machine(r.Machine).Replace.OnFailure != lab.DiscardFailed
+		case ledger.MachineFailed:
+			if keeps[g] && g.Number > held[g.Machine] && held[g.Machine] != 0 {
+				kept = append(kept, g)
+			}
+		case ledger.MachineDestroy:
+			kept = slices.DeleteFunc(kept, func(k lab.Generation) bool { return k == g })
+		}
+	}
+	return kept, nil
+}
+
 // world is a lab as it was at one moment.
 type world struct {
 	what     string
@@ -402,9 +427,23 @@ func (b *bench) loses(l *Lab, w *lab.Lab, named []lab.Name) []string {
 			lost = append(lost, fmt.Sprintf("the plan removes %s@%d: %+v", step.Machine, n, step))
 		}
 	}
+	failed, err := failures(records, held)
+	if err != nil {
+		return append(lost, err.Error())
+	}
+	failed = slices.DeleteFunc(failed, func(g lab.Generation) bool { // a new replacement removes them
+		return slices.ContainsFunc(planned.Plan.Steps, func(s plan.Step) bool {
+			return s.Machine == g.Machine && (s.Action == plan.Replace || s.Action == plan.Destroy)
+		})
+	})
 	garbage, err := b.GC(b.ctx, true)
 	if err != nil {
 		lost = append(lost, "gc: "+err.Error())
+	}
+	for _, g := range garbage {
+		if slices.ContainsFunc(failed, func(f lab.Generation) bool { return g.Name == fmt.Sprintf("%s %s", l.ID(), f) }) {
+			lost = append(lost, fmt.Sprintf("gc removes the failed %s: %s", g.Name, g.Why))
+		}
 	}
 	for _, g := range garbage {
 		for name, n := range held {
@@ -425,6 +464,15 @@ func (b *bench) loses(l *Lab, w *lab.Lab, named []lab.Name) []string {
 	for name, n := range held {
 		if !slices.Contains(there, fmt.Sprintf("%s@%d running", name, n)) {
 			more = append(more, fmt.Sprintf("%s@%d does not run after up, only %v", name, n, there))
+		}
+	}
+	state, err := l.read()
+	if err != nil {
+		return append(lost, err.Error())
+	}
+	for _, f := range failed {
+		if rec, ok := state.Machines[f.Machine].Of(f.Number); !ok || !rec.Retired || !slices.Contains(there, f.String()+" stopped") {
+			more = append(more, fmt.Sprintf("the failed %s is not kept: %v", f, there))
 		}
 	}
 	if after, err := l.VolumeNames(); err != nil || !slices.Equal(volumes, after) {

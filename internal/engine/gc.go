@@ -133,6 +133,8 @@ func needless(state ledger.State, m providers.Machine) string {
 		return "" // a lost ledger: "lab destroy" and "lab up" know what to do
 	case rec.Phase != ledger.PhaseGone && kept(rec, m.Number):
 		return ""
+	case forgotten(rec, m.Number):
+		return "" // it failed, and the next command keeps it
 	case rec.Standby != nil && m.Number == rec.Standby.Generation:
 		return fmt.Sprintf("it never took over from generation %d", rec.Generation)
 	case m.Number < rec.Generation && rec.Ready.IsZero() && (rec.Phase != ledger.PhaseGone || lived(rec, m.Number)):
@@ -154,6 +156,13 @@ func outgoing(rec ledger.Machine, number int) bool {
 		return false
 	}
 	return slices.Contains(recorded(rec, nil).Outgoing, number)
+}
+
+// forgotten reports whether a generation failed beside the present one and is to be kept,
+// which is not recorded yet.
+func forgotten(rec ledger.Machine, number int) bool {
+	other, ok := rec.Of(number)
+	return ok && failedBeside(rec, other)
 }
 
 // lived reports whether a generation that is not the present one was ready once, and was

@@ -68,29 +68,60 @@ func (s *session) presume() error {
 		}); err != nil {
 			return err
 		}
-		if a.keeps() {
-			data, err := json.Marshal(ledger.Retired{Failed: true})
-			if err != nil {
-				return err
-			}
-			if err := s.state.Apply(ledger.Record{
-				Type: ledger.MachineRetired, Machine: a.next.Name, Generation: a.next.Generation, Data: data,
-			}); err != nil {
-				return err
-			}
+		if s.keepsFailed(a.next) {
 			continue
 		}
 		s.observed[a.next.Name] = slices.DeleteFunc(slices.Clone(s.observed[a.next.Name]), func(m providers.Machine) bool {
 			return m.Number == a.next.Generation
 		})
 	}
+	data, err := json.Marshal(ledger.Retired{Failed: true})
+	if err != nil {
+		return err
+	}
+	for _, m := range s.forgotten() {
+		if err := s.state.Apply(ledger.Record{
+			Type: ledger.MachineRetired, Machine: m.Name, Generation: m.Generation, Data: data,
+		}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// keeps reports whether the next generation had failed, and is to be kept for
+// forgotten returns the generations that failed beside the present one and are to be kept
+// for inspection, of which it was not recorded yet that they are: lab was killed before.
+func (s *session) forgotten() []ledger.Machine {
+	var found []ledger.Machine
+	for _, name := range slices.Sorted(maps.Keys(s.state.Machines)) {
+		m := s.state.Machines[name]
+		others := m.Past
+		if m.Standby != nil {
+			others = append(slices.Clone(others), *m.Standby)
+		}
+		for _, o := range others {
+			if failedBeside(m, o) && s.keepsFailed(o) {
+				found = append(found, o)
+			}
+		}
+	}
+	return found
+}
+
+// failedBeside reports whether a generation failed to take the place of the present one,
+// and was to be kept, though that is not recorded yet.
+func failedBeside(present, other ledger.Machine) bool {
+	return present.Phase != ledger.PhaseGone && other.Phase == ledger.PhaseFailed && !other.Retired && other.Generation > present.Generation &&
+		other.Create.Spec.Machine(other.Name).Replace.OnFailure != lab.DiscardFailed
+}
+
+// keepsFailed reports whether a generation failed, is whole, and is to be kept for
 // inspection.
-func (a abandoned) keeps() bool {
-	return a.next.Phase == ledger.PhaseFailed && a.next.Create.Spec.Machine(a.next.Name).Replace.OnFailure != lab.DiscardFailed
+func (s *session) keepsFailed(m ledger.Machine) bool {
+	return m.Phase == ledger.PhaseFailed && m.Create.Spec.Machine(m.Name).Replace.OnFailure != lab.DiscardFailed &&
+		slices.ContainsFunc(s.observed[m.Name], func(o providers.Machine) bool {
+			return o.Number == m.Generation && o.State != providers.StateBroken
+		})
 }
 
 // halted returns the machines that ended after a command had begun to stop them and was
@@ -108,15 +139,15 @@ func (s *session) halted() []ledger.Machine {
 	return found
 }
 
-// resume goes back to the generations before replacements that were abandoned, and
-// records what was stopped meanwhile. What else an interruption leaves is seen by the plan.
+// resume goes back to the generations before replacements that were abandoned, keeps the
+// next ones that had failed, and records what was stopped meanwhile. What else an interruption leaves is seen by the plan.
 func (s *session) resume(ctx context.Context) error {
 	for _, m := range s.halted() {
 		if err := s.record(ledger.MachineStopped, s.generation(m), s.howItEnded(ctx, s.generation(m))); err != nil {
 			return err
 		}
 	}
-	gone := false
+	changed := false
 	for _, a := range s.abandoned() {
 		if err := s.restore(a.before); err != nil {
 			return err
@@ -126,26 +157,26 @@ func (s *session) resume(ctx context.Context) error {
 			Machine: a.next.Name, Generation: a.next.Generation, Stage: StageUndone,
 			Text: fmt.Sprintf("its replacement was interrupted; going back to generation %d", a.before.Generation),
 		})
-		if a.keeps() {
-			failed := &MachineError{Machine: a.next.Name, Generation: a.next.Generation, Kept: true}
-			l := launch{Generation: next, m: a.next.Create.Spec.Machine(a.next.Name)}
-			if err := s.lay(ctx, l, failed); err != nil {
-				return err
-			}
-			if err := s.keepFailed(l, failed); err != nil {
-				return err
-			}
-			continue
-		}
-		if a.next.Phase == ledger.PhaseGone {
+		if s.keepsFailed(a.next) || a.next.Phase == ledger.PhaseGone {
 			continue
 		}
 		if err := s.remove(ctx, next, []string{"it was interrupted before it was ready"}); err != nil {
 			return err
 		}
-		gone = true
+		changed = true
 	}
-	if !gone {
+	for _, m := range s.forgotten() {
+		failed := &MachineError{Machine: m.Name, Generation: m.Generation, Kept: true}
+		l := launch{Generation: s.generation(m), m: m.Create.Spec.Machine(m.Name)}
+		if err := s.lay(ctx, l, failed); err != nil {
+			return err
+		}
+		if err := s.keepFailed(l, failed); err != nil {
+			return err
+		}
+		changed = true
+	}
+	if !changed {
 		return nil
 	}
 	var err error
