@@ -20,7 +20,7 @@ TEST    := $(TOOL) gotestsum --format pkgname --hide-summary=skipped --
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: up
 up: deps build ## install what is missing, build, and start the machines of Labfile.example
@@ -76,6 +76,10 @@ bench: deps build ## measure what docs/performance.md reports
 	@tools/deps bench || echo "bench: nothing is measured against what is missing" >&2
 	$(GO) test -run '^$$' -bench . -count 1 ./internal/engine ./internal/drift
 	LAB_BIN=$(CURDIR)/bin/lab $(GO) test -tags e2e -run '^$$' -bench . -benchtime 1x -count 1 -timeout 90m ./internal/e2e
+
+.PHONY: changelog
+changelog: ## print what the next release brings, from docs/changelog/unreleased
+	@tools/changelog
 
 .PHONY: clean
 clean: ## remove what was built here (labs and boxes stay: see lab destroy, lab gc)
