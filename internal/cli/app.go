@@ -76,11 +76,7 @@ func Run(ctx context.Context, cfg Config, args []string) int {
 	a := &app{Config: cfg, ui: ui.New(cfg.Out, cfg.Err, cfg.Getenv), typed: typed(args)}
 	a.root = a.commands()
 	err := a.run(ctx, args)
-	code, text, hints := a.explain(ctx, err)
-	if text != "" {
-		a.ui.Error(text, hints...)
-	}
-	return code
+	return a.fail(ctx, err)
 }
 
 func (a *app) run(ctx context.Context, args []string) error {

@@ -273,7 +273,9 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 		told        []*engine.BakeError
 	)
 	for _, f := range e.Failed {
-		lines = append(lines, ui.Clean(f.Error()))
+		for _, part := range split(f) {
+			lines = append(lines, ui.Clean(part.Error()))
+		}
 		lines = append(lines, bakeOutput(f.Err, &told)...)
 		switch {
 		case f.Kept && f.Instead != 0:
@@ -281,7 +283,7 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 		case f.Kept:
 			kept = append(kept, string(f.Machine))
 		}
-		c, _, next := a.explain(context.Background(), f.Err)
+		c, next := a.allHints(context.Background(), f.Err)
 		if c == ExitIncapable {
 			code = c
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/labfile"
+	"github.com/labfile/lab/internal/network"
 	"github.com/labfile/lab/providers"
 )
 
@@ -105,6 +107,68 @@ func TestExplain(t *testing.T) {
 				t.Errorf("got %d, %q, want %d, %q", code, text, tc.code, tc.text)
 			}
 			if diff := cmp.Diff(tc.hints, hints); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// Of several problems each has its own next step, and none is told twice.
+func TestSeveralProblems(t *testing.T) {
+	taken := func(machine string) error {
+		return fmt.Errorf("machine %q: %w", machine, &network.PortError{Port: 80, Err: syscall.EACCES})
+	}
+	privileged := []string{"choose a host port from 1024 up, or 0 to have one picked"}
+	doctor := []string{`"lab doctor" checks this host and names the cure for what it lacks`}
+	small := fmt.Errorf("machine %q: %w: it is small", "db", providers.ErrIncapable)
+	for _, tc := range []struct {
+		name string
+		err  error
+		code int
+		want []problem
+	}{
+		{"none", nil, 0, nil},
+		{"one", taken("web"), 1, []problem{{`machine "web": port 80 of 127.0.0.1 is reserved for root`, privileged}}},
+		{"one of several", errors.Join(nil, taken("web"), nil), 1, []problem{{`machine "web": port 80 of 127.0.0.1 is reserved for root`, privileged}}},
+		{
+			"several", errors.Join(errors.Join(taken("a")), small, errors.Join(taken("b"), errors.New("it broke"))), 5,
+			[]problem{
+				{"machine \"a\": port 80 of 127.0.0.1 is reserved for root\nmachine \"b\": port 80 of 127.0.0.1 is reserved for root", privileged},
+				{`machine "db": host not capable: it is small`, doctor},
+				{"it broke", nil},
+			},
+		},
+		{"the same twice", errors.Join(small, small), 5, []problem{{`machine "db": host not capable: it is small`, doctor}}},
+		{
+			"wrapped", fmt.Errorf("going back to web@1: %w", errors.Join(small, taken("web"))), 5,
+			[]problem{
+				{`going back to web@1: machine "db": host not capable: it is small`, doctor},
+				{`going back to web@1: machine "web": port 80 of 127.0.0.1 is reserved for root`, privileged},
+			},
+		},
+		{
+			"with a next step for the whole", &hinted{errors.Join(small, taken("web")), "think again"}, 5,
+			[]problem{{"machine \"db\": host not capable: it is small\nmachine \"web\": port 80 of 127.0.0.1 is reserved for root", []string{"think again"}}},
+		},
+		{
+			"in a sentence", fmt.Errorf("%w; %w", small, taken("web")), 5,
+			[]problem{{`machine "db": host not capable: it is small; machine "web": port 80 of 127.0.0.1 is reserved for root`, privileged}},
+		},
+		{
+			"machines that failed, and something else",
+			errors.Join(&engine.UpError{Failed: []*engine.MachineError{{Machine: "web", Err: errors.Join(small, taken("web"))}}}, errors.New("it broke")), 5,
+			[]problem{
+				{"1 machine failed\nweb: machine \"db\": host not capable: it is small\nweb: machine \"web\": port 80 of 127.0.0.1 is reserved for root", slices.Concat(doctor, privileged)},
+				{"it broke", nil},
+			},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			code, got := testApp().problems(context.Background(), tc.err)
+			if code != tc.code {
+				t.Errorf("exit code %d, want %d", code, tc.code)
+			}
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(problem{})); diff != "" {
 				t.Error(diff)
 			}
 		})

@@ -154,8 +154,7 @@ func (a *app) verdict(ctx context.Context, names []lab.Name, errs []error) error
 		} else {
 			err = fmt.Errorf("%s: %w", names[i], err)
 			if first != nil && ctx.Err() == nil {
-				_, text, hints := a.explain(ctx, err)
-				a.ui.Error(text, hints...)
+				a.fail(ctx, err)
 			}
 		}
 		if first == nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 )
 
 // hostPath reports whether the text can be a path of the host, and notes why not.
@@ -54,16 +55,29 @@ func (c *converter) hostFile(t text, kind hostKind) {
 	var why *fs.PathError
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.add(t.place, "there is no %s %s; make it, or correct the path", kind, shorten(path))
+		c.add(t.place, "there is no %s %s; make it, or correct the path", kind, pathEnd(path))
 	case errors.As(err, &why):
-		c.add(t.place, "%s cannot be read: %v", shorten(path), why.Err)
+		c.add(t.place, "%s cannot be read: %v", pathEnd(path), why.Err)
 	case err != nil:
 		c.add(t.place, "%v", err)
 	case kind == mountFolder && !fi.IsDir():
-		c.add(t.place, "%s is not a folder; mount the folder that it is in, or put the file into the image by a provision step (file: …)", shorten(path))
+		c.add(t.place, "%s is not a folder; mount the folder that it is in, or put the file into the image by a provision step (file: …)", pathEnd(path))
 	case kind == scriptFile && !fi.Mode().IsRegular():
-		c.add(t.place, "%s is not a file", shorten(path))
+		c.add(t.place, "%s is not a file", pathEnd(path))
 	case !fi.Mode().IsRegular() && !fi.IsDir():
-		c.add(t.place, "%s is neither a file nor a folder", shorten(path))
+		c.add(t.place, "%s is neither a file nor a folder", pathEnd(path))
 	}
+}
+
+// pathEnd cuts a path to what fits in a message. Its end, which says most, stays.
+func pathEnd(path string) string {
+	const most = 240
+	if len(path) <= most {
+		return path
+	}
+	cut := len(path) - most
+	for cut < len(path) && !utf8.RuneStart(path[cut]) {
+		cut++
+	}
+	return "…" + path[cut:]
 }

@@ -67,3 +67,18 @@ Labfile:17:16: machines.web.mounts[3].from: ~ is not expanded; write ${HOME}/src
 		t.Errorf("without a look at files: %v", err)
 	}
 }
+
+// Whatever is left out of a long path, it is not the name of the file.
+func TestPathEnd(t *testing.T) {
+	deep := "/home/" + strings.Repeat("ä", 100) + "/files/none.sh"
+	for path, want := range map[string]string{
+		"/a/b":                  "/a/b",
+		deep:                    deep,
+		"/begin" + deep + "":    "/begin" + deep,
+		"/long/x" + deep + deep: "…" + strings.Repeat("ä", 3) + "/files/none.sh" + deep,
+	} {
+		if got := pathEnd(path); got != want {
+			t.Errorf("%q is shown as %q, want %q", path, got, want)
+		}
+	}
+}
