@@ -108,6 +108,16 @@ func conform(t *testing.T, daemon *daemontest.Daemon) {
 					time.Sleep(time.Millisecond)
 				}
 			},
+			Pause: func(t *testing.T, m providers.Machine) {
+				dom, ok, err := p.find(t.Context(), m.Generation)
+				if err != nil || !ok {
+					t.Fatal(ok, err)
+				}
+				err = p.link.do(t.Context(), func(l *golibvirt.Libvirt) error { return l.DomainSuspend(dom.Domain) })
+				if err != nil {
+					t.Fatal(err)
+				}
+			},
 			Isolate: func(t *testing.T, m providers.Machine) {
 				if err := os.RemoveAll(d.RunLab(m.Lab)); err != nil {
 					t.Fatal(err)

@@ -33,6 +33,7 @@ func TestConformance(t *testing.T) {
 		return providertest.Host{
 			Provider: p, Other: p, Image: testImage, Deaf: deaf, Memory: lab.MiB, Patience: 10 * time.Second,
 			Kill:         func(_ *testing.T, m providers.Machine) { p.Kill(m.Generation) },
+			Pause:        func(_ *testing.T, m providers.Machine) { p.Pause(m.Generation, true) },
 			Freeze:       func(_ *testing.T, m providers.Machine) { p.Pause(m.Generation, true) },
 			Isolate:      func(_ *testing.T, m providers.Machine) { p.Isolate(m.Generation, true) },
 			Halve:        func(_ *testing.T, g lab.Generation) { p.Break(g, "its creation was interrupted") },

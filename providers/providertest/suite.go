@@ -31,6 +31,9 @@ type Host struct {
 	Kill func(t *testing.T, m providers.Machine)
 	// Freeze makes a machine's hypervisor deaf and dumb without ending it.
 	Freeze func(t *testing.T, m providers.Machine)
+	// Pause halts a machine's processors behind the provider's back, by way of the
+	// hypervisor, and returns once they stand still.
+	Pause func(t *testing.T, m providers.Machine)
 	// Isolate removes a running machine's sockets. It is nil if machines have none on
 	// this host.
 	Isolate func(t *testing.T, m providers.Machine)
@@ -69,6 +72,7 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 		{"HalfMade", testHalfMade},
 		{"List", testList},
 		{"Frozen", testFrozen},
+		{"Paused", testPaused},
 		{"Isolated", testIsolated},
 		{"Contexts", testContexts},
 		{"DestroyRunning", testDestroyRunning},

@@ -73,6 +73,11 @@ func TestConformance(t *testing.T) {
 					time.Sleep(time.Millisecond)
 				}
 			},
+			Pause: func(t *testing.T, m providers.Machine) {
+				if err := command(t.Context(), d.Socket(m.Generation, socketMonitor), "stop"); err != nil {
+					t.Fatal(err)
+				}
+			},
 			Isolate: func(t *testing.T, m providers.Machine) {
 				if err := os.RemoveAll(d.RunLab(m.Lab)); err != nil {
 					t.Fatal(err)

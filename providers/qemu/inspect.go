@@ -77,11 +77,8 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 	}
 	m.State = providers.StateRunning
 	m.Unreachable = local.SocketsGone(p.sockets(g))
-	switch isPaused, why := local.Paused(dir); {
-	case isPaused:
+	if is, why := paused(dir, m.PID); is {
 		m.State, m.Reason = providers.StatePaused, why
-	case local.Halted(m.PID):
-		m.State, m.Reason = providers.StatePaused, "QEMU's process is stopped (SIGCONT lets it go on)"
 	}
 	var r local.Run
 	if _, err := local.ReadJSON(filepath.Join(dir, local.FileRun), &r); err != nil {
@@ -89,6 +86,18 @@ func (p *Provider) inspect(g lab.Generation) (m providers.Machine, ok bool, err 
 	}
 	m.Since, m.Accel = r.Started, r.Accel
 	return m, true, nil
+}
+
+// paused reports whether the guest of a QEMU that lives stands still, and why, if that is
+// known.
+func paused(dir string, pid int) (is bool, why string) {
+	if is, why := local.Paused(dir); is {
+		return true, why
+	}
+	if local.Halted(pid) {
+		return true, "QEMU's process is stopped (SIGCONT lets it go on)"
+	}
+	return false, ""
 }
 
 // List reads the directories of all generations.

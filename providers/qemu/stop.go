@@ -28,7 +28,7 @@ const (
 )
 
 // Stop presses the power button, then tells QEMU to quit, then kills it. ErrUnasked if
-// QEMU cannot be told about the button.
+// QEMU cannot be told about the button, or the machine is paused.
 func (p *Provider) Stop(ctx context.Context, g lab.Generation, grace time.Duration) error {
 	if err := p.stop(ctx, g, grace); err != nil {
 		return fmt.Errorf("stopping machine %q: %w", g, err)
@@ -76,6 +76,13 @@ func (p *Provider) stop(ctx context.Context, g lab.Generation, grace time.Durati
 
 // shutDown ends proc. It returns nil once the process has ended.
 func (p *Provider) shutDown(ctx context.Context, g lab.Generation, dir string, proc *local.Process, grace time.Duration) error {
+	if is, why := paused(dir, proc.PID); is && grace > 0 {
+		// QEMU would take the request, and the guest would never see it.
+		if why != "" {
+			why = ": " + why
+		}
+		return fmt.Errorf("%w: it is paused%s", providers.ErrUnasked, why)
+	}
 	monitor := p.cfg.Dirs.Socket(g, socketMonitor)
 	until := time.Now().Add(grace)
 	asked := false

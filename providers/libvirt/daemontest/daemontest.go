@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/labfile/lab/providers/local"
 )
 
 // Daemon is a libvirtd and what it started.
@@ -246,16 +248,20 @@ func (d *Daemon) await(ctx context.Context, socket string) {
 // Start would take it for the next one's.
 func (d *Daemon) Signal(s syscall.Signal) {
 	d.t.Helper()
-	if err := syscall.Kill(d.PID, s); err != nil {
+	daemon, err := local.OpenProcess(d.PID) // before it can have ended
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer daemon.Close()
+	if err := daemon.Signal(s); err != nil {
 		d.t.Fatal(err)
 	}
 	if s != syscall.SIGKILL {
 		return
 	}
-	for deadline := time.Now().Add(time.Minute); syscall.Kill(d.PID, 0) == nil; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			d.t.Fatal("libvirtd outlived SIGKILL")
-		}
+	ended, err := daemon.WaitFor(context.Background(), time.Minute)
+	if err != nil || !ended {
+		d.t.Fatalf("libvirtd outlived SIGKILL: %v", err)
 	}
 }
 
