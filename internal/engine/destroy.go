@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/labfile/lab/internal/lab"
@@ -152,29 +151,17 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 			}
 		}
 	}
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-	)
-	for _, m := range all {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			began := time.Now()
-			g := m.Generation
-			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
-			if err := s.provider.Destroy(ctx, g); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, fmt.Errorf("destroying %s: %w", g, err))
-				return
-			}
-			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroyed, Text: "destroyed " + g.String(), Took: since(began)})
-		}()
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	err := together(ctx, all, func(m providers.Machine) error {
+		began := time.Now()
+		g := m.Generation
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroy, Text: "destroying " + g.String()})
+		if err := s.provider.Destroy(ctx, g); err != nil {
+			return fmt.Errorf("destroying %s: %w", g, err)
+		}
+		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageDestroyed, Text: "destroyed " + g.String(), Took: since(began)})
+		return nil
+	}, generationOf)
+	if err != nil {
 		return err
 	}
 	if err := supervise.Stop(ctx, s.host.Dirs, s.id); err != nil {
@@ -185,6 +172,8 @@ func (s *session) destroyAll(ctx context.Context, all []providers.Machine) error
 	}
 	return s.removeFiles(ctx)
 }
+
+func generationOf(m providers.Machine) lab.Generation { return m.Generation }
 
 // failedAt is err as that of a machine, with its generation.
 func failedAt(g lab.Generation, err error) *MachineError {
@@ -225,27 +214,7 @@ func (s *session) letAllGo(ctx context.Context, all []providers.Machine) error {
 	if err := s.allAudible(ctx, all); err != nil {
 		return err
 	}
-	var (
-		wg     sync.WaitGroup
-		mu     sync.Mutex
-		failed UpError
-	)
-	for _, m := range all {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			if err := s.letGoRecorded(ctx, m.Generation); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				failed.Failed = append(failed.Failed, failedAt(m.Generation, err))
-			}
-		}()
-	}
-	wg.Wait()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return failed.orNil()
+	return together(ctx, all, func(m providers.Machine) error { return s.letGoRecorded(ctx, m.Generation) }, generationOf)
 }
 
 // removeFiles removes the lab's files; the ledger last, so that a lab that is

@@ -170,36 +170,41 @@ func (s *session) choose(names []lab.Name) ([]lab.Name, error) {
 
 // each runs fn for every machine at once and collects what went wrong.
 func (s *session) each(ctx context.Context, names []lab.Name, fn func(ledger.Machine) error) error {
+	all := make([]ledger.Machine, len(names))
+	for i, name := range names {
+		all[i] = s.machine(name)
+	}
+	return together(ctx, all, func(m ledger.Machine) error {
+		err := fn(m)
+		var me *MachineError
+		if err == nil || errors.As(err, &me) {
+			return err
+		}
+		return &MachineError{Machine: m.Name, Generation: m.Generation, Stage: StageFailed, Kept: true, Err: err}
+	}, s.generation)
+}
+
+// together runs fn for everything at once and waits for the end of all. What goes wrong
+// with one is in a *UpError, as that of the generation that of says it is about; if ctx has
+// ended, its error is returned in the place of that.
+func together[T any](ctx context.Context, all []T, fn func(T) error, of func(T) lab.Generation) error {
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex
 		failed UpError
 	)
-	for _, name := range names {
-		m := s.machine(name)
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			err := fn(m)
-			if err == nil {
-				return
+	for _, one := range all {
+		wg.Go(func() {
+			if err := fn(one); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed.Failed = append(failed.Failed, failedAt(of(one), err))
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			var me *MachineError
-			if !errors.As(err, &me) {
-				me = &MachineError{Machine: m.Name, Generation: m.Generation, Stage: StageFailed, Kept: true, Err: err}
-			}
-			failed.Failed = append(failed.Failed, me)
-		}()
+		})
 	}
 	wg.Wait()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(failed.Failed) == 0 {
-		return nil
-	}
-	slices.SortFunc(failed.Failed, func(a, b *MachineError) int { return compare(a.Machine, b.Machine) })
-	return &failed
+	return failed.orNil()
 }
