@@ -52,6 +52,10 @@ lint: ## vet, staticcheck, gofumpt, and whether go.mod is tidy
 	$(GO) mod tidy -diff
 	cd tools && $(GO) mod tidy -diff
 
+.PHONY: golangci
+golangci: ## the linters of .golangci.yml, whose program takes minutes to build once
+	$(GO) tool -modfile=tools/golangci/go.mod golangci-lint run
+
 .PHONY: unit
 unit: ## run all tests that need no machine, with the race detector
 	@tools/deps gcc libc-headers qemu-img mke2fs debugfs busybox libvirtd virtlogd libvirt-qemu virsh virt-xml-validate xmllint ssh sshd script

@@ -219,7 +219,7 @@ func (e *execCheck) try(ctx context.Context) error {
 	// The code is the check's, not that of a command which the user ran: it is told,
 	// and not wrapped, so that nothing above takes it for one to pass on.
 	if text := out.String(); text != "" {
-		return fmt.Errorf("%v: %s", exit, text)
+		return errors.New(exit.Error() + ": " + text)
 	}
 	return errors.New(exit.Error())
 }
