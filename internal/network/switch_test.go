@@ -456,6 +456,42 @@ func TestGatewayAnswersARP(t *testing.T) {
 	}
 }
 
+// A machine is asked by a question of the network, which its kernel answers and which is
+// no use of it.
+func TestAsk(t *testing.T) {
+	s := newSwitch(t, Config{})
+	p, g := plugRaw(t, s, "db", 10)
+	ctx, cancel := context.WithCancel(testContext(t))
+	answered := make(chan error, 1)
+	go func() { answered <- p.Ask(ctx) }()
+	want := append(append(append([]byte{}, g.mac()...), macOf(1)...), 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
+	want = append(append(want, macOf(1)...), testNet.Gateway.AsSlice()...)
+	want = append(append(want, 0, 0, 0, 0, 0, 0), testNet.Host(10).AsSlice()...)
+	if got := g.next(); !bytes.Equal(got, want) {
+		t.Errorf("got  %x\nwant %x", got, want)
+	}
+	answer := arpFrame(10, macOf(1), testNet.Host(10), testNet.Gateway)
+	g.send(answer)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if at := p.LastActive(); !at.IsZero() {
+		t.Errorf("the answer counts as a use, at %v", at)
+	}
+	go func() { answered <- p.Ask(ctx) }()
+	g.next()
+	cancel()
+	if err := <-answered; !errors.Is(err, context.Canceled) {
+		t.Errorf("a machine that does not answer: %v", err)
+	}
+	go func() { answered <- p.Ask(testContext(t)) }()
+	g.next()
+	p.Unplug()
+	if err := <-answered; !errors.Is(err, ErrUnplugged) {
+		t.Errorf("a machine that is unplugged: %v", err)
+	}
+}
+
 func TestCloseTwice(t *testing.T) {
 	s := newSwitch(t, Config{})
 	p, _ := plugRaw(t, s, "db", 10)

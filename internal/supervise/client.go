@@ -312,6 +312,14 @@ func (c *Client) Agent(ctx context.Context, name lab.Name) (net.Conn, error) {
 	return conn, err
 }
 
+// Answer asks a machine whether it is there and returns when it answers: its agent or, of
+// one without, its kernel over the network. It does not count for LastActive. ErrNotPlugged,
+// or ErrNoAgent if it has neither agent nor cable.
+func (c *Client) Answer(ctx context.Context, g lab.Generation) error {
+	_, err := c.call(ctx, request{Op: opAnswer, Generation: &g})
+	return err
+}
+
 // Status tells what the supervisor is doing.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	r, err := c.call(ctx, request{Op: opStatus})

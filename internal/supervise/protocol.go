@@ -130,6 +130,7 @@ const (
 	opUnplug   op = "unplug"
 	opDial     op = "dial"  // bytes follow the reply
 	opAgent    op = "agent" // bytes follow the reply
+	opAnswer   op = "answer"
 	opExpose   op = "expose"
 	opStatus   op = "status"
 	opShutdown op = "shutdown"
@@ -139,7 +140,7 @@ const (
 type request struct {
 	Op         op              `json:"op"`
 	Machine    *Machine        `json:"machine,omitempty"`    // plug, standby
-	Generation *lab.Generation `json:"generation,omitempty"` // unplug, promote, drained, withdraw, mount; dial and agent without a name
+	Generation *lab.Generation `json:"generation,omitempty"` // unplug, promote, drained, withdraw, mount, answer; dial and agent without a name
 	Name       lab.Name        `json:"name,omitempty"`       // dial, agent
 	Port       uint16          `json:"port,omitempty"`       // dial
 	Forwards   []lab.Forward   `json:"forwards,omitempty"`   // promote

@@ -81,7 +81,7 @@ func (s *supervisor) do(ctx context.Context, q request) (r reply, stream net.Con
 		}
 		q.Machine.Standby = q.Op == opStandby
 		r.Forwards, err = s.plug(ctx, *q.Machine)
-	case opUnplug, opPromote, opDrained, opWithdraw, opMount:
+	case opUnplug, opPromote, opDrained, opWithdraw, opMount, opAnswer:
 		if q.Generation == nil {
 			return r, nil, fmt.Errorf("%s needs a generation", q.Op)
 		}
@@ -96,6 +96,8 @@ func (s *supervisor) do(ctx context.Context, q request) (r reply, stream net.Con
 			err = s.withdraw(g)
 		case opMount:
 			err = s.mount(ctx, q)
+		case opAnswer:
+			err = s.answers(ctx, q)
 		}
 	case opDial:
 		stream, err = s.reach(ctx, q, func(m *machine) (net.Conn, error) { return m.connect(ctx, q.Port, nil) })
