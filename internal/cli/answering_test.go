@@ -27,11 +27,13 @@ import (
 // takes logins: see answering.
 func newAnsweringDesk(t *testing.T, labfile string) *desk {
 	t.Helper()
+	mute := newHush()
 	d := newDeskOn(t, labfile, memory.Config{
 		Program: func(providers.Spec) memory.Program {
-			return func(ctx context.Context, g *memory.Guest) error { return new(answering).serve(ctx, g) }
+			return func(ctx context.Context, g *memory.Guest) error { return (&answering{mute: mute}).serve(ctx, g) }
 		},
 	})
+	d.mute = mute
 	store, err := boxes.Open(d.host.Dirs.Boxes())
 	if err != nil {
 		t.Fatal(err)
@@ -47,10 +49,50 @@ func newAnsweringDesk(t *testing.T, labfile string) *desk {
 	return d
 }
 
+// hush makes guests silent.
+type hush struct {
+	mu   sync.Mutex
+	over chan struct{} // nil: they answer
+
+	heard chan struct{} // has something once a guest was asked whether it is there, or runs "wait"
+}
+
+func newHush() *hush { return &hush{heard: make(chan struct{}, 1)} }
+
+func (h *hush) hears() {
+	select {
+	case h.heard <- struct{}{}:
+	default:
+	}
+}
+
+func (h *hush) set(silent bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case silent && h.over == nil:
+		h.over = make(chan struct{})
+	case !silent && h.over != nil:
+		close(h.over)
+		h.over = nil
+	}
+}
+
+// wait waits until guests may answer.
+func (h *hush) wait() {
+	h.mu.Lock()
+	over := h.over
+	h.mu.Unlock()
+	if over != nil {
+		<-over
+	}
+}
+
 // answering is a guest with an agent. It starts no process: of a command, only
-// "exit N" and "echo TEXT" are carried out, which must be its last.
+// "exit N", "echo TEXT" and "wait" are carried out, which must be its last.
 type answering struct {
-	off context.CancelFunc
+	off  context.CancelFunc
+	mute *hush
 
 	mu     sync.Mutex
 	server *ssh.ServerConfig // nil before it has an identity
@@ -109,6 +151,7 @@ func (a *answering) serve(ctx context.Context, g *memory.Guest) error {
 func (a *answering) stream(c net.Conn) {
 	defer c.Close()
 	h, err := agentapi.Accept(c)
+	a.mute.wait()
 	if err != nil || agentapi.Answer(c, nil) != nil {
 		return
 	}
@@ -123,10 +166,15 @@ func (a *answering) stream(c net.Conn) {
 		if err != nil {
 			return
 		}
-		go ssh.DiscardRequests(reqs)
+		go func() {
+			for req := range reqs { // whether it is there
+				a.mute.wait()
+				_ = req.Reply(false, nil)
+			}
+		}()
 		for nc := range chans {
 			if ch, reqs, err := nc.Accept(); err == nil {
-				go session(ch, reqs)
+				go session(ch, reqs, a.mute)
 			}
 		}
 	}
@@ -134,6 +182,10 @@ func (a *answering) stream(c net.Conn) {
 
 // control takes on an identity.
 func (a *answering) control(req agentapi.Request) agentapi.Response {
+	if req.Op == agentapi.OpHello {
+		a.mute.hears()
+	}
+	a.mute.wait()
 	hello := &agentapi.Hello{Version: "test"}
 	if req.Op == agentapi.OpPoweroff {
 		go a.off() // the host takes the end for an answer, too
@@ -158,9 +210,10 @@ var (
 	echoes = regexp.MustCompile(`echo ([^';]*)`)
 )
 
-func session(ch ssh.Channel, reqs <-chan *ssh.Request) {
+func session(ch ssh.Channel, reqs <-chan *ssh.Request, mute *hush) {
 	defer ch.Close()
 	for req := range reqs {
+		mute.wait()
 		var line struct{ Text string }
 		switch req.Type {
 		case "exec":
@@ -171,6 +224,11 @@ func session(ch ssh.Channel, reqs <-chan *ssh.Request) {
 			continue
 		}
 		_ = req.Reply(true, nil)
+		if strings.Contains(line.Text, "wait") {
+			mute.hears()
+			ssh.DiscardRequests(reqs) // until the host has enough of it
+			return
+		}
 		if m := echoes.FindStringSubmatch(line.Text); m != nil {
 			_, _ = io.WriteString(ch, m[1]+"\n")
 		}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/labfile/lab/internal/engine"
 )
 
 // quietEnd is how long a console must be silent after the end of stdin for nothing
@@ -62,6 +64,7 @@ printed nothing for a second; "lab logs -F" follows without an end.`,
 					a.ui.Note("left the console of %s", name)
 				}()
 			}
+			defer a.attend(ctx, l, name, engine.Attention{})()
 			return bridge(ctx, a.In, a.Out, con, quietEnd)
 		},
 	}

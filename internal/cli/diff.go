@@ -102,6 +102,7 @@ func (a *app) diff(ctx context.Context, r request) error {
 	if o.Ignore, err = drift.ParseIgnore(drift.Defaults(), string(own), strings.Join(r.StringSlice("ignore"), "\n")); err != nil {
 		return usage("a pattern is written as in .gitignore", "%v", err)
 	}
+	o.Events = a.noted
 	d, err := l.Diff(ctx, o)
 	if err != nil {
 		return err

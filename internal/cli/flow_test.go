@@ -38,6 +38,9 @@ type desk struct {
 	env    map[string]string
 	in     string
 	supers sync.WaitGroup
+
+	memory *memory.Provider
+	mute   *hush // of the machines of newAnsweringDesk
 }
 
 func newDesk(t *testing.T, labfile string) *desk {
@@ -56,13 +59,13 @@ func newDeskOn(t *testing.T, labfile string, cfg memory.Config) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &desk{t: t, folder: folder, env: map[string]string{}}
+	d := &desk{t: t, folder: folder, env: map[string]string{}, memory: memory.New(cfg)}
 	places := dirs.Dirs{Data: filepath.Join(root, "data"), Run: filepath.Join(root, "run"), Cache: filepath.Join(root, "cache")}
 	store, err := boxes.Open(places.Boxes())
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := memory.New(cfg)
+	p := d.memory
 	d.host = &engine.Host{
 		Dirs: places, Providers: map[string]providers.Provider{
 			p.Name(): p, engine.DefaultProvider: memory.New(memory.Config{}), // a lab that is not there has the default

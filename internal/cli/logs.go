@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/ui"
 	"github.com/labfile/lab/providers"
 )
@@ -64,6 +65,9 @@ rather than obeyed.`,
 			out := a.guarded()
 			if err := printTail(ctx, out, log, r.Int("tail")); err != nil {
 				return err
+			}
+			if r.Bool("follow") && number == 0 && which == providers.LogConsole {
+				defer a.attend(ctx, l, name, engine.Attention{})()
 			}
 			for r.Bool("follow") {
 				select {

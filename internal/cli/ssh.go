@@ -6,15 +6,18 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/guest"
 )
 
@@ -207,11 +210,14 @@ func (a *app) sshProxyCommand() *command {
 			if err := l.Admit(name, "ssh"); err != nil {
 				return err
 			}
+			heard := &traffic{began: time.Now()}
+			defer a.attend(ctx, l, name, engine.Attention{Expected: true, Heard: heard.last, Sent: heard.sent})()
 			conn, err := l.DialSSH(ctx, name)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
+			conn = heard.of(conn)
 			if err := a.entered(ctx, l, name, "ssh", nil); err != nil {
 				return err
 			}
@@ -236,4 +242,35 @@ func (a *app) sshProxyCommand() *command {
 			return err
 		},
 	}
+}
+
+// traffic is what a connection carries, also before there is one.
+type traffic struct {
+	began time.Time
+	pulse atomic.Pointer[guest.Pulse]
+}
+
+// of returns the connection that it is the traffic of from now on.
+func (t *traffic) of(conn net.Conn) net.Conn {
+	conn, p := guest.Hear(conn)
+	t.pulse.Store(&p)
+	return conn
+}
+
+// last is when something last came.
+func (t *traffic) last() time.Time {
+	if p := t.pulse.Load(); p != nil {
+		if at := p.Heard(); at.After(t.began) {
+			return at
+		}
+	}
+	return t.began
+}
+
+// sent is how many bytes went out.
+func (t *traffic) sent() int64 {
+	if p := t.pulse.Load(); p != nil {
+		return p.Sent()
+	}
+	return 0
 }

@@ -22,7 +22,7 @@ func (a *app) enter(ctx context.Context, l *engine.Lab, name lab.Name, user, how
 	if err := l.Admit(name, how); err != nil {
 		return nil, err
 	}
-	waiting := time.AfterFunc(silence, func() { a.ui.Note("%s %s; waiting for it", name, l.Silence(ctx, name)) })
+	waiting := time.AfterFunc(silence, func() { a.ui.Note("%s %s", name, l.Silence(ctx, name).Waiting()) })
 	client, err := l.Connect(ctx, name, user)
 	waiting.Stop()
 	if err != nil {
@@ -35,9 +35,9 @@ func (a *app) enter(ctx context.Context, l *engine.Lab, name lab.Name, user, how
 	go client.Watch(ctx, func(silent bool) {
 		a.silent.Store(silent)
 		if silent {
-			a.ui.Note("%s %s; waiting for it, Ctrl-C ends that", name, l.Silence(ctx, name))
+			a.ui.Note("%s %s, Ctrl-C ends that", name, l.Silence(ctx, name).Waiting())
 		} else {
-			a.ui.Note("%s answers again", name)
+			a.ui.Note("%s %s", name, (*engine.Silence)(nil).Waiting())
 		}
 	})
 	return client, nil
@@ -45,6 +45,24 @@ func (a *app) enter(ctx context.Context, l *engine.Lab, name lab.Name, user, how
 
 // silence is how long a machine is waited for without a word.
 const silence = 4 * time.Second
+
+// attend tells of a machine that falls silent while something waits for what it says, and
+// returns what ends that. What a tells is set here.
+func (a *app) attend(ctx context.Context, l *engine.Lab, name lab.Name, of engine.Attention) (leave func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	of.Tell = func(why *engine.Silence) { a.ui.Note("%s %s", name, why.Waiting()) }
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := l.Attend(ctx, name, of); err != nil {
+			a.log().Debug("watching a machine", "machine", name, "err", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
 
 // entered records that a machine is entered by hand, and tells what that means.
 func (a *app) entered(ctx context.Context, l *engine.Lab, name lab.Name, how string, command []string) error {

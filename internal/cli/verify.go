@@ -75,7 +75,7 @@ func (a *app) verify(ctx context.Context, r request) error {
 		return err
 	}
 	show := a.show()
-	o := engine.VerifyOptions{Machines: names}
+	o := engine.VerifyOptions{Machines: names, Events: show.event}
 	if a.ui.Size != nil || a.verbose { // anywhere else the report says it all, a moment later
 		o.Progress = func(r verify.Result) {
 			show.event(engine.Event{

@@ -258,7 +258,14 @@ that name must have its size, or more, and its file system.`,
 }
 
 // options are those of a command that needs no more than to be recorded.
-func (a *app) options() engine.Options { return engine.Options{Command: a.typed} }
+func (a *app) options() engine.Options { return engine.Options{Command: a.typed, Events: a.noted} }
+
+// noted tells what is to be known of a machine, and no progress.
+func (a *app) noted(e engine.Event) {
+	if e.Stage == engine.StageNote && e.Machine != "" {
+		a.ui.Note("%s %s", e.Machine, e.Text)
+	}
+}
 
 func (a *app) absolute(path string) (string, error) {
 	if filepath.IsAbs(path) {

@@ -128,17 +128,29 @@ func standsStill(s *site) {
 	}
 	p := s.start("exec", name, "--", "echo begun; sleep 3")
 	s.wait("the command runs", func() bool { return p.stdout.String() != "" })
+	log := s.start("logs", name, "--follow")
+	config := s.write("ssh.conf", s.ok("ssh-config", "--bare"))
+	plain := s.program("ssh", "-F", config, name, "echo begun; sleep 600")
+	s.wait("the others are at it", func() bool { return log.stdout.String() != "" && plain.stdout.String() != "" })
 	stopped := time.Now()
 	if err := stop(); err != nil {
 		s.Fatal(err)
 	}
-	s.wait("the pause is told", func() bool { return strings.Contains(p.stderr.String(), name+" is paused") })
+	for _, p := range []*process{p, log, plain} {
+		s.wait("the pause is told", func() bool { return strings.Contains(p.stderr.String(), name+" is paused") })
+	}
+	s.Logf("told after %v", time.Since(stopped))
 	s.wait("it has stood still for six seconds", func() bool { return time.Since(stopped) > 6*time.Second })
 	if err := cont(); err != nil {
 		s.Fatal(err)
 	}
 	if r := p.end(); r.code != 0 {
 		s.Error(r)
+	}
+	for _, p := range []*process{log, plain} {
+		s.wait("that it goes on is told", func() bool { return strings.Contains(p.stderr.String(), name+" answers again") })
+		p.signal(syscall.SIGINT)
+		p.end()
 	}
 	s.wait("the clock is right", func() bool {
 		guest, err := strconv.ParseInt(strings.TrimSpace(s.ok("exec", name, "--", "date +%s")), 10, 64)

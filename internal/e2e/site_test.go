@@ -243,10 +243,20 @@ func (s *site) start(args ...string) *process {
 
 func (s *site) startWith(env []string, stdin string, args ...string) *process {
 	s.Helper()
+	return s.begin(env, stdin, labBinary, s.options(args))
+}
+
+// program starts another program than lab.
+func (s *site) program(name string, args ...string) *process {
+	s.Helper()
+	return s.begin(nil, "", name, args)
+}
+
+func (s *site) begin(env []string, stdin, program string, args []string) *process {
+	s.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	args = s.options(args)
 	p := &process{
-		Cmd:    s.command(ctx, env, labBinary, args...),
+		Cmd:    s.command(ctx, env, program, args...),
 		stdout: new(output), stderr: new(output),
 		began: time.Now(), args: args, t: s.TB, cancel: cancel,
 	}

@@ -212,9 +212,8 @@ func orUnknown(why string) string {
 const pauseInterval = time.Second
 
 // watchPause ends the wait for a machine that its hypervisor halted, as QEMU does
-// when the disk is full. One that somebody paused is waited for, and that is said.
+// when the disk is full. One that somebody paused is waited for: an attendant tells that.
 func (s *session) watchPause(ctx context.Context, g lab.Generation, halted context.CancelCauseFunc) {
-	paused := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -225,14 +224,10 @@ func (s *session) watchPause(ctx context.Context, g lab.Generation, halted conte
 		if err != nil {
 			continue
 		}
-		was := paused
-		switch paused = m.State == providers.StatePaused; {
-		case paused && m.Reason != "":
+		if m.State == providers.StatePaused && m.Reason != "" {
 			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageNote, Text: "is paused: " + m.Reason})
 			halted(&endError{"is paused: " + m.Reason})
 			return
-		case paused && !was:
-			s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageNote, Text: "is paused; lab waits until it goes on"})
 		}
 	}
 }
@@ -249,6 +244,9 @@ func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage,
 	if err != nil {
 		return stage, err
 	}
+	attendant, leave := s.attend(ctx, l.Generation, Attention{})
+	defer leave()
+	target = attendant.watched(ctx, target)
 	if err := s.await(ctx, target, l, c); err != nil || !l.newborn {
 		return stage, err
 	}

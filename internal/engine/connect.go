@@ -216,17 +216,13 @@ func (e *SilentError) Hint() string {
 	return fmt.Sprintf("\"lab console %[1]s\" and \"lab logs %[1]s\" show what it does; \"lab replace %[1]s\" puts a new one in its place", e.Machine)
 }
 
-// Silence says why a machine that was heard does not answer now, in a few words.
-func (l *Lab) Silence(ctx context.Context, name lab.Name) string {
-	_, err := l.running(ctx, name)
-	var paused *PausedError
-	switch {
-	case errors.As(err, &paused) && paused.Why != "":
-		return "is paused: " + paused.Why
-	case errors.As(err, &paused):
-		return "is paused"
+// Silence says why a machine that was heard does not answer now.
+func (l *Lab) Silence(ctx context.Context, name lab.Name) *Silence {
+	m, p, err := l.known(name)
+	if err != nil {
+		return &Silence{Text: silentText}
 	}
-	return "does not answer"
+	return silence(ctx, p, lab.Generation{Lab: l.id, Machine: name, Number: m.Generation})
 }
 
 // Connect logs in to a machine, as login or, if that is empty, as the machine's

@@ -29,6 +29,9 @@ type DiffOptions struct {
 
 	AsProvision *drift.ProvisionOptions // say it as provision steps too; nil for no
 	drift.Options
+
+	// Events is told of a guest that is asked and does not answer; may be nil.
+	Events func(Event)
 }
 
 // Drift is what Diff found. Its JSON is the schema of "lab diff --json".
@@ -53,7 +56,7 @@ func (l *Lab) Diff(ctx context.Context, o DiffOptions) (d Drift, err error) {
 	if o.Old != nil {
 		wanted = append(wanted, *o.Old)
 	}
-	disks, err := l.openDisks(ctx, wanted)
+	disks, err := l.openDisks(ctx, wanted, o.Events)
 	defer func() {
 		for _, disk := range disks {
 			err = errors.Join(err, disk.close(ctx))
@@ -119,7 +122,7 @@ type openDisk struct {
 
 // openDisks opens the disks of one or two subjects, and returns those that it opened
 // even with an error. Two commands with the same disks take them in the same order.
-func (l *Lab) openDisks(ctx context.Context, all []Subject) ([]*openDisk, error) {
+func (l *Lab) openDisks(ctx context.Context, all []Subject, events func(Event)) ([]*openDisk, error) {
 	for i, s := range all {
 		m, _, err := l.known(s.Machine)
 		if err != nil {
@@ -142,7 +145,7 @@ func (l *Lab) openDisks(ctx context.Context, all []Subject) ([]*openDisk, error)
 	}
 	var opened []*openDisk
 	for _, i := range order {
-		d, err := l.openDisk(ctx, all[i])
+		d, err := l.openDisk(ctx, all[i], events)
 		if err != nil {
 			return opened, err
 		}
@@ -154,8 +157,9 @@ func (l *Lab) openDisks(ctx context.Context, all []Subject) ([]*openDisk, error)
 	return opened, nil
 }
 
-// openDisk opens the disk of a subject whose generation is set.
-func (l *Lab) openDisk(ctx context.Context, s Subject) (*openDisk, error) {
+// openDisk opens the disk of a subject whose generation is set. Events is told of a guest
+// that does not answer; may be nil.
+func (l *Lab) openDisk(ctx context.Context, s Subject, events func(Event)) (*openDisk, error) {
 	m, p, err := l.known(s.Machine)
 	if err != nil {
 		return nil, err
@@ -166,7 +170,7 @@ func (l *Lab) openDisk(ctx context.Context, s Subject) (*openDisk, error) {
 		return nil, fmt.Errorf("the disk of %s can't be read: the provider %s does not show it", g, p.Name())
 	}
 	if g.Number == m.Generation && m.Phase == ledger.PhaseReady {
-		(&session{Lab: l}).sync(ctx, m)
+		(&session{Lab: l, provider: p, opt: Options{Events: events}}).syncAttended(ctx, m)
 	}
 	d := &openDisk{g: g}
 	if d.disk, err = reader.OpenDisk(ctx, g); err != nil {

@@ -58,7 +58,9 @@ func (s *session) recheck(ctx context.Context, g lab.Generation, m lab.Machine, 
 	}
 	target, err := s.targetOf(g, rec.Create, "")
 	if err == nil {
-		err = s.waitReady(ctx, target, g, m.Ready)
+		attendant, leave := s.attend(ctx, g, Attention{Expected: true})
+		err = s.waitReady(ctx, attendant.watched(ctx, target), g, m.Ready)
+		leave()
 	}
 	if err == nil || interrupted(ctx, err) {
 		return err

@@ -176,6 +176,8 @@ type listedSide struct {
 	list *drift.Manifest
 	side drift.Side // nil if nobody kept what is in the files
 	end  func()
+
+	attendant *attendant // of the machine, if it is asked
 }
 
 // diffListed is Diff where a disk can't be read from outside: lists of files are
@@ -202,6 +204,14 @@ func (l *Lab) diffListed(ctx context.Context, o DiffOptions, d Drift, old, now *
 	d.Unreadable = err.Error()
 	if un := (*drift.UnreadableError)(nil); errors.As(err, &un) {
 		d.Unreadable = un.Why
+	}
+	if m, p, err := l.known(now.disk.g.Machine); err == nil {
+		s := &session{Lab: l, provider: p, opt: Options{Events: o.Events}}
+		attendant, leave := s.attend(ctx, s.generation(m), Attention{Expected: true})
+		defer leave()
+		for _, side := range []*listedSide{old, now} {
+			side.attendant = attendant
+		}
 	}
 	pair := !old.birth // two generations, of which the birth is better than nothing
 	for _, s := range []*listedSide{old, now} {
@@ -262,6 +272,9 @@ func (l *Lab) listNow(ctx context.Context, s *listedSide, m ledger.Machine) erro
 	target, err := l.target(m.Name, m.Create, "")
 	if err != nil {
 		return err
+	}
+	if s.attendant != nil {
+		target = s.attendant.watched(ctx, target)
 	}
 	list, err := l.askList(ctx, target)
 	if err != nil {

@@ -39,7 +39,9 @@ func (o *oven) run(ctx context.Context, j *job, c bake.Chain, lock *bake.Lock, l
 		}
 	}()
 	first := c.Count
-	m, closeAll, err := o.boot(ctx, j, g, c, last)
+	attendant, leave := s.attend(ctx, g, Attention{})
+	defer leave()
+	m, closeAll, err := o.boot(ctx, j, g, c, last, attendant)
 	if err != nil {
 		return o.failed(ctx, j, first, err)
 	}
@@ -148,7 +150,7 @@ func (o *oven) step(ctx context.Context, j *job, i int, g lab.Generation, m *bak
 
 // boot makes a throw-away machine from what is there of the image and logs in. What
 // it returns closes the login.
-func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain, last byte) (*bake.Machine, func(), error) {
+func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain, last byte, attendant *attendant) (*bake.Machine, func(), error) {
 	s, img := o.s, j.img.on(c)
 	addr := lab.NetworkOf(s.id).Host(last)
 	role := lab.Machine{Name: g.Machine, CPUs: j.cpus, Memory: j.memory, User: j.login, Network: j.network}
@@ -188,7 +190,7 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 		}
 	}()
 	go s.watchPause(alive, g, died)
-	client, err := o.login(alive, g, create)
+	client, err := o.login(alive, g, create, func(c *guest.Client) { attendant.login(ctx, c) })
 	if err != nil {
 		var end *endError
 		if errors.As(context.Cause(alive), &end) && ctx.Err() == nil {
@@ -217,7 +219,7 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 }
 
 // login tells the guest who it is, or waits until it knows, and logs in.
-func (o *oven) login(ctx context.Context, g lab.Generation, c ledger.Create) (*guest.Client, error) {
+func (o *oven) login(ctx context.Context, g lab.Generation, c ledger.Create, loggedIn func(*guest.Client)) (*guest.Client, error) {
 	target, err := o.s.target(g.Machine, c, "")
 	if err != nil {
 		return nil, err
@@ -237,6 +239,7 @@ func (o *oven) login(ctx context.Context, g lab.Generation, c ledger.Create) (*g
 			return nil, err
 		}
 	}
+	target.LoggedIn = loggedIn
 	return guest.Connect(ctx, target)
 }
 

@@ -165,7 +165,7 @@ func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error
 		return s.remove(ctx, l.Generation, []string{"it never became ready"})
 	}
 	if m, ok := s.machine(l.Machine).Of(l.Number); ok && m.Create.Agent {
-		s.sync(ctx, m)
+		s.syncAttended(ctx, m)
 	}
 	if _, err := s.letGo(ctx, l.Generation); err != nil {
 		return err
@@ -258,7 +258,7 @@ func (s *session) park(ctx context.Context, g lab.Generation, m ledger.Machine) 
 	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageStop, Text: "stopping " + g.String()})
 	if reachable(m, s.observed[g.Machine]) && (m.Create.Agent || m.Phase == ledger.PhaseReady) { // or it may never have had an ssh server
-		s.sync(ctx, m)
+		s.syncAttended(ctx, m)
 	}
 	if _, err := s.letGo(ctx, g); err != nil {
 		return s.stays(ctx, g, err)
@@ -303,6 +303,13 @@ func (s *session) unparked(ctx context.Context, g lab.Generation, m ledger.Machi
 		s.host.Log.Debug("giving a machine its names back", "machine", g, "err", serr)
 	}
 	return failed
+}
+
+// syncAttended is sync, and tells of a guest that does not answer.
+func (s *session) syncAttended(ctx context.Context, m ledger.Machine) {
+	_, leave := s.attend(ctx, s.generation(m), Attention{Expected: true})
+	defer leave()
+	s.sync(ctx, m)
 }
 
 // sync asks the guest to write everything to the disk. One that does not

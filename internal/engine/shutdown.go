@@ -19,7 +19,7 @@ import (
 // askTime is how long an agent may take to hear that its guest is to shut down. After
 // that the power button is tried, which has at least buttonTime.
 const (
-	askTime    = 5 * time.Second
+	askTime    = 4 * time.Second
 	buttonTime = 2 * time.Second
 )
 
@@ -32,6 +32,8 @@ func (s *session) shutDown(ctx context.Context, m ledger.Machine, grace time.Dur
 	if grace <= 0 {
 		return s.cut(ctx, g, "")
 	}
+	_, leave := s.attend(ctx, g, Attention{Leaving: true})
+	defer leave()
 	until := time.Now().Add(grace)
 	slow := fmt.Sprintf("it did not shut down within %s", span(grace))
 	reachable, err := s.audible(ctx, g)
@@ -114,6 +116,9 @@ func (s *session) askAgent(ctx context.Context, m ledger.Machine, limit time.Dur
 	}
 	if err != nil {
 		s.host.Log.Debug("asking the agent to power off", "machine", m.Name, "err", err)
+	}
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		s.emit(Event{Machine: m.Name, Generation: m.Generation, Stage: StageNote, Text: "its agent does not answer; its power button is pressed"})
 	}
 	return err == nil
 }

@@ -16,7 +16,8 @@ import (
 // VerifyOptions are the options of Verify.
 type VerifyOptions struct {
 	Machines []lab.Name          // machines or roles; empty for all
-	Progress func(verify.Result) // told each result, one call at a time; may be nil
+	Progress func(verify.Result) // told each result; may be nil
+	Events   func(Event)         // told of machines that do not answer; may be nil. One call of both at a time
 }
 
 // Verify carries out the checks of want or, if that is nil, those that were last
@@ -44,15 +45,22 @@ func (l *Lab) Verify(ctx context.Context, want *lab.Lab, o VerifyOptions) (verif
 	if err != nil {
 		return verify.Report{}, err
 	}
+	s := &session{Lab: l, opt: Options{Events: o.Events}}
+	if s.provider, err = l.host.Provider(state.Opened); err != nil {
+		return verify.Report{}, err
+	}
 	var targets []verify.Target
 	for _, m := range chosen {
 		if len(m.Tests) == 0 {
 			continue
 		}
+		g := lab.Generation{Lab: l.id, Machine: m.Name, Number: state.Machines[m.Name].Generation}
+		attendant, leave := s.attend(ctx, g, Attention{Expected: true})
+		defer leave()
 		targets = append(targets, verify.Target{
 			Machine: m.Name, Tests: m.Tests,
-			Open: func(ctx context.Context) (guest.Target, error) {
-				rec, err := l.running(ctx, m.Name)
+			Open: func(open context.Context) (guest.Target, error) {
+				rec, err := l.running(open, m.Name)
 				var none *NoMachineError
 				if errors.As(err, &none) {
 					return guest.Target{}, fmt.Errorf("%s is not up", m.Name)
@@ -60,11 +68,20 @@ func (l *Lab) Verify(ctx context.Context, want *lab.Lab, o VerifyOptions) (verif
 				if err != nil {
 					return guest.Target{}, err
 				}
-				return l.target(m.Name, rec.Create, "")
+				target, err := l.target(m.Name, rec.Create, "")
+				return attendant.watched(ctx, target), err
 			},
 		})
 	}
-	return verify.Run(ctx, targets, o.Progress)
+	progress := o.Progress
+	if progress != nil { // never while Events is told something
+		progress = func(r verify.Result) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			o.Progress(r)
+		}
+	}
+	return verify.Run(ctx, targets, progress)
 }
 
 // pick returns the machines that names stand for, in their own order; all of them if

@@ -75,7 +75,7 @@ func (s *session) push(ctx context.Context, name string, enough func(context.Con
 	m, ok := s.machine(by.generation.Machine).Of(by.generation.Number)
 	booting := m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseStarting
 	if ok && !booting && (m.Create.Agent || m.Phase == ledger.PhaseReady) {
-		s.sync(ctx, m)
+		s.syncAttended(ctx, m)
 	}
 	on.written = true
 	if on.volume, err = store.Get(name); err != nil {

@@ -86,7 +86,11 @@ func login(ctx context.Context, conn net.Conn, t Target) (*Client, error) {
 		}
 		return nil, fmt.Errorf("logging in to machine %q: %w", t.Machine, err)
 	}
-	return &Client{ssh: ssh.NewClient(sc, chans, reqs), conn: h, machine: string(t.Machine)}, nil
+	c := &Client{ssh: ssh.NewClient(sc, chans, reqs), conn: h, machine: string(t.Machine)}
+	if t.LoggedIn != nil {
+		t.LoggedIn(c)
+	}
+	return c, nil
 }
 
 // Close ends the login and everything that still runs in it.

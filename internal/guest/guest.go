@@ -45,6 +45,9 @@ type Target struct {
 	User    string
 	Key     ssh.Signer    // the lab's
 	HostKey ssh.PublicKey // the machine's: any other is refused
+
+	// LoggedIn is told of each login, before it is used; may be nil. It must not wait.
+	LoggedIn func(*Client)
 }
 
 // IdentityConfig is what an Identity is made of.

@@ -16,8 +16,8 @@ import (
 const (
 	askAfter    = 2 * time.Second
 	silentAfter = 4 * time.Second
-	lookEvery   = 500 * time.Millisecond
-	bulk        = 32 << 10
+	lookEvery   = 250 * time.Millisecond
+	bulk        = 16 << 10
 )
 
 // heard is a connection that knows when something last came, and how much went.
@@ -41,28 +41,90 @@ func (h *heard) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Hear returns conn, and the pulse of the guest at its other end but for Ask: whatever
+// comes shows that the guest goes on.
+func Hear(conn net.Conn) (net.Conn, Pulse) {
+	h := &heard{Conn: conn}
+	p := h.pulse()
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		return &heardHalf{h, half.CloseWrite}, p
+	}
+	return h, p
+}
+
+// heardHalf is a connection of which one direction can be closed.
+type heardHalf struct {
+	*heard
+	closeWrite func() error
+}
+
+func (h *heardHalf) CloseWrite() error { return h.closeWrite() }
+
+func (h *heard) pulse() Pulse {
+	return Pulse{Heard: func() time.Time { return time.Unix(0, h.last.Load()) }, Sent: h.written.Load}
+}
+
+// Pulse is what shows that a guest goes on.
+type Pulse struct {
+	// Ask asks the guest whether it is there, and returns nil once it has answered. After
+	// an error it is called again: that is no answer.
+	Ask func(context.Context) error
+	// Heard is when something last came from the guest unasked; nil if that is not known.
+	Heard func() time.Time
+	// Sent is how many bytes the guest was sent; nil if that is not known.
+	Sent func() int64
+}
+
 // Watch calls changed with true when the guest has been silent for four seconds though
-// it was asked, and with false when it is heard again, until ctx or the login ends. A
-// command that prints nothing is not a silent guest: the guest's ssh server answers.
-func (c *Client) Watch(ctx context.Context, changed func(silent bool)) {
-	ended := make(chan struct{})
-	go func() {
-		_ = c.ssh.Wait()
-		close(ended)
-	}()
-	w := &watch{ask: func() { _, _, _ = c.ssh.SendRequest("keepalive@openssh.com", true, nil) }, changed: changed}
+// it was asked, and with false when it is heard again, until ctx ends.
+func (p Pulse) Watch(ctx context.Context, changed func(silent bool)) {
+	w := &watch{ask: func() { p.answer(ctx) }, changed: changed}
+	began := time.Now()
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ended:
-			return
 		case now := <-t.C:
-			w.look(now, time.Unix(0, c.conn.last.Load()), c.conn.written.Load())
+			last, sent := began, int64(0)
+			if p.Heard != nil {
+				last = p.Heard()
+			}
+			if p.Sent != nil {
+				sent = p.Sent()
+			}
+			w.look(now, last, sent)
 		}
 	}
+}
+
+// answer asks until there is an answer, or ctx ends.
+func (p Pulse) answer(ctx context.Context) {
+	for p.Ask(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+// Watch is Pulse.Watch of the login, and ends with it. A command that prints nothing is
+// not a silent guest: the guest's ssh server answers.
+func (c *Client) Watch(ctx context.Context, changed func(silent bool)) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		_ = c.ssh.Wait()
+		cancel()
+	}()
+	p := c.conn.pulse()
+	p.Ask = func(context.Context) error {
+		_, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil)
+		return err
+	}
+	p.Watch(ctx, changed)
 }
 
 // watch is what Watch knows.
@@ -72,6 +134,7 @@ type watch struct {
 
 	asked    time.Time   // zero: nothing is asked
 	answered atomic.Bool // what was asked last
+	heard    time.Time   // when an answer was last found
 	silent   bool
 
 	written int64     // at the last look
@@ -86,9 +149,15 @@ func (w *watch) look(now, last time.Time, written int64) {
 	}
 	w.written = written
 	if !w.asked.IsZero() && w.answered.Load() {
-		w.asked = time.Time{}
+		w.asked, w.heard = time.Time{}, now
+	}
+	if w.heard.After(last) {
+		last = w.heard
 	}
 	switch quiet := now.Sub(last); {
+	case w.asked.IsZero() && w.silent:
+		w.silent = false
+		w.changed(false)
 	case w.asked.IsZero() && quiet >= askAfter:
 		w.asked = now
 		w.answered.Store(false)
@@ -99,8 +168,5 @@ func (w *watch) look(now, last time.Time, written int64) {
 	case !w.asked.IsZero() && !w.silent && now.Sub(w.asked) >= silentAfter-askAfter && quiet >= silentAfter-askAfter && now.Sub(w.busy) >= silentAfter-askAfter:
 		w.silent = true
 		w.changed(true)
-	case w.asked.IsZero() && w.silent:
-		w.silent = false
-		w.changed(false)
 	}
 }

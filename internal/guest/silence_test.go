@@ -33,7 +33,7 @@ func TestWatch(t *testing.T) {
 		answer <- struct{}{}
 		last = time.Now()
 		pass(time.Second)
-		if want := []string{"4s true", "10.5s false"}; !slices.Equal(said, want) {
+		if want := []string{"4s true", "10.25s false"}; !slices.Equal(said, want) {
 			t.Errorf("got %q, want %q", said, want)
 		}
 		// A guest that answers is not silent, however little it says.
