@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/internal/fsutil"
 )
 
 // annotationOrigin tells, in the index, where a box came from. It is no part of
@@ -117,7 +119,7 @@ func (s *Store) writeIndex(records []record) error {
 	if err != nil {
 		return err
 	}
-	if err := s.writeFile(s.indexFile(), data, 0o600); err != nil {
+	if err := s.writeFile(s.indexFile(), data); err != nil {
 		return fmt.Errorf("writing the index of the box store: %w", err)
 	}
 	return nil
@@ -223,37 +225,14 @@ func flock(f *os.File, how int) error {
 }
 
 // writeFile replaces path whole or not at all, and durably.
-func (s *Store) writeFile(path string, data []byte, mode os.FileMode) (err error) {
-	f, err := os.CreateTemp(s.ingestDir(), "file-*")
+func (s *Store) writeFile(path string, data []byte) error {
+	d, err := fsutil.NewDraftIn(s.ingestDir(), "file-", path, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
+	defer d.Drop()
+	if _, err := d.Write(data); err != nil {
 		return err
 	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return d.Commit()
 }

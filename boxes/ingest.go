@@ -294,7 +294,7 @@ func (st *stage) publish() error {
 			st.fresh = append(st.fresh, blob)
 		}
 	}
-	return syncDir(st.store.blobs())
+	return fsutil.SyncDir(st.store.blobs())
 }
 
 // retract undoes publish as far as it came: after it, no file is in the store

@@ -78,7 +78,7 @@ func (s *Store) create() error {
 			return err
 		}
 		// The layout file comes last: once it is there, all is there.
-		return s.writeFile(filepath.Join(s.dir, ocispec.ImageLayoutFile), layout, 0o600)
+		return s.writeFile(filepath.Join(s.dir, ocispec.ImageLayoutFile), layout)
 	})
 }
 

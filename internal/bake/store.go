@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 )
 
@@ -175,18 +176,18 @@ func (s *Store) put(ctx context.Context, below Chain, parent string, l lab.Layer
 	if err != nil {
 		return Entry{}, err
 	}
-	if err := writeSynced(filepath.Join(tmp, entryFile), append(b, '\n')); err != nil {
+	if err := fsutil.WriteFile(filepath.Join(tmp, entryFile), append(b, '\n'), 0o600); err != nil {
 		return Entry{}, err
 	}
 	if err := s.settle(tmp, dir, e); err != nil {
 		return Entry{}, err
 	}
-	return e, syncDir(s.dir)
+	return e, fsutil.SyncDir(s.dir)
 }
 
 // settle moves what was prepared in tmp to dir.
 func (s *Store) settle(tmp, dir string, e Entry) error {
-	if err := syncDir(tmp); err != nil {
+	if err := fsutil.SyncDir(tmp); err != nil {
 		return err
 	}
 	err := os.Rename(tmp, dir)
@@ -199,13 +200,13 @@ func (s *Store) settle(tmp, dir string, e Entry) error {
 			return err
 		}
 	}
-	if err := syncDir(dir); err != nil {
+	if err := fsutil.SyncDir(dir); err != nil {
 		return err
 	}
 	if err := os.Rename(filepath.Join(tmp, entryFile), filepath.Join(dir, entryFile)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return fsutil.SyncDir(dir)
 }
 
 // take links or copies a disk to path, makes it read-only, and returns its size and
@@ -435,22 +436,4 @@ func usage(dir string) lab.Bytes {
 		return nil
 	})
 	return n
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

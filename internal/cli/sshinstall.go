@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 )
 
@@ -305,13 +306,13 @@ func dropInclude(config, line string) string {
 // disk costs neither. Just before the new one takes the old one's place, it asks check,
 // if there is one, and gives up with its error.
 func replaceUserFile(path string, data []byte, mode fs.FileMode, check func() error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	d, err := fsutil.NewDraft(path, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // nothing is there any more after a success
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	defer d.Drop()
+	_, err = d.Write(data)
+	if err := errors.Join(err, d.Chmod(mode)); err != nil {
 		return err
 	}
 	if check != nil {
@@ -319,5 +320,5 @@ func replaceUserFile(path string, data []byte, mode fs.FileMode, check func() er
 			return err
 		}
 	}
-	return os.Rename(f.Name(), path)
+	return d.Commit()
 }

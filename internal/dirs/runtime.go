@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 )
 
@@ -51,11 +52,7 @@ func (d Dirs) claim(id lab.ID, folder *os.File) error {
 	if _, ok := d.named(id); ok {
 		return nil
 	}
-	path := d.Runtime(id)
-	err := os.WriteFile(path+".new", []byte(d.Run+"\n"), 0o600)
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
+	err := fsutil.WriteFile(d.Runtime(id), []byte(d.Run+"\n"), 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // destroyed meanwhile
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
@@ -342,7 +343,7 @@ func (l *Lab) SSHConfig() ([]SSHHost, error) {
 			KnownHostsFile: known, HostKeyAlias: alias,
 		})
 	}
-	if err := replaceFile(known, lines); err != nil {
+	if err := fsutil.WriteFile(known, lines, 0o600); err != nil {
 		return nil, fmt.Errorf("writing the known hosts: %w", err)
 	}
 	return hosts, nil
@@ -392,43 +393,19 @@ func (l *Lab) key(name, comment string) (guest.Key, error) {
 	if err != nil {
 		return guest.Key{}, err
 	}
-	// Two machines may ask for the lab's key at once: whoever links first wins.
-	tmp, err := writeTemp(path, key.PEM)
+	// Two machines may ask for the lab's key at once: the first one to commit wins.
+	draft, err := fsutil.NewDraft(path, 0o600)
 	if err != nil {
 		return guest.Key{}, fmt.Errorf("writing a key of the lab: %w", err)
 	}
-	defer os.Remove(tmp)
-	if err := os.Link(tmp, path); errors.Is(err, os.ErrExist) {
+	defer draft.Drop()
+	if _, err := draft.Write(key.PEM); err != nil {
+		return guest.Key{}, fmt.Errorf("writing a key of the lab: %w", err)
+	}
+	if err := draft.CommitNew(); errors.Is(err, os.ErrExist) {
 		return l.key(name, comment)
 	} else if err != nil {
 		return guest.Key{}, fmt.Errorf("writing a key of the lab: %w", err)
 	}
 	return key, nil
-}
-
-// replaceFile writes a file (mode 0600) so that readers see the old or the new.
-func replaceFile(path string, data []byte) error {
-	tmp, err := writeTemp(path, data)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		os.Remove(tmp)
-		return err
-	}
-	return nil
-}
-
-// writeTemp writes data to a new file beside path and syncs it.
-func writeTemp(path string, data []byte) (string, error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		os.Remove(f.Name())
-		return "", err
-	}
-	return f.Name(), nil
 }

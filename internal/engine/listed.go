@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/labfile/lab/internal/drift"
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
@@ -106,7 +107,7 @@ func (s *session) writeList(ctx context.Context, target guest.Target, g lab.Gene
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return replaceFile(path, packed.Bytes())
+	return fsutil.WriteFile(path, packed.Bytes(), 0o600)
 }
 
 // askList asks a guest for the list of its files.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 )
@@ -218,7 +219,7 @@ func (l *Lab) writeOrigin(o ledger.Opened) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(l.host.Dirs.Origin(l.id), append(b, '\n'))
+	return fsutil.WriteFile(l.host.Dirs.Origin(l.id), append(b, '\n'), 0o600)
 }
 
 // forget removes what is kept beside volumes, once there are none.

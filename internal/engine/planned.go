@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
@@ -67,7 +68,7 @@ func (p Planned) Write(path string) error {
 	if err != nil {
 		return fmt.Errorf("writing the plan: %w", err)
 	}
-	if err := replaceFile(path, append(text, '\n')); err != nil {
+	if err := fsutil.WriteFile(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("writing the plan: %w", err)
 	}
 	return nil

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fsutil opens files that users name, and writes files with holes.
+// Package fsutil opens files that users name, and writes files: durably, and with holes.
 package fsutil
 
 import (

@@ -65,6 +65,50 @@ func TestLicense(t *testing.T) {
 	}
 }
 
+// renames are the places outside of internal/fsutil that rename files, and why none of them
+// replaces the content of a file.
+var renames = map[string]string{
+	"boxes/ingest.go":                   "publishes blobs that are synced already, then syncs the folder once",
+	"boxes/build/tree.go":               "moves files of a build, which begins anew after a loss of power",
+	"internal/bake/store.go":            "moves disks that are synced already, then syncs the folder once",
+	"internal/guest/filestream/tree.go": "puts what was copied to the user in its place; cp promises no more than cp(1)",
+	"internal/supervise/spawn.go":       "turns a log",
+	"providers/local/make.go":           "moves a directory to the trash",
+	"providers/local/run.go":            "a FIFO, and a console's log, of a machine that runs",
+}
+
+// TestOneWriter checks that files are replaced by internal/fsutil, which syncs the content and
+// the name in the order that survives a loss of power.
+func TestOneWriter(t *testing.T) {
+	seen := map[string]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		src, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name := filepath.ToSlash(strings.TrimPrefix(path, root+"/"))
+		if !strings.Contains(string(src), "os.Rename(") || strings.HasPrefix(name, "internal/fsutil/") {
+			return nil
+		}
+		seen[name] = true
+		if renames[name] == "" {
+			t.Errorf("%s calls os.Rename: use fsutil.WriteFile, fsutil.Draft or fsutil.Rename, or say in renames why it need not", name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range renames {
+		if !seen[name] {
+			t.Errorf("%s renames nothing any more: take it out of renames", name)
+		}
+	}
+}
+
 // list returns the packages of the project and all that they depend on.
 func list(t *testing.T) []Package {
 	t.Helper()

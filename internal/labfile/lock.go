@@ -4,18 +4,16 @@ package labfile
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"regexp"
 	"runtime"
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 )
 
@@ -191,41 +189,10 @@ func WriteLock(path string, lk Lock) error {
 	return nil
 }
 
-// replaceFile writes path by way of a file beside it, so that no reader and no
-// crash ever meets half of one.
-func replaceFile(path string, data []byte) (err error) {
+// replaceFile writes path as a whole, unless it holds data already.
+func replaceFile(path string, data []byte) error {
 	if old, err := readFile(path); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
-	dir := filepath.Dir(path)
-	temp := filepath.Join(dir, "."+filepath.Base(path)+"."+rand.Text()[:8])
-	// Not os.CreateTemp: the file is the user's, so its mode is the umask's.
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(temp)
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return err
-	}
-	if err = os.Rename(temp, path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return fsutil.WriteFile(path, data, 0o666) // the file is the user's, so its mode is the umask's
 }

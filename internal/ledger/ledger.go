@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 )
 
@@ -138,7 +139,7 @@ func (l *Ledger) append(r Record, data any, flags int) (Record, error) {
 		return Record{}, fmt.Errorf("writing the ledger: %w", err)
 	}
 	if fresh {
-		if err := syncDir(filepath.Dir(l.path)); err != nil {
+		if err := fsutil.SyncDir(filepath.Dir(l.path)); err != nil {
 			return Record{}, err
 		}
 	}
@@ -243,13 +244,4 @@ func flock(f *os.File) error {
 			return err
 		}
 	}
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 )
@@ -233,7 +234,7 @@ func (s *Store) keep(v *Volume, layers []string, why string, automatic bool) (Sn
 		Size: v.Size, Layers: layers,
 	}
 	if v.At == (Place{}) {
-		if err := syncFile(folder(s.dir).Path(layers[len(layers)-1])); err != nil {
+		if err := fsutil.SyncFile(folder(s.dir).Path(layers[len(layers)-1])); err != nil {
 			return snap, err
 		}
 	}

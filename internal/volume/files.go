@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/qcow2"
@@ -105,15 +106,12 @@ func (d folder) Make(_ context.Context, name string, size lab.Bytes) error {
 	if err := qcow2.Create(d.Path(name), size); err != nil {
 		return err
 	}
-	return syncFile(d.Path(name))
+	return fsutil.SyncFile(d.Path(name))
 }
 
 // Put moves a file here, from the same file system.
 func (d folder) Put(_ context.Context, name, from string) error {
-	if err := syncFile(from); err != nil {
-		return err
-	}
-	return os.Rename(from, d.Path(name))
+	return fsutil.Rename(from, d.Path(name))
 }
 
 // Open returns the files' own paths.
@@ -143,7 +141,7 @@ func (d folder) Commit(ctx context.Context, chain []string) error {
 	if _, err := qemuImg(ctx, "commit", "-q", "-d", chainSpec(paths)); err != nil {
 		return err
 	}
-	return syncFile(paths[0])
+	return fsutil.SyncFile(paths[0])
 }
 
 // Flatten has qemu-img do it.
@@ -152,16 +150,8 @@ func (d folder) Flatten(ctx context.Context, chain []string, _ lab.Bytes, name s
 	if err := flatten(ctx, paths, "qcow2", d.Path(name)); err != nil {
 		return err
 	}
-	return syncFile(d.Path(name))
+	return fsutil.SyncFile(d.Path(name))
 }
 
 // Remove removes a file, or a folder of copies that an interrupted command left.
 func (d folder) Remove(_ context.Context, name string) error { return os.RemoveAll(d.Path(name)) }
-
-func syncFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}

@@ -166,7 +166,7 @@ func (s *Store) Export(ctx context.Context, name string, from Snapshot, format, 
 		os.Remove(tmp)
 		return fmt.Errorf("writing %s: %w", to, err)
 	}
-	if err := errors.Join(syncFile(tmp), os.Rename(tmp, to)); err != nil {
+	if err := fsutil.Rename(tmp, to); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("writing %s: %w", to, err)
 	}

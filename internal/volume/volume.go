@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/qcow2"
 )
@@ -265,20 +266,15 @@ func (s *Store) save(ctx context.Context, v Volume) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(s.dir, "."+v.Name+"@*")
+	d, err := fsutil.NewDraftIn(s.dir, "."+v.Name+"@", s.described(v.Name), 0o600) // sweep knows the prefix
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(text, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		os.Remove(f.Name())
+	defer d.Drop()
+	if _, err := d.Write(append(text, '\n')); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), s.described(v.Name)); err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	if err := s.sync(); err != nil {
+	if err := d.Commit(); err != nil {
 		return err
 	}
 	// The change holds: what a host that went away has still, the next one sweeps.
@@ -314,13 +310,4 @@ func (s *Store) sweep(ctx context.Context, name string, at Place, keep []string)
 		}
 	}
 	return nil
-}
-
-func (s *Store) sync() error {
-	d, err := os.Open(s.dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

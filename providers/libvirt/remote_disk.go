@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers"
 	"github.com/labfile/lab/providers/local"
@@ -99,24 +100,18 @@ func (r *Remote) fetch(ctx context.Context, d *directory, n int, path string) er
 	if !ok {
 		return errors.New("the overlays are in no pool")
 	}
-	f, err := os.CreateTemp(d.Path, ".fetched-*")
+	draft, err := fsutil.NewDraftIn(d.Path, ".fetched-", path, 0o600)
 	if err != nil {
 		return err
 	}
-	err = o.files.get(ctx, o.name(n), f)
-	if e := f.Close(); err == nil {
-		err = e
+	defer draft.Drop()
+	if err := o.files.get(ctx, o.name(n), draft.File); err != nil {
+		return err
 	}
-	if err == nil {
-		err = qcow2.ForgetBacking(f.Name())
+	if err := qcow2.ForgetBacking(draft.Name()); err != nil {
+		return err
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return draft.Commit()
 }
 
 // OpenDisk lays an overlay over what is to be read and fetches that. What is frozen is

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/qcow2"
 )
@@ -106,7 +107,7 @@ func AddOverlay(dir string, n int, size lab.Bytes) error {
 	if err := qcow2.Create(half, size); err != nil {
 		return err
 	}
-	return os.Rename(half, path)
+	return fsutil.Rename(half, path)
 }
 
 // Empty reports whether nothing was ever written to an overlay. It is only true
