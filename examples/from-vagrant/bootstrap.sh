@@ -1,0 +1,4 @@
+#!/bin/sh
+set -eu
+systemctl daemon-reload
+systemctl enable site
