@@ -332,6 +332,12 @@ func conformRemote(t *testing.T, daemon *daemontest.Daemon, uri, pool string) {
 				t.Fatal(err)
 			}
 		}
+		pause := func(t *testing.T, m providers.Machine) {
+			dom := domainOf(t, m.Generation)
+			if err := r.p.link.do(t.Context(), func(l *golibvirt.Libvirt) error { return l.DomainSuspend(dom) }); err != nil {
+				t.Fatal(err)
+			}
+		}
 		return providertest.Host{
 			Provider: r, Other: testRemote(t, uri, daemon, d),
 			Image: providertest.BootImage(t, false), Deaf: providertest.BootImage(t, true), Memory: 16 * lab.MiB,
@@ -340,13 +346,9 @@ func conformRemote(t *testing.T, daemon *daemontest.Daemon, uri, pool string) {
 					t.Fatal(err)
 				}
 			},
+			Pause: pause,
 			// That a QEMU of another host is stopped by a signal cannot be seen from here.
-			Freeze: func(t *testing.T, m providers.Machine) {
-				dom := domainOf(t, m.Generation)
-				if err := r.p.link.do(t.Context(), func(l *golibvirt.Libvirt) error { return l.DomainSuspend(dom) }); err != nil {
-					t.Fatal(err)
-				}
-			},
+			Freeze: pause,
 			Halve: func(t *testing.T, g lab.Generation) {
 				undefine(t, g)
 				if err := os.Truncate(filepath.Join(pool, r.overlays(g, nil).name(0)), 100); err != nil {
