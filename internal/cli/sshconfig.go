@@ -69,7 +69,7 @@ A MACHINE.LAB that two installed labs would share is left out of both.`,
 				return err
 			}
 			if install || remove {
-				return a.keepSSH(l, install)
+				return a.keepSSH(ctx, l, install)
 			}
 			if names, err = l.Expand(names); err != nil {
 				return err
@@ -123,19 +123,19 @@ func (a *app) proxy(id lab.ID, name lab.Name) string {
 }
 
 // keepSSH installs the lab for the user's ssh, or takes it out again, and says so.
-func (a *app) keepSSH(l *engine.Lab, install bool) error {
+func (a *app) keepSSH(ctx context.Context, l *engine.Lab, install bool) error {
 	h, err := a.host()
 	if err != nil {
 		return err
 	}
 	if !install {
-		if err := a.uninstallSSH(h, l.ID()); err != nil {
+		if err := a.uninstallSSH(ctx, h, l.ID()); err != nil {
 			return err
 		}
 		a.ui.Note("your ssh does not know lab %s any more", l.ID())
 		return nil
 	}
-	if err := a.installSSH(h, l); err != nil {
+	if err := a.installSSH(ctx, h, l); err != nil {
 		return err
 	}
 	hosts, err := l.SSHConfig()

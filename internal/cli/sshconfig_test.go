@@ -3,14 +3,18 @@
 package cli_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -260,6 +264,50 @@ func TestInstallSSHConfigLocks(t *testing.T) {
 	if code := <-done; code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+}
+
+// Ctrl-C ends a command that waits for another one that is at the configuration.
+func TestInstallSSHConfigWaits(t *testing.T) {
+	d := newDesk(t, shop)
+	d.env["HOME"] = t.TempDir()
+	defer func() { _, _, _ = d.run("destroy", "--yes") }()
+	d.ok("up", "-q", "db")
+	must(t, os.MkdirAll(d.host.Dirs.SSH(), 0o700))
+	folder, err := os.Open(d.host.Dirs.SSH())
+	must(t, err)
+	defer folder.Close()
+	must(t, unix.Flock(int(folder.Fd()), unix.LOCK_EX))
+	fi, err := folder.Stat()
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan string, 1)
+	go func() {
+		code, _, errOut := d.runContext(ctx, "ssh-config", "--install")
+		done <- fmt.Sprintf("exit code %d, %s", code, errOut)
+	}()
+	inode := fmt.Sprintf(":%d ", fi.Sys().(*syscall.Stat_t).Ino)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		locks, err := os.ReadFile("/proc/locks") // "1: -> FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF" waits
+		must(t, err)
+		if slices.ContainsFunc(strings.Split(string(locks), "\n"), func(l string) bool {
+			return strings.Contains(l, "->") && strings.Contains(l, inode)
+		}) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not wait:\n%s", locks)
+		}
+	}
+	cancel()
+	if got := <-done; got != "exit code 130, lab: error: interrupted\n" {
+		t.Errorf("it ended with %s", got)
+	}
+	if got := d.installed(); len(got) > 0 {
+		t.Errorf("it wrote %q", got)
+	}
+	must(t, folder.Close())
+	d.ok("ssh-config", "--install")
 }
 
 func (d *desk) installed() []string {

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,8 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/fsutil"
@@ -24,7 +23,7 @@ const includeMark = "# machines of lab; \"lab ssh-config --uninstall\" takes thi
 // installSSH keeps the lab's machines in a file that the user's ssh configuration
 // includes, and writes those of the other labs there anew: a short name that two labs
 // have is no name of either.
-func (a *app) installSSH(h *engine.Host, l *engine.Lab) error {
+func (a *app) installSSH(ctx context.Context, h *engine.Host, l *engine.Lab) error {
 	include, err := includeLine(h.Dirs.SSH())
 	if err != nil {
 		return err
@@ -32,7 +31,7 @@ func (a *app) installSSH(h *engine.Host, l *engine.Lab) error {
 	if _, err := l.SSHConfig(); err != nil { // ErrNoLab before anything is written
 		return err
 	}
-	unlock, err := lockSSH(h)
+	unlock, err := lockSSH(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -45,8 +44,8 @@ func (a *app) installSSH(h *engine.Host, l *engine.Lab) error {
 
 // uninstallSSH takes the lab out of the user's ssh configuration, and the line that
 // includes it with the last lab.
-func (a *app) uninstallSSH(h *engine.Host, id lab.ID) error {
-	unlock, err := lockSSH(h)
+func (a *app) uninstallSSH(ctx context.Context, h *engine.Host, id lab.ID) error {
+	unlock, err := lockSSH(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -67,7 +66,7 @@ func (a *app) uninstallSSH(h *engine.Host, id lab.ID) error {
 
 // refreshSSH writes the lab's file anew if it is installed: its machines may be others
 // now. A failure is only noted: the command was about something else.
-func (a *app) refreshSSH(l *engine.Lab) {
+func (a *app) refreshSSH(ctx context.Context, l *engine.Lab) {
 	h, err := a.host()
 	if err != nil {
 		return
@@ -75,16 +74,16 @@ func (a *app) refreshSSH(l *engine.Lab) {
 	if _, err := os.Stat(h.Dirs.SSHConfig(l.ID())); err != nil {
 		return
 	}
-	a.rewriteSSH(h)
+	a.rewriteSSH(ctx, h)
 }
 
 // rewriteSSH writes the files of all installed labs anew: after one was destroyed, its
 // short names are those of another.
-func (a *app) rewriteSSH(h *engine.Host) {
+func (a *app) rewriteSSH(ctx context.Context, h *engine.Host) {
 	if len(installed(h)) == 0 {
 		return
 	}
-	unlock, err := lockSSH(h)
+	unlock, err := lockSSH(ctx, h)
 	if err != nil {
 		a.ui.Note("%v", err)
 		return
@@ -97,25 +96,15 @@ func (a *app) rewriteSSH(h *engine.Host) {
 
 // lockSSH waits until no other command writes the files of installed labs, or the user's
 // configuration for their sake, and returns what lets the next one do so.
-func lockSSH(h *engine.Host) (unlock func(), err error) {
+func lockSSH(ctx context.Context, h *engine.Host) (unlock func(), err error) {
 	if err := os.MkdirAll(h.Dirs.SSH(), 0o700); err != nil {
 		return nil, fmt.Errorf("keeping the ssh configuration: %w", err)
 	}
-	folder, err := os.Open(h.Dirs.SSH())
+	folder, err := fsutil.LockDir(ctx, h.Dirs.SSH())
 	if err != nil {
 		return nil, fmt.Errorf("keeping the ssh configuration: %w", err)
 	}
-	for {
-		err := unix.Flock(int(folder.Fd()), unix.LOCK_EX)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			folder.Close()
-			return nil, fmt.Errorf("locking %s: %w", h.Dirs.SSH(), err)
-		}
-		return func() { folder.Close() }, nil
-	}
+	return func() { folder.Close() }, nil
 }
 
 // installed returns the labs that are installed.

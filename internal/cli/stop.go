@@ -180,7 +180,7 @@ func (a *app) destroy(ctx context.Context, r request) error {
 	err = l.Destroy(ctx, engine.Options{Machines: names, Events: show.event, Command: a.typed, Volumes: r.Bool("volumes"), Force: r.Bool("force")})
 	show.close()
 	if h, herr := a.host(); herr == nil {
-		a.rewriteSSH(h)
+		a.rewriteSSH(ctx, h)
 	}
 	if errors.Is(err, engine.ErrNoLab) && len(names) == 0 && r.Bool("yes") {
 		a.ui.Note("there is no lab %s: nothing to destroy", l.ID())

@@ -27,7 +27,7 @@ its progress goes to the supervisor's log.`,
 			show := a.show()
 			_, err = h.Lab(lab.ID(r.args[0])).Tend(ctx, engine.Options{Command: ledger.Supervisor, Events: show.event})
 			show.close()
-			a.rewriteSSH(h)
+			a.rewriteSSH(ctx, h)
 			return err
 		},
 	}

@@ -165,7 +165,7 @@ func (a *app) carryOut(ctx context.Context, l *engine.Lab, want *lab.Lab, do fun
 	done, err := do(show)
 	show.close()
 	if done.Changes() {
-		a.refreshSSH(l)
+		a.refreshSSH(ctx, l)
 	}
 	if err != nil {
 		return err

@@ -123,7 +123,7 @@ func (s *session) attach(ctx context.Context, g lab.Generation, m lab.Machine) (
 	if live, err := s.provider.Inspect(ctx, g); err == nil && (live.State == providers.StateRunning || live.State == providers.StatePaused) {
 		return free, nil // it has them
 	}
-	if free, err = s.volumes().Hold(); err != nil {
+	if free, err = s.volumes().Hold(ctx); err != nil {
 		return func() {}, err
 	}
 	var attached []providers.Volume
@@ -296,7 +296,7 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 	if len(owned) == 0 {
 		return nil
 	}
-	free, err := s.volumes().Hold()
+	free, err := s.volumes().Hold(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fsutil opens files that users name, and writes files: durably, and with holes.
+// Package fsutil opens files that users name, writes files, durably and with holes, and
+// locks folders.
 package fsutil
 
 import (

@@ -21,8 +21,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/providers/qcow2"
@@ -109,24 +107,15 @@ const description = ".json"
 
 // Hold keeps other holders out until free is called: machines that start at once
 // may have a volume in common.
-func (s *Store) Hold() (free func(), err error) {
+func (s *Store) Hold(ctx context.Context) (free func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	d, err := os.Open(s.dir)
+	d, err := fsutil.LockDir(ctx, s.dir)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if err == nil {
-			return func() { d.Close() }, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			d.Close()
-			return nil, fmt.Errorf("locking %s: %w", s.dir, err)
-		}
-	}
+	return func() { d.Close() }, nil
 }
 
 // Names returns the names of the volumes, sorted, whatever their descriptions say.
