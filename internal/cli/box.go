@@ -102,24 +102,7 @@ func (a *app) boxListCommand() *command {
 				}
 				return ui.JSON(a.Out, map[string]any{"boxes": out})
 			}
-			if len(entries) == 0 {
-				_, err := fmt.Fprintln(a.Out, "no boxes")
-				return err
-			}
-			var t ui.Table
-			t.Row("NAME", "DIGEST", "STORED", "DISK", "ARCH", "FROM", "NOTE")
-			for _, e := range entries {
-				name, note := strings.Join(e.Names, ", "), ""
-				if name == "" {
-					name = "-"
-				}
-				if e.Damage != nil {
-					note = "damaged: " + e.Damage.Error()
-				}
-				t.Row(name, ui.ShortDigest(e.Digest.String()), ui.Size(e.Bytes), ui.Size(e.Config.Size), e.Config.Architecture, e.Origin, note)
-				t.Paint(6, ui.Red)
-			}
-			return t.Write(a.Out, a.ui.ColorOut)
+			return ui.Boxes(a.Out, entries, a.ui.OutPage())
 		},
 	}
 }
@@ -161,10 +144,10 @@ func (a *app) boxShowCommand() *command {
 }
 
 func (a *app) printBox(b boxJSON) error {
-	var t ui.Table
+	var rows [][2]string
 	row := func(k, v string) {
 		if v != "" {
-			t.Row(k, v)
+			rows = append(rows, [2]string{k, v})
 		}
 	}
 	yes := map[bool]string{true: "yes", false: "no"}
@@ -187,13 +170,13 @@ func (a *app) printBox(b boxJSON) error {
 	}
 	list := func(name string, all []string) {
 		for _, one := range all {
-			t.Row(name, one)
+			rows = append(rows, [2]string{name, one})
 			name = ""
 		}
 	}
 	list("has", b.Has)
 	list("packages", b.Packages)
-	return t.Write(a.Out, false)
+	return ui.Facts(a.Out, rows, a.ui.OutPage())
 }
 
 func (a *app) boxAddCommand() *command {

@@ -116,7 +116,7 @@ func (a *app) burn(ctx context.Context, r request) error {
 		}
 		return err
 	}
-	if perr := ui.Burnt(a.Out, burnt, a.ui.ColorOut); perr != nil {
+	if perr := ui.Burnt(a.Out, burnt, a.ui.OutPage()); perr != nil {
 		return perr
 	}
 	if err == nil {

@@ -63,7 +63,7 @@ cures what is missing. Exit code 5 if machines cannot run.`,
 			if a.asJSON {
 				err = ui.JSON(a.Out, out)
 			} else {
-				err = ui.Findings(a.Out, findings, a.ui.ColorOut)
+				err = ui.Findings(a.Out, findings, a.ui.OutPage())
 			}
 			if err == nil && !out.Capable {
 				return exitCode(ExitIncapable)

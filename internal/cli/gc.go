@@ -46,7 +46,7 @@ are boxes and baked layers: "lab box prune" and "lab bake --prune" remove those.
 				}
 				return ui.JSON(a.Out, gcJSON{dry, found})
 			}
-			if err := ui.Garbage(a.Out, found, dry); err != nil {
+			if err := ui.Garbage(a.Out, found, dry, a.ui.OutPage()); err != nil {
 				return err
 			}
 			return a.tellLayers(ctx, h)

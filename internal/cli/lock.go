@@ -45,7 +45,7 @@ moved to what its source has now; machines follow at the next "lab up".`,
 				}
 				return ui.JSON(a.Out, lockJSON{changes})
 			}
-			return ui.LockChanges(a.Out, changes)
+			return ui.LockChanges(a.Out, changes, a.ui.OutPage())
 		},
 	}
 }

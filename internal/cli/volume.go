@@ -70,7 +70,7 @@ func (a *app) volumeListCommand() *command {
 				}
 				return ui.JSON(a.Out, volumesJSON{l.ID(), all})
 			}
-			return ui.Volumes(a.Out, all, time.Now(), a.ui.ColorOut)
+			return ui.Volumes(a.Out, all, time.Now(), a.ui.OutPage())
 		},
 	}
 }

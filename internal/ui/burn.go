@@ -12,8 +12,8 @@ import (
 )
 
 // Burnt prints how machines fared in a drill.
-func Burnt(w io.Writer, burnt []engine.Burnt, color bool) error {
-	var t Table
+func Burnt(w io.Writer, burnt []engine.Burnt, page Page) error {
+	t := Table{squeezes: []squeeze{{how: fold, column: 5, least: 24}, {how: under, column: 5}, {how: drop, column: 4}}}
 	t.Row("ROUND", "MACHINE", "GENERATION", "BACK AFTER", "LOST", "NOTE")
 	for _, b := range burnt {
 		generation, back, lost := strconv.Itoa(b.Generation), "", ""
@@ -26,5 +26,5 @@ func Burnt(w io.Writer, burnt []engine.Burnt, color bool) error {
 		}
 		t.Row(strconv.Itoa(b.Round), string(b.Machine), generation, back, lost, Clean(b.Trouble))
 	}
-	return t.Write(w, color)
+	return t.Print(w, page)
 }

@@ -17,7 +17,7 @@ func TestBurnt(t *testing.T) {
 	err := Burnt(&b, []engine.Burnt{
 		{Round: 1, Machine: "db", Generation: 1, Next: 2, Lost: 3 << 20, Recovered: 3217 * time.Millisecond},
 		{Round: 2, Machine: "web", Generation: 7, Trouble: "not \x1b ready"},
-	}, false)
+	}, Page{})
 	if err != nil {
 		t.Fatal(err)
 	}

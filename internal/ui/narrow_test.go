@@ -4,6 +4,7 @@ package ui
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -13,11 +14,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	godigest "github.com/opencontainers/go-digest"
 
+	"github.com/labfile/lab/boxes"
 	"github.com/labfile/lab/internal/engine"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/providers"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -77,7 +81,50 @@ func TestAnswersFitTheTerminal(t *testing.T) {
 	generations := []ledger.Generation{
 		{Machine: "payments-worker-1", Number: 12, Phase: ledger.PhaseReady, Born: &born, Image: digest, Why: why},
 	}
+	volumes := []engine.VolumeStatus{
+		{
+			Name: "postgresql-data", Size: 20 * lab.GiB, Taken: 3 * lab.GiB, FS: "ext4", Made: since, Machine: "payments-db", Generation: 12,
+			InUse: []string{"payments-db@12", "payments-report@3"}, URI: "qemu+ssh://builder.example.org/system",
+			Snapshots: []engine.VolumeSnapshot{{Number: 14, Size: 20 * lab.GiB, Taken: since, Why: "before generation 12 of payments-db"}},
+		},
+		{Name: "uploads", Size: 5 * lab.GiB, FS: "none", Made: since, Problem: "dial tcp 192.0.2.7:22: connect: no route to host"},
+	}
+	store := []boxes.Entry{
+		{
+			Names: []string{"payments-base", "payments-base-2026-03"}, Origin: "https://boxes.example.org/payments/2026-03/payments-base-amd64.qcow2",
+			Box: boxes.Box{Digest: godigest.Digest(digest), Config: boxes.Config{Size: 21474836480, Architecture: "amd64"}, Bytes: 734003200},
+		},
+		{
+			Names: []string{"builtin/debian-12"}, Origin: "builtin/debian-12", Damage: errors.New("disk.qcow2 is 12 bytes short of what was stored"),
+			Box: boxes.Box{Digest: godigest.Digest(digest), Config: boxes.Config{Size: 2147483648, Architecture: "amd64"}, Bytes: 262144000},
+		},
+	}
+	facts := [][2]string{
+		{"names", "payments-base, payments-base-2026-03, payments-base-latest, payments-base-old"}, {"digest", digest[:20]},
+		{"has", "systemd, sshd, cloud-init and the guest agent, with AppArmor and its parser"}, {"", "nftables"},
+	}
+	garbage := []engine.Garbage{
+		{Kind: "machine", Name: "payments-staging-1f3a9c2b payments-worker-2@107", Bytes: 812 * lab.MiB, Why: "generation 108 has taken its place"},
+		{Kind: "runtime", Name: "/run/user/1000/lab/payments-staging-1f3a9c2b", Why: "its lab is gone"},
+		{Kind: "network", Name: "payments-1f3a9c2b at qemu+ssh://builder.example.org/system", Why: "its lab is gone"},
+	}
+	burnt := []engine.Burnt{
+		{Round: 1, Machine: "payments-worker-2", Generation: 107, Next: 108, Recovered: 94 * time.Second, Lost: 812 * lab.MiB},
+		{Round: 1, Machine: "payments-db", Generation: 3, Trouble: worn.Reason},
+	}
+	locked := []engine.LockChange{{Box: "payments-base", From: store[0].Origin, Old: digest, New: digest}}
+	findings := []providers.Finding{
+		{Topic: "acceleration", Level: providers.LevelWarning, Detail: "there is no /dev/kvm: machines are emulated, which is some ten times slower", Cure: "turn virtualization on"},
+		{Topic: "qemu", Level: providers.LevelOK, Detail: "/usr/bin/qemu-system-x86_64 8.2.2"},
+	}
 	for name, render := range map[string]func(*bytes.Buffer, Page) error{
+		"volumes":     func(b *bytes.Buffer, p Page) error { return Volumes(b, volumes, noon, p) },
+		"boxes":       func(b *bytes.Buffer, p Page) error { return Boxes(b, store, p) },
+		"box":         func(b *bytes.Buffer, p Page) error { return Facts(b, facts, p) },
+		"garbage":     func(b *bytes.Buffer, p Page) error { return Garbage(b, garbage, true, p) },
+		"burnt":       func(b *bytes.Buffer, p Page) error { return Burnt(b, burnt, p) },
+		"lock":        func(b *bytes.Buffer, p Page) error { return LockChanges(b, locked, p) },
+		"doctor":      func(b *bytes.Buffer, p Page) error { return Findings(b, findings, p) },
 		"status":      func(b *bytes.Buffer, p Page) error { return Status(b, status, noon, p) },
 		"list":        func(b *bytes.Buffer, p Page) error { return Labs(b, labs, p) },
 		"history":     func(b *bytes.Buffer, p Page) error { return History(b, records, p) },

@@ -157,7 +157,7 @@ func History(w io.Writer, records []ledger.Record, page Page) error {
 }
 
 // Findings prints what lab needs of the host and what it found.
-func Findings(w io.Writer, findings []providers.Finding, color bool) error {
+func Findings(w io.Writer, findings []providers.Finding, page Page) error {
 	var b strings.Builder
 	wide := 0
 	for _, f := range findings {
@@ -172,8 +172,8 @@ func Findings(w io.Writer, findings []providers.Finding, color bool) error {
 		case providers.LevelWarning:
 			c, warnings = Yellow, warnings+1
 		}
-		fmt.Fprintf(&b, "%s  %s  %s\n", c.paint(pad(string(f.Level), len(providers.LevelWarning)), color),
-			pad(Clean(f.Topic), wide), Clean(f.Detail))
+		head := c.paint(pad(string(f.Level), len(providers.LevelWarning)), page.Color) + "  " + pad(Clean(f.Topic), wide) + "  "
+		hanging(&b, head, Clean(f.Detail), len(providers.LevelWarning)+2+wide+2, page)
 		if f.Cure != "" {
 			fmt.Fprintf(&b, "%s  -> %s\n", strings.Repeat(" ", len(providers.LevelWarning)+2+wide), Clean(f.Cure))
 		}
@@ -192,12 +192,12 @@ func Findings(w io.Writer, findings []providers.Finding, color bool) error {
 }
 
 // Garbage prints what gc removed, or would remove.
-func Garbage(w io.Writer, found []engine.Garbage, dry bool) error {
+func Garbage(w io.Writer, found []engine.Garbage, dry bool, page Page) error {
 	if len(found) == 0 {
 		_, err := fmt.Fprintln(w, "nothing to remove")
 		return err
 	}
-	var t Table
+	t := Table{squeezes: []squeeze{{how: fold, column: 3, least: 24}, {how: under, column: 3}, {how: under, column: 1}}}
 	t.Row("KIND", "NAME", "SIZE", "WHY")
 	var total int64
 	for _, g := range found {
@@ -208,7 +208,7 @@ func Garbage(w io.Writer, found []engine.Garbage, dry bool) error {
 		total += int64(g.Bytes)
 		t.Row(g.Kind, g.Name, size, g.Why)
 	}
-	if err := t.Write(w, false); err != nil {
+	if err := t.Print(w, page); err != nil {
 		return err
 	}
 	verb := "removed"
@@ -220,17 +220,17 @@ func Garbage(w io.Writer, found []engine.Garbage, dry bool) error {
 }
 
 // LockChanges prints how the lock file moved.
-func LockChanges(w io.Writer, changes []engine.LockChange) error {
+func LockChanges(w io.Writer, changes []engine.LockChange, page Page) error {
 	if len(changes) == 0 {
 		_, err := fmt.Fprintln(w, "the lock file is up to date")
 		return err
 	}
-	var t Table
+	t := Table{squeezes: []squeeze{{how: under, column: 1}}}
 	t.Row("BOX", "FROM", "OLD", "NEW")
 	for _, c := range changes {
 		t.Row(c.Box, c.From, ShortDigest(c.Old), ShortDigest(c.New))
 	}
-	return t.Write(w, false)
+	return t.Print(w, page)
 }
 
 // ShortDigest shortens "sha256:<64 hex digits>" to what tells boxes apart.

@@ -119,7 +119,7 @@ warning  acceleration  none
 		{3, table + "error    qemu-img      not found\n                       -> apt-get install qemu-utils\n\n1 problem: machines cannot run here yet.\n"},
 	} {
 		var b bytes.Buffer
-		if err := Findings(&b, findings[:tc.n], false); err != nil {
+		if err := Findings(&b, findings[:tc.n], Page{}); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(tc.want, b.String()); diff != "" {
@@ -132,7 +132,7 @@ func TestGarbage(t *testing.T) {
 	found := []engine.Garbage{{Kind: "machine", Name: "a-1 web@3", Bytes: 2 * lab.MiB, Why: "the ledger does not know it"}}
 	for dry, last := range map[bool]string{true: "1 thing would be removed, 2.0 MiB\n", false: "1 thing removed, 2.0 MiB\n"} {
 		var b bytes.Buffer
-		if err := Garbage(&b, found, dry); err != nil {
+		if err := Garbage(&b, found, dry, Page{}); err != nil {
 			t.Fatal(err)
 		}
 		want := "KIND     NAME       SIZE     WHY\nmachine  a-1 web@3  2.0 MiB  the ledger does not know it\n\n" + last

@@ -53,9 +53,6 @@ func (t *Table) Paint(column int, c Color) {
 	t.colors[last][column] = c
 }
 
-// Write prints the table as wide as it is.
-func (t *Table) Write(w io.Writer, color bool) error { return t.Print(w, Page{Color: color}) }
-
 // Print prints the table. Columns that are empty in every row but the first, the
 // header, are left out.
 func (t *Table) Print(w io.Writer, p Page) error {
@@ -81,12 +78,16 @@ func (t *Table) Print(w io.Writer, p Page) error {
 	var b strings.Builder
 	for i, row := range t.rows {
 		t.line(&b, i, row, widths, p.Color)
+		indent := "  "
+		if len(row) > 0 {
+			indent += row[0][:len(row[0])-len(strings.TrimLeft(row[0], " "))]
+		}
 		for j, cell := range row {
 			if !below[j] || cell == "" || i == 0 {
 				continue
 			}
-			for _, line := range wrap(cell, p.Width-2) {
-				b.WriteString("  " + t.colors[i][j].paint(line, p.Color) + "\n")
+			for _, line := range wrap(cell, p.Width-len(indent)) {
+				b.WriteString(indent + t.colors[i][j].paint(line, p.Color) + "\n")
 			}
 		}
 	}

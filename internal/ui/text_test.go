@@ -86,7 +86,7 @@ func TestTable(t *testing.T) {
 	tab.Paint(2, Green)
 	tab.Row("db", "", "failed", "a\x1bb")
 	var b strings.Builder
-	if err := tab.Write(&b, false); err != nil {
+	if err := tab.Print(&b, Page{}); err != nil {
 		t.Fatal(err)
 	}
 	want := "NAME   STATE   NOTE\nweb-1  ready\ndb     failed  a\\x1bb\n"
@@ -94,7 +94,7 @@ func TestTable(t *testing.T) {
 		t.Errorf("got\n%q, want\n%q", b.String(), want)
 	}
 	b.Reset()
-	if err := tab.Write(&b, true); err != nil {
+	if err := tab.Print(&b, Page{Color: true}); err != nil {
 		t.Fatal(err)
 	}
 	want = "NAME   STATE   NOTE\nweb-1  \x1b[32mready\x1b[0m\ndb     failed  a\\x1bb\n"

@@ -13,12 +13,14 @@ import (
 
 // Volumes prints a lab's volumes, each above its snapshots. now is what ages are
 // counted to.
-func Volumes(w io.Writer, all []engine.VolumeStatus, now time.Time, color bool) error {
+func Volumes(w io.Writer, all []engine.VolumeStatus, now time.Time, page Page) error {
 	if len(all) == 0 {
 		_, err := fmt.Fprintln(w, "no volumes")
 		return err
 	}
-	var t Table
+	t := Table{squeezes: []squeeze{
+		{how: fold, column: 5, least: 24}, {how: under, column: 5}, {how: drop, column: 3}, {how: drop, column: 2},
+	}}
 	t.Row("VOLUME", "SIZE", "TAKEN", "FS", "AGE", "NOTE")
 	for _, v := range all {
 		note := ""
@@ -40,5 +42,5 @@ func Volumes(w io.Writer, all []engine.VolumeStatus, now time.Time, color bool) 
 			t.Paint(0, Dim)
 		}
 	}
-	return t.Write(w, color)
+	return t.Print(w, page)
 }
