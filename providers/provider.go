@@ -115,6 +115,19 @@ type HostMemory struct {
 	Unbounded bool // its kernel promises more than it has, whatever is asked for
 }
 
+// RoomCounter is a provider that knows how much room there is for the files of its machines.
+type RoomCounter interface {
+	// HostRoom returns what may still be written there. It changes nothing. ErrIncapable if
+	// machines cannot be kept there at all, as in a storage pool that is not active.
+	HostRoom(ctx context.Context) (HostRoom, error)
+}
+
+// HostRoom is what is free where the files of machines are kept.
+type HostRoom struct {
+	At   string    // where that is, for people; empty if nothing is known
+	Free lab.Bytes // for this user
+}
+
 // Cabled is implemented by providers whose machines are plugged into the lab's
 // own switch.
 type Cabled interface {

@@ -654,11 +654,17 @@ func TestFailureToStartAgainCostsNoDisk(t *testing.T) {
 	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if ln, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
-		t.Fatal(err)
-	}
 	var taken *network.PortError
-	if err := l.Start(b.ctx, Options{}); !errors.As(err, &taken) {
+	listened := false
+	err = l.Start(b.ctx, Options{Events: func(e Event) { // before that, start would refuse
+		if e.Stage == StageBoot && !listened {
+			listened = true
+			if ln, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	if !errors.As(err, &taken) {
 		t.Fatalf("starting with the port taken gave %v", err)
 	}
 	if st, _ := l.Status(b.ctx); st.Machines[0].State != StateFailed {

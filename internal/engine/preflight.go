@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/labfile/lab/internal/guest"
@@ -55,7 +54,7 @@ func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, ima
 			}
 		}
 	}
-	errs = append(errs, s.affordable(ctx, want, p))
+	errs = append(errs, s.affordable(ctx, want, p), s.roomy(ctx, p))
 	return errors.Join(errs...)
 }
 
@@ -176,65 +175,6 @@ func ends(p plan.Plan, name lab.Name) bool {
 		}
 	}
 	return false
-}
-
-// affordable compares the memory of the machines with the host's. Guests rarely use all
-// of theirs, so that more than there is together is worth a note. One machine alone that
-// asks for more than memory and swap cannot start: the kernel refuses it.
-func (s *session) affordable(ctx context.Context, want *lab.Lab, p plan.Plan) error {
-	c, ok := s.provider.(providers.MemoryCounter)
-	if !ok {
-		return nil
-	}
-	host, err := c.HostMemory(ctx)
-	if err != nil || host.RAM == 0 {
-		return err
-	}
-	var (
-		errs   []error
-		total  lab.Bytes
-		starts bool
-	)
-	for _, m := range want.Machines {
-		action := plan.Keep
-		for _, step := range p.Steps {
-			if step.Machine == m.Name {
-				action = step.Action
-			}
-		}
-		if action == plan.Keep {
-			if runs(s.machine(m.Name), s.observed[m.Name]) {
-				total += m.Memory
-			}
-			continue
-		}
-		starts = true
-		total += m.Memory
-		if m.Memory > host.RAM+host.Swap && !host.Unbounded {
-			errs = append(errs, fmt.Errorf("machine %q: %w: it asks for %s of memory, and the host has %s", m.Name, providers.ErrIncapable, m.Memory, memoryText(host)))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	if starts && total > host.RAM {
-		s.emit(Event{Stage: StageNote, Text: fmt.Sprintf("the machines ask for %s of memory together, and the host has %s: it may swap, or end some of them", total, memoryText(host))})
-	}
-	return nil
-}
-
-// memoryText says how much memory a host has.
-func memoryText(h providers.HostMemory) string {
-	text := gib(h.RAM)
-	if h.Swap > 0 {
-		text += " and " + gib(h.Swap) + " of swap"
-	}
-	return text
-}
-
-// gib renders a size that is no whole number of anything.
-func gib(b lab.Bytes) string {
-	return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(b)/float64(lab.GiB)), ".0") + "GiB"
 }
 
 // preflightRecorded is preflight for machines that are to be born as it was recorded:

@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/labfile/lab/internal/lab"
@@ -301,4 +302,91 @@ func TestMemoryTogether(t *testing.T) {
 			}
 		})
 	}
+}
+
+// cramped is a provider with little room for the files of machines.
+type cramped struct {
+	*memory.Provider
+	free lab.Bytes
+	err  error
+}
+
+func (c *cramped) HostRoom(context.Context) (providers.HostRoom, error) {
+	return providers.HostRoom{At: "/srv/labs", Free: c.free}, c.err
+}
+
+// What plainly does not fit on the host's disk is refused before anything happens, and what
+// needs no room is not.
+func TestRoomOfTheHost(t *testing.T) {
+	b := newBench(t)
+	disk := &cramped{Provider: b.provider, free: 2*birthRoom - 1}
+	b.Providers["memory"] = disk
+	l := b.open()
+	w := b.want(machine("db"), machine("web"))
+	want := "7MiB of disk are free in /srv/labs, and the machines need 8MiB at least"
+	if _, err := l.Up(b.ctx, w, UpOptions{}); !errors.Is(err, syscall.ENOSPC) || err.Error() != want {
+		t.Errorf("up: got %v, want %s", err, want)
+	}
+	if l.book.Exists() {
+		t.Error("something was made")
+	}
+	disk.free = 2 * birthRoom
+	b.up(l, w)
+	disk.free = 0
+	b.up(l, w) // nothing to do
+	if _, err := l.Rebuild(b.ctx, w, UpOptions{}); err == nil || err.Error() != "0B of disk are free in /srv/labs, and the machines need 8MiB at least" {
+		t.Errorf("replace: got %v", err)
+	}
+	b.expect(l, "db@1 ready", "web@1 ready")
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	disk.free = startRoom // for one of two
+	if err := l.Start(b.ctx, Options{}); err == nil || err.Error() != "1MiB of disk are free in /srv/labs, and the machines need 2MiB at least" {
+		t.Errorf("start: got %v", err)
+	}
+	b.expect(l, "db@1 stopped", "web@1 stopped")
+	if err := l.Start(b.ctx, Options{Machines: []lab.Name{"db"}}); err != nil {
+		t.Error(err)
+	}
+	disk.err = fmt.Errorf("%w: no pool", providers.ErrIncapable)
+	if err := l.Start(b.ctx, Options{Machines: []lab.Name{"web"}}); !errors.Is(err, providers.ErrIncapable) {
+		t.Errorf("start without a place: got %v", err)
+	}
+	b.expect(l, "db@1 ready", "web@1 stopped")
+}
+
+// TestRefusedStart has start find out beforehand what up would.
+func TestRefusedStart(t *testing.T) {
+	b := hosted(t)
+	l := b.open()
+	db, web := machine("db"), machine("web")
+	db.Ports = []lab.Forward{{HostPort: freePort(t), GuestPort: 80}}
+	b.up(l, b.want(db, web))
+	if err := l.Stop(b.ctx, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", db.Ports[0].HostPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	before, _ := l.History()
+	if err := l.Start(b.ctx, Options{}); err == nil || !strings.Contains(err.Error(), "is taken by another program") {
+		t.Errorf("got %v", err)
+	}
+	if after, _ := l.History(); len(after) != len(before) {
+		t.Errorf("%d records became %d", len(before), len(after))
+	}
+	if err := l.Start(b.ctx, Options{Machines: []lab.Name{"web"}}); err != nil { // another one's port
+		t.Error(err)
+	}
+	b.expect(l, "db@1 stopped", "web@1 ready")
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Start(b.ctx, Options{}); err != nil {
+		t.Error(err)
+	}
+	b.expect(l, "db@1 ready", "web@1 ready")
 }

@@ -138,6 +138,11 @@ func (l *Lab) Start(ctx context.Context, o Options) error {
 	if len(failed.Failed) > 0 {
 		return &failed
 	}
+	starts := p
+	starts.Steps = slices.DeleteFunc(slices.Clone(p.Steps), func(step plan.Step) bool { return step.Action != plan.Start })
+	if err := s.preflightRecorded(ctx, want, starts, nil); err != nil {
+		return err
+	}
 	return s.apply(ctx, want, p, nil)
 }
 

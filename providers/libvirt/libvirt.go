@@ -79,6 +79,7 @@ var (
 
 	_ providers.SpecChecker   = (*Provider)(nil)
 	_ providers.MemoryCounter = (*Provider)(nil)
+	_ providers.RoomCounter   = (*Provider)(nil)
 )
 
 // New returns the provider of the daemon that cfg names: a *Provider if it is one of this

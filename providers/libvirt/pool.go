@@ -138,6 +138,17 @@ func (p *pool) refresh(ctx context.Context) error {
 	return p.link.do(ctx, func(l *golibvirt.Libvirt) error { return l.StoragePoolRefresh(p.it, 0) })
 }
 
+// free returns what may still be written to the pool.
+func (p *pool) free(ctx context.Context) (lab.Bytes, error) {
+	if err := p.refresh(ctx); err != nil { // libvirt remembers what was free when it looked
+		return 0, fmt.Errorf("looking for room in %s: %w", p.dir, err)
+	}
+	return answer(ctx, p.link, func(l *golibvirt.Libvirt) (lab.Bytes, error) {
+		_, _, _, available, err := l.StoragePoolGetInfo(p.it)
+		return lab.Bytes(available), err
+	})
+}
+
 // remove removes a volume. Removing what is absent succeeds.
 func (p *pool) remove(ctx context.Context, name string) error {
 	err := p.link.do(ctx, func(l *golibvirt.Libvirt) error { return l.StorageVolDelete(p.volume(name), 0) })

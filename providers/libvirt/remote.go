@@ -3,6 +3,7 @@
 package libvirt
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -37,6 +38,7 @@ var (
 	_ providers.Provider      = (*Remote)(nil)
 	_ providers.Cabled        = (*Remote)(nil)
 	_ providers.MemoryCounter = (*Remote)(nil)
+	_ providers.RoomCounter   = (*Remote)(nil)
 	_ providers.AgentDialer   = (*Remote)(nil)
 	_ providers.Freezer       = (*Remote)(nil)
 	_ providers.DiskReader    = (*Remote)(nil)
@@ -97,16 +99,14 @@ func (r *Remote) pool(ctx context.Context) (*pool, error) {
 	if r.files != nil {
 		return r.files, nil
 	}
-	name := r.p.addr.pool
-	if name == "" {
-		name = DefaultPool
-	}
-	found, err := r.p.link.openPool(ctx, name)
+	found, err := r.p.link.openPool(ctx, r.poolName())
 	if err == nil {
 		r.files = found
 	}
 	return found, err
 }
+
+func (r *Remote) poolName() string { return cmp.Or(r.p.addr.pool, DefaultPool) }
 
 // stored is what a domain's metadata says of the volumes that its machine is born from.
 type stored struct {
@@ -199,6 +199,17 @@ func (r *Remote) HostMemory(ctx context.Context) (providers.HostMemory, error) {
 		_, memory, _, _, _, _, _, _, err := l.NodeGetInfo()
 		return providers.HostMemory{RAM: lab.Bytes(memory) * lab.KiB, Unbounded: true}, err
 	})
+}
+
+// HostRoom returns what libvirt says is free in the storage pool, which must be there and
+// active.
+func (r *Remote) HostRoom(ctx context.Context) (providers.HostRoom, error) {
+	files, err := r.p.link.openPool(ctx, r.poolName()) // anew: it may have been stopped
+	if err != nil {
+		return providers.HostRoom{}, err
+	}
+	free, err := files.free(ctx)
+	return providers.HostRoom{At: files.dir + " at " + r.p.addr.uri, Free: free}, err
 }
 
 // finish makes of a generation that has its directory one that has a domain.

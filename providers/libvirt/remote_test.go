@@ -66,6 +66,34 @@ func TestRemote(t *testing.T) {
 	})
 }
 
+// A pool that cannot be used is told of before anything is made there.
+func TestRemoteRoom(t *testing.T) {
+	t.Parallel()
+	d := daemontest.StartRemote(t)
+	uri := "qemu+tcp://127.0.0.1:" + d.Port + "/session"
+	r := testRemote(t, uri, d, testDirs(t))
+	room, err := r.HostRoom(t.Context())
+	if err != nil || room.At != d.Pool+" at "+uri || room.Free <= 0 {
+		t.Errorf("%+v, %v", room, err)
+	}
+	refused := func(r *Remote, want, cure string) {
+		t.Helper()
+		room, err := r.HostRoom(t.Context())
+		var pool *errPool
+		if !errors.Is(err, providers.ErrIncapable) || !errors.As(err, &pool) || err.Error() != want || !strings.Contains(pool.Hint(), cure) {
+			t.Errorf("%+v, %v, want %s; %s", room, err, want, cure)
+		}
+	}
+	d.Virsh("pool-destroy", "default")
+	refused(r, `the storage pool "default" at `+uri+` is not active`, "pool-start default")
+	d.Virsh("pool-start", "default")
+	if _, err := r.HostRoom(t.Context()); err != nil {
+		t.Error(err)
+	}
+	other := testRemote(t, uri+"?pool=none", d, testDirs(t))
+	refused(other, `the storage pool "none" at `+uri+`?pool=none does not exist`, "pool-define-as none dir")
+}
+
 // What decides about KVM is shown by emulation, which there is everywhere.
 func TestRemoteProbe(t *testing.T) {
 	t.Parallel()

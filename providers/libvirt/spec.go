@@ -38,6 +38,11 @@ func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
 	return local.HostMemory()
 }
 
+// HostRoom returns what is free where the labs are kept.
+func (p *Provider) HostRoom(context.Context) (providers.HostRoom, error) {
+	return local.HostRoom(p.cfg.Dirs.Labs())
+}
+
 // binary finds QEMU.
 func (p *Provider) binary() (string, error) {
 	path, err := exec.LookPath("qemu-system-x86_64")

@@ -32,6 +32,8 @@ type Config struct {
 	Dir string
 	// Memory is what HostMemory returns; zero if that is not known.
 	Memory providers.HostMemory
+	// Room is what HostRoom returns; zero if that is not known.
+	Room providers.HostRoom
 	// Refuse is what Create also refuses; nil for nothing.
 	Refuse func(providers.Spec) error
 }
@@ -54,6 +56,7 @@ var (
 
 	_ providers.SpecChecker   = (*Provider)(nil)
 	_ providers.MemoryCounter = (*Provider)(nil)
+	_ providers.RoomCounter   = (*Provider)(nil)
 )
 
 // New returns a host without machines.
@@ -118,6 +121,9 @@ func (p *Provider) CheckSpec(_ context.Context, spec providers.Spec) error {
 func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
 	return p.cfg.Memory, nil
 }
+
+// HostRoom returns the configured room.
+func (p *Provider) HostRoom(context.Context) (providers.HostRoom, error) { return p.cfg.Room, nil }
 
 func checkSpec(s providers.Spec) error {
 	switch {

@@ -51,6 +51,7 @@ var (
 
 	_ providers.SpecChecker   = (*Provider)(nil)
 	_ providers.MemoryCounter = (*Provider)(nil)
+	_ providers.RoomCounter   = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing.
@@ -132,6 +133,11 @@ func (p *Provider) check(ctx context.Context, spec providers.Spec) error {
 // HostMemory returns the memory of this host.
 func (p *Provider) HostMemory(context.Context) (providers.HostMemory, error) {
 	return local.HostMemory()
+}
+
+// HostRoom returns what is free where the labs are kept.
+func (p *Provider) HostRoom(context.Context) (providers.HostRoom, error) {
+	return local.HostRoom(p.cfg.Dirs.Labs())
 }
 
 // Destroy kills QEMU, moves the directory out of the way in one step and then
