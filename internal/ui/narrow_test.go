@@ -100,8 +100,10 @@ func TestAnswersFitTheTerminal(t *testing.T) {
 		},
 	}
 	facts := [][2]string{
-		{"names", "payments-base, payments-base-2026-03, payments-base-latest, payments-base-old"}, {"digest", digest[:20]},
-		{"has", "systemd, sshd, cloud-init and the guest agent, with AppArmor and its parser"}, {"", "nftables"},
+		{"names", "payments-base, payments-base-2026-03, payments-base-latest, payments-base-old"},
+		{"digest", digest[:20]},
+		{"has", "systemd, sshd, cloud-init and the guest agent, with AppArmor and its parser"},
+		{"", "nftables"},
 	}
 	garbage := []engine.Garbage{
 		{Kind: "machine", Name: "payments-staging-1f3a9c2b payments-worker-2@107", Bytes: 812 * lab.MiB, Why: "generation 108 has taken its place"},
