@@ -20,7 +20,7 @@ TEST    := $(TOOL) gotestsum --format pkgname --hide-summary=skipped --
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: up
 up: deps build ## install what is missing, build, and start the machines of Labfile.example
