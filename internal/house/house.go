@@ -35,6 +35,7 @@ var rank = map[string]int{
 	"internal/program":   1,
 	"providers":          1,
 	"internal/network":   1,
+	"internal/proxy":     1,
 	"internal/drift":     1,
 	"boxes":              2,
 	"internal/plan":      2,
