@@ -107,6 +107,7 @@ func (r *Resolver) client(checked bool) *http.Client {
 	if transport == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.DisableCompression = true
+		t.Proxy = quietly(http.ProxyFromEnvironment)
 		transport = t
 	}
 	return &http.Client{Transport: transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
@@ -122,6 +123,17 @@ func (r *Resolver) client(checked bool) *http.Client {
 		}
 		return nil
 	}}
+}
+
+// quietly keeps what is in the environment, maybe a password, out of an error of proxy.
+func quietly(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	return func(r *http.Request) (*url.URL, error) {
+		u, err := proxy(r)
+		if err != nil {
+			err = withHint("correct or unset http_proxy and https_proxy, in capitals, too", "the proxy that the environment names is not a URL")
+		}
+		return u, err
+	}
 }
 
 // fetchSmall downloads at most limit bytes into memory.
