@@ -96,45 +96,46 @@ type listeners struct {
 	conn ssh.Conn
 	acc  account
 	open map[bound]net.Listener
+	wg   sync.WaitGroup
 }
 
 // maxListeners bounds how many ports one client listens on.
 const maxListeners = 100
 
-// serve answers the requests of a connection that belong to no channel, until it ends.
-func (l *listeners) serve(ctx context.Context, reqs <-chan *ssh.Request) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer func() {
-		for _, n := range l.open {
-			n.Close()
-		}
-	}()
-	for req := range reqs {
-		var at bound
-		ok, answer := ssh.Unmarshal(req.Payload, &at) == nil, []byte(nil)
-		switch {
-		case ok && req.Type == "tcpip-forward":
-			var n net.Listener
-			var err error
-			if n, at, err = l.listen(at); err != nil {
-				ok = false
-				break
-			}
-			answer = ssh.Marshal(struct{ Port uint32 }{at.Port})
-			wg.Go(func() { l.accept(ctx, n, at) })
-		case ok && req.Type == "cancel-tcpip-forward":
-			n := l.open[at]
-			if ok = n != nil; ok {
-				n.Close()
-				delete(l.open, at)
-			}
-		default:
+// close ends all listeners, and waits until nobody uses what they accepted.
+func (l *listeners) close() {
+	for _, n := range l.open {
+		n.Close()
+	}
+	l.wg.Wait()
+}
+
+// handle answers a request of a connection that belongs to no channel; keepalives get
+// their answer here.
+func (l *listeners) handle(ctx context.Context, req *ssh.Request) {
+	var at bound
+	ok, answer := ssh.Unmarshal(req.Payload, &at) == nil, []byte(nil)
+	switch {
+	case ok && req.Type == "tcpip-forward":
+		var n net.Listener
+		var err error
+		if n, at, err = l.listen(at); err != nil {
 			ok = false
+			break
 		}
-		if req.WantReply {
-			_ = req.Reply(ok, answer)
+		answer = ssh.Marshal(struct{ Port uint32 }{at.Port})
+		l.wg.Go(func() { l.accept(ctx, n, at) })
+	case ok && req.Type == "cancel-tcpip-forward":
+		n := l.open[at]
+		if ok = n != nil; ok {
+			n.Close()
+			delete(l.open, at)
 		}
+	default:
+		ok = false
+	}
+	if req.WantReply {
+		_ = req.Reply(ok, answer)
 	}
 }
 

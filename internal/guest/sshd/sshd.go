@@ -7,13 +7,14 @@
 // transfer, and forwarding of ports (ssh -L and -R) and of the client's agent (ssh -A).
 //
 // It starts processes itself, without PAM or logind: limits, session scopes and
-// messages of the day of an ordinary login do not happen.
+// messages of the day of an ordinary login do not happen. /etc/environment it reads itself.
 package sshd
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"sync"
@@ -26,7 +27,7 @@ import (
 type Config struct {
 	HostKey    ssh.Signer
 	Authorized []ssh.PublicKey
-	Etc        string   // directory of passwd and group; empty means /etc
+	Etc        string   // directory of passwd, group and environment; empty means /etc
 	SFTP       []string // argv of a program that serves sftp on its standard input and output: see ServeSFTP
 	Files      []string // the same for filestream.Serve
 	Log        *slog.Logger
@@ -87,10 +88,10 @@ func Serve(ctx context.Context, conn net.Conn, c Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer cancel()
 	listeners := &listeners{conn: sc, acc: acc, open: map[bound]net.Listener{}}
-	wg.Go(func() { listeners.serve(ctx, reqs) }) // keepalives get their answer here
-	for nc := range chans {
+	defer listeners.close()
+	defer cancel() // first: what a listener accepted ends with it
+	for nc := range inOrder(chans, reqs, func(req *ssh.Request) { listeners.handle(ctx, req) }) {
 		switch nc.ChannelType() {
 		case "session":
 			ch, reqs, err := nc.Accept()
@@ -106,4 +107,34 @@ func Serve(ctx context.Context, conn net.Conn, c Config) error {
 		}
 	}
 	return nil
+}
+
+// inOrder yields the channels that a client opens. Requests that came before a channel are
+// handled before it is yielded: a client asks for a port and runs what uses it without
+// waiting for the answer.
+func inOrder(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request, handle func(*ssh.Request)) iter.Seq[ssh.NewChannel] {
+	return func(yield func(ssh.NewChannel) bool) {
+		for {
+			select {
+			case req, ok := <-reqs:
+				if !ok {
+					reqs = nil
+					continue
+				}
+				handle(req)
+			case nc, ok := <-chans:
+				if !ok {
+					return
+				}
+				for range len(reqs) {
+					if req, ok := <-reqs; ok {
+						handle(req)
+					}
+				}
+				if !yield(nc) {
+					return
+				}
+			}
+		}
+	}
 }
