@@ -38,7 +38,7 @@ func (w *wiring) host(log *slog.Logger) (*engine.Host, error) {
 	return &engine.Host{
 		Dirs: d, Log: log, Boxes: &lateBoxes{w: w, log: log},
 		Providers: w.providers(d, log),
-		Agent:     build.Agent,
+		Agent:     build.Agent, Getenv: w.getenv,
 		Spawn: func(id lab.ID) error {
 			return supervise.Spawn(w.self, []string{"supervise", string(id)}, d.SupervisorLog(id))
 		},

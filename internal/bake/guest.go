@@ -32,6 +32,8 @@ type Machine struct {
 	Hostname string // of the machine
 	Key      string // the public key that opens it, as in authorized_keys(5)
 	Dir      string // the host's folder that files are relative to
+
+	Env []string // NAME=VALUE, of shell steps; no part of what they make
 }
 
 // FailedError says that a step did not succeed.
@@ -98,13 +100,15 @@ func (m *Machine) step(ctx context.Context, p lab.Provision, l lab.Layer, out io
 	return fmt.Errorf("lab knows no step of the kind %q", p.Kind)
 }
 
-// shellProgram reads the step from its input, so that the step's own input is empty.
-// $1 is its name, $2 its interpreter if it does not name one, the rest its arguments.
+// shellProgram reads the step from its input, so that the step's own input is empty. Before
+// it come variables, one a line, and an empty line: what they hold must be seen neither in a list of
+// processes nor in a log of sudo. $1 is its name, $2 its interpreter if it does not name one, the rest its arguments.
 const shellProgram = `d=$(mktemp -d /tmp/lab-bake.XXXXXX) || exit
 trap 'rm -rf "$d"' EXIT
 trap 'exit 143' TERM HUP INT
 f=$d/$1 by=$2
 shift 2
+while IFS= read -r v && [ -n "$v" ]; do export "$v"; done
 cat >"$f" && chmod 700 "$f" || exit
 cd /root 2>/dev/null || cd /
 umask 022
@@ -134,7 +138,7 @@ func (m *Machine) shell(ctx context.Context, p lab.Provision, l lab.Layer, out i
 	}
 	return m.Guest.Run(ctx, guest.Command{
 		Args:  m.sh(shellProgram, append([]string{name, by}, p.Args...)...),
-		Stdin: bytes.NewReader(program), Stdout: out, Stderr: out,
+		Stdin: io.MultiReader(strings.NewReader(strings.Join(append(slices.Clone(m.Env), "\n"), "\n")), bytes.NewReader(program)), Stdout: out, Stderr: out,
 	})
 }
 

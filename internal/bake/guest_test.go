@@ -50,6 +50,7 @@ func TestShellSteps(t *testing.T) {
 		{"exit code", shell("exit 7"), nil, 7},
 		{"its input is empty", shell("cat; echo end"), []string{"end"}, 0},
 		{"environment", shell("echo $HOME $DEBIAN_FRONTEND; umask"), []string{"/root noninteractive", "0022"}, 0},
+		{"variables of lab", shell("echo $http_proxy; cat; env | grep -c _proxy="), []string{"http://a:b%20@p:1", "1"}, 0},
 		{"a script", lab.Provision{Script: "plain.sh", Args: []string{"it's"}}, []string{"plain.sh it's"}, 1},
 		{"a script with its own interpreter", lab.Provision{Script: "own.sh", Args: []string{"a", "b c"}}, []string{"2 b c"}, 0},
 	} {
@@ -61,6 +62,9 @@ func TestShellSteps(t *testing.T) {
 			}
 			var got []string
 			m := &Machine{Guest: here{}, Dir: dir}
+			if strings.HasPrefix(tt.name, "variables") {
+				m.Env = []string{"http_proxy=http://a:b%20@p:1"}
+			}
 			err = m.Run(t.Context(), tt.step, layers[0], func(line string) { got = append(got, line) })
 			if diff := cmp.Diff(tt.out, got); diff != "" {
 				t.Error(diff)

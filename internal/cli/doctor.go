@@ -10,6 +10,7 @@ import (
 
 	"github.com/labfile/lab/boxes/build"
 	"github.com/labfile/lab/internal/engine"
+	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/internal/ui"
 	"github.com/labfile/lab/providers"
 )
@@ -54,7 +55,7 @@ cures what is missing. Exit code 5 if machines cannot run.`,
 			if err != nil {
 				return err
 			}
-			findings = append(findings, builds(ctx))
+			findings = append(findings, builds(ctx), a.proxies())
 			out := doctorJSON{Provider: provider, Capable: true, Findings: []findingJSON{}}
 			for _, f := range findings {
 				out.Capable = out.Capable && f.Level != providers.LevelError
@@ -85,6 +86,21 @@ func builds(ctx context.Context) providers.Finding {
 	var lacks *build.IncapableError
 	if errors.As(err, &lacks) && lacks.Cure != "" {
 		f.Cure = lacks.Cure
+	}
+	return f
+}
+
+// proxies says which proxy settings guests would inherit. Those that cannot be understood
+// are no error: most labs want none.
+func (a *app) proxies() providers.Finding {
+	f := providers.Finding{Topic: "proxy", Level: providers.LevelOK, Detail: "the environment has none"}
+	s, err := proxy.FromEnv(a.Getenv)
+	var bad *proxy.EnvError
+	switch {
+	case errors.As(err, &bad):
+		f.Level, f.Detail, f.Cure = providers.LevelWarning, err.Error(), bad.Hint()
+	case !s.Empty():
+		f.Detail = "guests with \"proxy: inherit\" get " + s.String()
 	}
 	return f
 }

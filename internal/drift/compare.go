@@ -19,6 +19,10 @@ import (
 type Options struct {
 	Ignore *Ignore // nil hides nothing
 	All    bool    // list what is hidden too, and files of which only the time changed
+
+	// Proxies says that lab wrote proxy settings into proxy.File: where its content is not
+	// known, it is hidden.
+	Proxies bool
 }
 
 const (
@@ -76,7 +80,7 @@ func (c *comparison) add(ch Change) {
 	if m == nil {
 		m = ch.Old
 	}
-	ch.Hidden = c.o.Ignore.Match(ch.Path, m.Kind == KindDir)
+	ch.Hidden = c.o.Ignore.Match(ch.Path, m.Kind == KindDir) || c.onlyProxies(ch)
 	c.changes = append(c.changes, ch)
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 
 	"github.com/labfile/lab/internal/drift/ext4"
+	"github.com/labfile/lab/internal/proxy"
 )
 
 // maxText is how long a file may be, in bytes, to be shown as text.
@@ -84,6 +85,9 @@ func secret(path string, text []byte) bool {
 		if strings.HasPrefix(path, prefix) {
 			return true
 		}
+	}
+	if path == proxy.File && proxy.HasBlock(text) { // a proxy may want a password
+		return true
 	}
 	return bytes.Contains(text, []byte("PRIVATE KEY-----"))
 }

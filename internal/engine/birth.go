@@ -15,6 +15,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/internal/verify"
 	"github.com/labfile/lab/providers"
 )
@@ -129,9 +130,16 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 	if err != nil {
 		return spec, err
 	}
+	var proxies proxy.Guest
+	if !lab.BakeName(g.Machine) { // nothing of it is to be left in an image
+		if proxies, err = s.proxies(); err != nil {
+			return spec, err
+		}
+	}
 	spec.Seed, err = guest.Seed(guest.SeedConfig{
 		Identity: identity, InstanceID: fmt.Sprintf("%s-%s-%d", s.id, g.Machine, g.Number),
 		User: user(c), UserData: m.UserData, AgentRuns: img.Agent,
+		Proxy: proxies.Env,
 	})
 	if err != nil {
 		return spec, fmt.Errorf("making the seed: %w", err)
@@ -320,11 +328,20 @@ func (s *session) await(ctx context.Context, target guest.Target, l launch, c le
 		return err
 	}
 	checks := m.Ready
-	if !c.Agent && len(checks) == 0 {
+	if c.Agent {
+		if err := s.tellProxies(ctx, g, c); err != nil {
+			return err
+		}
+		return s.waitReady(ctx, target, g, checks)
+	}
+	if len(checks) == 0 {
 		// Without an agent, a login is the first sign of an identity.
 		checks = []lab.Check{{Kind: lab.CheckSSH, Timeout: bootTimeout, Interval: time.Second}}
 	}
-	return s.waitReady(ctx, target, g, checks)
+	if err := s.waitReady(ctx, target, g, checks); err != nil {
+		return err
+	}
+	return s.tellProxies(ctx, g, c)
 }
 
 // waitReady waits until the checks pass.

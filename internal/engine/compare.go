@@ -40,7 +40,7 @@ func (s *session) input(want *lab.Lab, images map[lab.Name]Image) plan.Input {
 		Recorded: map[lab.Name]plan.Recorded{}, Observed: map[lab.Name][]plan.Observed{},
 	}
 	if s.state.Opened.Name != "" {
-		in.Opened = &lab.Lab{Expires: s.state.Opened.Expires, Expose: s.state.Opened.Exposes()}
+		in.Opened = &lab.Lab{Expires: s.state.Opened.Expires, Expose: s.state.Opened.Exposes(), InheritProxy: s.state.Opened.InheritProxy}
 	}
 	for name, img := range images {
 		in.Images[name] = plan.Image{Digest: img.Digest, Box: img.Box, Layers: img.Layers, Missing: img.Missing}

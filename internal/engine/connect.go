@@ -234,7 +234,7 @@ func (l *Lab) Connect(ctx context.Context, name lab.Name, login string) (*guest.
 	if err != nil {
 		return nil, err
 	}
-	t, err := l.target(name, m.Create, login)
+	t, err := l.enterable(ctx, name, m.Create, login)
 	if err != nil {
 		return nil, err
 	}
@@ -263,7 +263,7 @@ func (l *Lab) DialSSH(ctx context.Context, name lab.Name) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := l.target(name, m.Create, "")
+	t, err := l.enterable(ctx, name, m.Create, "")
 	if err != nil {
 		return nil, err
 	}

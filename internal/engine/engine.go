@@ -36,6 +36,8 @@ type Host struct {
 	Log       *slog.Logger
 	Parallel  int // machines to boot at once; 0 means no limit
 
+	Getenv func(string) string // the proxy settings for guests; nil has none
+
 	// Patience is how long a guest without an agent may take to let lab in when it
 	// is asked for a favour, such as to write its disk; 0 means 30 seconds.
 	Patience time.Duration
@@ -141,6 +143,7 @@ type session struct {
 	pins   labfile.Lock // the lock file as it should be
 	pinned []LockChange // how that differs from the file
 
+	machines  []lab.Machine           // of the lab that is wanted, once a plan is carried out
 	auto      map[lab.Name]bool       // machines whose Labfile leaves open what connects them
 	addresses map[lab.Name]netip.Addr // of all machines, once a plan is carried out
 	forced    string                  // what ends a machine by force that cannot be asked to shut down; empty for "lab stop"

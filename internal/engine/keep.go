@@ -38,6 +38,9 @@ func (s *session) keep(ctx context.Context, g lab.Generation, m lab.Machine, ste
 	if rec.Phase != ledger.PhaseReady {
 		return s.boot(ctx, launch{Generation: g, m: m, began: time.Now()})
 	}
+	if err := s.tellProxies(ctx, g, rec.Create); err != nil {
+		return err
+	}
 	if len(step.Changes) > 0 {
 		err := s.record(ledger.MachineChanged, g, ledger.Changed{Spec: ledger.SpecOf(m), Ports: ports(bound)})
 		if err != nil {

@@ -232,6 +232,9 @@ func (l *Lab) diffListed(ctx context.Context, o DiffOptions, d Drift, old, now *
 			d.New = name
 		}
 	}
+	if state, err := l.read(); err == nil {
+		o.Options.Proxies = state.Proxied
+	}
 	d.Report = drift.CompareManifests(old.list, now.list, !pair, o.Options)
 	if now.side == nil {
 		now.side = drift.Lost(now.side, nil)

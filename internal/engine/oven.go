@@ -203,13 +203,18 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 		client.Close()
 		return nil, nil, err
 	}
+	proxies, err := s.proxies()
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
 	name := bakeHost
 	if !img.Agent {
 		name = string(g.Machine)
 	}
 	m := &bake.Machine{
 		Guest: client, Sudo: user(create) != "root", Hostname: name,
-		Key: guest.AuthorizedKey(key.Signer.PublicKey()), Dir: o.dir,
+		Key: guest.AuthorizedKey(key.Signer.PublicKey()), Dir: o.dir, Env: proxies.Env,
 	}
 	if err := m.Settle(alive); err != nil {
 		client.Close()
@@ -220,7 +225,7 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 
 // login tells the guest who it is, or waits until it knows, and logs in.
 func (o *oven) login(ctx context.Context, g lab.Generation, c ledger.Create, loggedIn func(*guest.Client)) (*guest.Client, error) {
-	target, err := o.s.target(g.Machine, c, "")
+	target, err := o.s.Lab.target(g.Machine, c, "") // only steps get proxies: see bake.Machine
 	if err != nil {
 		return nil, err
 	}

@@ -149,7 +149,7 @@ func (l *Lab) Start(ctx context.Context, o Options) error {
 // asRecorded returns the lab as the ledger knows it.
 func (s *session) asRecorded() *lab.Lab {
 	s.asOf = true
-	want := &lab.Lab{Name: s.state.Opened.Name, File: s.state.Opened.File, Provider: s.state.Opened.Provider, URI: s.state.Opened.URI, Expires: s.state.Opened.Expires, Expose: s.state.Opened.Exposes()}
+	want := &lab.Lab{Name: s.state.Opened.Name, File: s.state.Opened.File, Provider: s.state.Opened.Provider, URI: s.state.Opened.URI, Expires: s.state.Opened.Expires, Expose: s.state.Opened.Exposes(), InheritProxy: s.state.Opened.InheritProxy}
 	for _, name := range s.state.Names() {
 		want.Machines = append(want.Machines, s.state.Machines[name].Create.Spec.Machine(name))
 	}

@@ -55,7 +55,7 @@ func (l *Lab) ensure(ctx context.Context) (*supervise.Client, error) {
 	return c, nil
 }
 
-// expose tells the supervisor, if one runs, which ports of the host are exposed. It does so
+// expose tells the supervisor, if one runs, what guests reach of this host. It does so
 // whether or not that has changed since before: lab may have been killed behind the record.
 func (s *session) expose(ctx context.Context, before []ledger.Exposed) error {
 	c, err := supervise.Dial(ctx, s.host.Dirs, s.id)
@@ -64,20 +64,12 @@ func (s *session) expose(ctx context.Context, before []ledger.Exposed) error {
 	}
 	if err == nil {
 		defer c.Close()
-		err = exposeTo(ctx, c, s.state.Opened)
+		err = s.exposeTo(ctx, c, s.state)
 	}
-	if len(before)+len(s.state.Opened.Expose) == 0 {
+	if len(before)+len(s.state.Opened.Expose) == 0 && !s.state.Proxied {
 		return nil // what it cannot be told makes no difference
 	}
 	return err
-}
-
-// exposeTo tells a supervisor which ports of the host are exposed, as recorded.
-func exposeTo(ctx context.Context, c *supervise.Client, as ledger.Opened) error {
-	if err := c.Expose(ctx, as.Exposes()); err != nil {
-		return fmt.Errorf("exposing ports of this host to the lab: %w", err)
-	}
-	return nil
 }
 
 // replug plugs every running machine into a new supervisor.
@@ -94,8 +86,8 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	if err != nil {
 		return err
 	}
-	if len(state.Opened.Expose) > 0 {
-		if err := exposeTo(ctx, c, state.Opened); err != nil {
+	if len(state.Opened.Expose) > 0 || state.Opened.InheritProxy {
+		if err := l.exposeTo(ctx, c, state); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/providers"
 )
 
@@ -126,6 +127,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	if err := s.reach(ctx, p); err != nil {
 		return err
 	}
+	s.machines = want.Machines
 	before := s.state.Opened.Expose
 	if err := s.open(want); err != nil {
 		return err
@@ -357,6 +359,11 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 // open makes the lab's directory and records where the lab comes from, unless
 // the ledger says so already.
 func (s *session) open(want *lab.Lab) error {
+	if want.InheritProxy && s.host.Getenv != nil {
+		if _, err := proxy.FromEnv(s.host.Getenv); err != nil {
+			return err
+		}
+	}
 	if err := s.makeDirs(); err != nil {
 		return err
 	}
@@ -364,7 +371,7 @@ func (s *session) open(want *lab.Lab) error {
 		// Another command began the same lab at the same time, with another runtime directory.
 		return &LockedError{Lab: s.id}
 	}
-	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires, Expose: ledger.ExposedOf(want.Expose)}
+	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires, Expose: ledger.ExposedOf(want.Expose), InheritProxy: want.InheritProxy}
 	if a, ok := s.provider.(providers.Addressed); ok {
 		opened.URI = a.URI()
 	}

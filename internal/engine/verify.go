@@ -68,7 +68,7 @@ func (l *Lab) Verify(ctx context.Context, want *lab.Lab, o VerifyOptions) (verif
 				if err != nil {
 					return guest.Target{}, err
 				}
-				target, err := l.target(m.Name, rec.Create, "")
+				target, err := l.enterable(ctx, m.Name, rec.Create, "")
 				return attendant.watched(ctx, target), err
 			},
 		})

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/labfile/lab/internal/guest/agentapi"
 )
 
 // Sentinel errors of Connect.
@@ -29,6 +31,10 @@ type Client struct {
 	ssh     *ssh.Client
 	conn    *heard
 	machine string // its name
+
+	env   []string // Target.Env
+	unset []string // Target.Unset
+	agent bool     // the server is lab-agent's, which takes every variable
 }
 
 // Connect logs in to a machine, which it takes only if it has the key that t names.
@@ -40,7 +46,12 @@ func Connect(ctx context.Context, t Target) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return login(ctx, conn, t)
+	c, err := login(ctx, conn, t)
+	if err != nil {
+		return nil, err
+	}
+	c.env, c.unset, c.agent = t.Env, t.Unset, t.Agent != nil
+	return c, nil
 }
 
 // login speaks ssh on conn, which it owns.
@@ -193,6 +204,22 @@ func (c *Client) begin(cmd Command, line string) (*ssh.Session, error) {
 		return nil, fmt.Errorf("starting a command: %w", lost(err))
 	}
 	s.Stdin, s.Stdout, s.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
+	switch {
+	case len(c.env)+len(c.unset) == 0:
+	case c.agent:
+		for _, v := range append([]string{agentapi.UnsetVariable + "=" + strings.Join(c.unset, " ")}, c.env...) {
+			name, value, _ := strings.Cut(v, "=")
+			if _, err := s.SendRequest("env", false, ssh.Marshal(struct{ Name, Value string }{name, value})); err != nil {
+				s.Close()
+				return nil, fmt.Errorf("starting a command: %w", lost(err))
+			}
+		}
+	default:
+		if line, err = within(c.unset, c.env, line); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
 	if cmd.TTY != nil {
 		modes := ssh.TerminalModes{ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400, ssh.IUTF8: 1}
 		if err := s.RequestPty(cmd.TTY.Term, cmd.TTY.Size.Rows, cmd.TTY.Size.Columns, modes); err != nil {
@@ -247,16 +274,42 @@ func (cmd Command) line() (string, error) {
 		return "", errors.New("running a command: a login shell takes no environment")
 	}
 	// Many ssh servers take no variables from clients, but every shell does.
+	set, err := export(cmd.Env)
+	return set + line, err
+}
+
+// export sets variables in a shell.
+func export(env []string) (string, error) {
 	var b strings.Builder
 	b.WriteString("export")
-	for _, v := range cmd.Env {
+	for _, v := range env {
 		name, value, ok := strings.Cut(v, "=")
 		if !ok || !validName(name) {
 			return "", fmt.Errorf("running a command: %q does not set a variable", v)
 		}
 		b.WriteString(" " + name + "=" + quote(value))
 	}
-	return b.String() + "; " + line, nil
+	return b.String() + "; ", nil
+}
+
+// within returns a command line that has the user's own shell, whichever that is, run the
+// line with the variables set or unset; without a line, a login shell.
+func within(unset, env []string, line string) (string, error) {
+	set := ""
+	if len(unset) > 0 {
+		set = "unset " + Quote(unset) + "; "
+	}
+	if len(env) > 0 {
+		exports, err := export(env)
+		if err != nil {
+			return "", err
+		}
+		set += exports
+	}
+	if line == "" {
+		return "exec " + Quote([]string{"/bin/sh", "-c", set + `exec "${SHELL:-/bin/sh}" -l`}), nil
+	}
+	return "exec " + Quote([]string{"/bin/sh", "-c", set + `exec "${SHELL:-/bin/sh}" -c "$1"`, "lab", line}), nil
 }
 
 func validName(s string) bool {

@@ -45,6 +45,8 @@ type Target struct {
 	User    string
 	Key     ssh.Signer    // the lab's
 	HostKey ssh.PublicKey // the machine's: any other is refused
+	Env     []string      // NAME=VALUE, of everything that is run there
+	Unset   []string      // names that logins of the guest set, and that hold only if Env has them
 
 	// LoggedIn is told of each login, before it is used; may be nil. It must not wait.
 	LoggedIn func(*Client)

@@ -21,6 +21,8 @@ type SeedConfig struct {
 	User       string // whom lab logs in as; empty means the box's default user
 	UserData   string // the Labfile's; empty if none
 	AgentRuns  bool   // the agent gives name, address and keys: cloud-init must not
+
+	Proxy []string // proxy settings, NAME=VALUE: see RootClient.SetProxy
 }
 
 // CloudInitEnds is a program for sh that waits until cloud-init has ended, well or not,

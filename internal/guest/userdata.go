@@ -116,8 +116,16 @@ func (c SeedConfig) network() map[string]any {
 
 // ours is what cloud-init must do whatever the user data says.
 func (c SeedConfig) ours() (map[string]any, error) {
+	var proxies any
+	if len(c.Proxy) > 0 {
+		proxies = []any{proxyByCloudInit(c.Proxy)}
+	}
 	if c.AgentRuns {
-		return map[string]any{"preserve_hostname": true, "ssh_deletekeys": false, "disable_root": false}, nil
+		m := map[string]any{"preserve_hostname": true, "ssh_deletekeys": false, "disable_root": false}
+		if proxies != nil {
+			m["bootcmd"] = proxies
+		}
+		return m, nil
 	}
 	key, err := ParseKey(c.Identity.HostKey)
 	if err != nil {
@@ -131,6 +139,9 @@ func (c SeedConfig) ours() (map[string]any, error) {
 			"ed25519_private": string(key.PEM),
 			"ed25519_public":  AuthorizedKey(key.Signer.PublicKey()),
 		},
+	}
+	if proxies != nil {
+		m["bootcmd"] = proxies
 	}
 	switch c.User {
 	case "":
@@ -214,7 +225,7 @@ func mergeConfig(data string, ours map[string]any) ([]byte, error) {
 		switch {
 		case have == nil:
 			theirs.Content = append(theirs.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: k}, &v)
-		case k == "ssh_authorized_keys" && have.Kind == yaml.SequenceNode:
+		case (k == "ssh_authorized_keys" || k == "bootcmd") && have.Kind == yaml.SequenceNode:
 			have.Content = append(v.Content, have.Content...)
 		default:
 			*have = v

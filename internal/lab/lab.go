@@ -97,6 +97,8 @@ type Lab struct {
 
 	Expires time.Duration // the lab is destroyed so long after it was opened; 0 means never
 	Expose  []Exposed     // sorted by name, then by port
+
+	InheritProxy bool // guests get the proxy settings of the host's environment
 }
 
 // Exposed is a TCP port of the host's loopback that the lab's machines reach under a
@@ -267,6 +269,9 @@ func DirectSlot(address netip.Addr) int { return int(address.As4()[2]) }
 
 // Domain is the DNS domain of every lab's machines: "db.lab.internal".
 const Domain = "lab.internal"
+
+// GatewayName is the name of every lab's gateway, in Domain.
+const GatewayName = "gateway"
 
 // FirstHost and LastHost bound the last byte of the addresses that machines get.
 const (

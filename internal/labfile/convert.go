@@ -48,7 +48,7 @@ func convert(r *report, doc *document, dir string) *lab.Lab {
 	c.addresses()
 	tests := c.tests()
 
-	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value, Expose: c.exposes()}
+	l := &lab.Lab{Name: doc.Lab.value, Provider: doc.Provider.value, URI: doc.URI.value, Expires: doc.Expires.value, Expose: c.exposes(), InheritProxy: doc.Proxy.value == "inherit"}
 	network := lab.NetworkAuto
 	switch doc.Network.value {
 	case "":
@@ -95,7 +95,7 @@ func reserved(name string) (meaning string, ok bool) {
 		return "means every machine", true
 	case "localhost":
 		return "means the machine itself", true
-	case "gateway":
+	case lab.GatewayName:
 		return "is the name of the lab's router", true
 	}
 	return "", false

@@ -17,6 +17,8 @@ type document struct {
 
 	Expose list[exposeEntry] `yaml:"expose" example:"{name: api, port: 9000}" also:"exposes host_ports" doc:"TCP ports of this host's loopback that the machines reach as NAME:PORT. Without it, none."`
 
+	Proxy text `yaml:"proxy" oneof:"none inherit" default:"none" also:"http_proxy proxies" doc:"inherit: guests get the proxy settings of this host's environment, in bakes too."`
+
 	Checks list[testEntry] `yaml:"checks" example:"{on: web, port: 80}" also:"tests test verify goss" doc:"What must hold of the machines, for lab verify and for every new generation."`
 }
 

@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/proxy"
 )
 
 // ErrNotFound says that there is no Labfile in a directory or above it.
@@ -265,6 +266,11 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	}
 	r.others = vars.dotenv.problems()
 	l := convert(r, &doc, o.dir)
+	if l.InheritProxy && o.LookupEnv != nil {
+		if _, err := proxy.FromEnv(func(name string) string { v, _ := o.LookupEnv(name); return v }); err != nil {
+			r.add(doc.Proxy.place, "%v", err)
+		}
+	}
 	if o.Name != "" {
 		if l.Name = o.Name; !lab.ValidLabel(o.Name) {
 			r.add(place{}, "the name %q given for this lab is not a name; %s", shorten(o.Name), labelRule)

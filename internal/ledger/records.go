@@ -43,6 +43,8 @@ type Opened struct {
 	Expires time.Duration `json:"expires,omitempty"` // nanoseconds from State.Since until the lab is destroyed; 0 means never
 	Expose  []Exposed     `json:"expose,omitempty"`  // sorted
 
+	InheritProxy bool `json:"inheritProxy,omitempty"` // guests get proxy settings, which are not recorded
+
 	Folder Folder `json:"folder,omitzero"` // the one of the Labfile; older records lack it
 }
 

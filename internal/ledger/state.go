@@ -16,6 +16,7 @@ type State struct {
 	Opened   Opened
 	Since    time.Time // when the lab was first opened
 	Machines map[lab.Name]Machine
+	Proxied  bool // its guests got proxy settings, now or before
 }
 
 // Phase says how far a generation's life has come, as far as it was recorded.
@@ -98,6 +99,7 @@ func (s *State) Apply(r Record) error {
 		if err := json.Unmarshal(r.Data, &s.Opened); err != nil {
 			return fmt.Errorf("record %d: %w", r.Seq, err)
 		}
+		s.Proxied = s.Proxied || s.Opened.InheritProxy
 		if s.Since.IsZero() {
 			s.Since = r.Time
 		}

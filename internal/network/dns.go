@@ -47,7 +47,7 @@ type nameTable struct {
 }
 
 // SetNames replaces the names that guests can look up. A name stands for itself
-// and for itself in lab.Domain, in any case; one with several addresses is
+// and for itself in lab.Domain, in any case, and one with dots hides what it means outside; one with several addresses is
 // answered with all of them, in turns. The reverse of an address is its name with
 // no other address, the first in the alphabet if it has several.
 //
@@ -58,7 +58,7 @@ func (s *Switch) SetNames(names map[string][]netip.Addr, direct map[netip.Addr]n
 	for name, addrs := range names {
 		name = strings.ToLower(name)
 		t.addrs[name] = slices.Clone(addrs)
-		if len(addrs) != 1 {
+		if len(addrs) != 1 || strings.Contains(name, ".") { // a name from outside is not the lab's to give back
 			continue
 		}
 		full := name + "." + lab.Domain + "."

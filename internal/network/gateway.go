@@ -284,16 +284,18 @@ func (g *gateway) forwardTCP(r *tcp.ForwarderRequest) {
 	Pipe(p.tie(guest), outside)
 }
 
-// dialFirst connects to the first of the host's addresses that answers.
-func (g *gateway) dialFirst(ctx context.Context, hosts []netip.AddrPort) (conn net.Conn, err error) {
+// dialFirst connects to the first HOST:PORT that answers.
+func (g *gateway) dialFirst(ctx context.Context, hosts []string) (conn net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	for _, to := range hosts {
-		family := "tcp4"
-		if to.Addr().Is6() {
+		family := "tcp" // of a name, whatever it has
+		if addr, err := netip.ParseAddrPort(to); err == nil && addr.Addr().Is4() {
+			family = "tcp4"
+		} else if err == nil {
 			family = "tcp6"
 		}
-		if conn, err = g.sw.dial(ctx, family, to.String()); err == nil {
+		if conn, err = g.sw.dial(ctx, family, to); err == nil {
 			break
 		}
 	}

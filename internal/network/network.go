@@ -58,7 +58,7 @@ type Switch struct {
 	shared  [256]atomic.Pointer[shared] // nil but for an address of two machines
 	gateway *gateway
 	names   atomic.Pointer[nameTable]
-	exposed atomic.Pointer[[]uint16] // ports of the host's loopback that guests reach at the gateway
+	exposed atomic.Pointer[map[uint16][]string] // what guests reach of the host by ports of the gateway
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
@@ -92,7 +92,7 @@ func New(cfg Config) (*Switch, error) {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	s.names.Store(&nameTable{})
-	s.exposed.Store(new([]uint16))
+	s.exposed.Store(new(map[uint16][]string))
 	resolvers := cfg.Resolvers
 	if resolvers == nil {
 		resolvers = new(resolvConf).servers

@@ -41,24 +41,35 @@ func (s *Switch) mayLeave(to netip.Addr) error {
 	return nil
 }
 
-// Expose lets guests reach TCP ports of the host's loopback at the gateway's address, in
-// the place of those that were exposed before.
-func (s *Switch) Expose(ports []uint16) {
-	ports = slices.Clone(ports)
-	s.exposed.Store(&ports)
+// Expose lets guests reach what the host reaches, by TCP ports of the gateway, in the place
+// of those that were exposed before. Each port leads to the first of its HOST:PORT that
+// answers; the host's own resolver knows what a name means.
+func (s *Switch) Expose(ports map[uint16][]string) {
+	own := make(map[uint16][]string, len(ports))
+	for port, to := range ports {
+		own[port] = slices.Clone(to)
+	}
+	s.exposed.Store(&own)
 }
 
-// leave returns the host's addresses at which a guest's connection to the address is to
-// be dialed, in the order in which they are tried: the address itself, or, for an exposed
-// port of the gateway, that port of the host's loopback.
-func (s *Switch) leave(to netip.AddrPort) ([]netip.AddrPort, error) {
-	if to.Addr() == s.net.Gateway && slices.Contains(*s.exposed.Load(), to.Port()) {
-		return []netip.AddrPort{
-			netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), to.Port()),
-			netip.AddrPortFrom(netip.IPv6Loopback(), to.Port()), // some servers listen there alone
-		}, nil
+// Loopback returns where Expose finds a port of the host's loopback.
+func Loopback(port uint16) []string {
+	return []string{
+		netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port).String(),
+		netip.AddrPortFrom(netip.IPv6Loopback(), port).String(), // some servers listen there alone
 	}
-	return []netip.AddrPort{to}, s.mayLeave(to.Addr())
+}
+
+// leave returns where the host is to dial a guest's connection to the address, in the order
+// in which it is tried: the address itself or, for an exposed port of the gateway, what
+// that leads to.
+func (s *Switch) leave(to netip.AddrPort) ([]string, error) {
+	if to.Addr() == s.net.Gateway {
+		if hosts := (*s.exposed.Load())[to.Port()]; len(hosts) > 0 {
+			return hosts, nil
+		}
+	}
+	return []string{to.String()}, s.mayLeave(to.Addr())
 }
 
 // onLoopback reports whether the address was given to a loopback interface of

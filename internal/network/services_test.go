@@ -350,12 +350,18 @@ func TestExpose(t *testing.T) {
 		}
 	}
 	want("nothing is exposed", open, "refused")
-	ports := []uint16{open, six}
+	ports := map[uint16][]string{open: Loopback(open), six: Loopback(six), 4: {fmt.Sprintf("localhost:%d", open)}, 5: {"127.0.0.1:1", fmt.Sprintf("127.0.0.1:%d", closed)}}
 	s.Expose(ports)
-	ports[0] = closed // the switch has its own copy
+	ports[open] = Loopback(closed) // the switch has its own copy
 	want("an exposed port", open, "tcp4")
+	want("a name that the host looks up", 4, "tcp4")
+	want("the second of two", 5, "tcp4")
 	want("a server of IPv6 alone", six, "tcp6")
 	want("another port of the host", closed, "refused")
+	s.SetNames(map[string][]netip.Addr{"proxy.corp": {s.net.Gateway}}, nil)
+	if got := brief(g.ask(t, "udp", "proxy.corp.", dns.TypeA)); got != "NOERROR "+s.net.Gateway.String() {
+		t.Errorf("a name from outside: %s", got)
+	}
 	if _, err := g.dial(testContext(t), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), open)); err == nil {
 		t.Error("the host's own loopback is reached by its address")
 	}

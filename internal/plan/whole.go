@@ -28,6 +28,12 @@ func (in Input) changed() []string {
 	}
 	missing(in.Want.Expose, in.Opened.Expose, "%s leads to port %d of this host")
 	missing(in.Opened.Expose, in.Want.Expose, "%s no longer leads to port %d of this host")
+	switch {
+	case in.Want.InheritProxy && !in.Opened.InheritProxy:
+		out = append(out, "guests get the proxy settings of this host")
+	case !in.Want.InheritProxy && in.Opened.InheritProxy:
+		out = append(out, "guests no longer get the proxy settings of this host")
+	}
 	return out
 }
 

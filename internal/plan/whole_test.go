@@ -27,6 +27,9 @@ func TestChanged(t *testing.T) {
 			lab.Lab{Expose: []lab.Exposed{db}},
 			[]string{"db:5432 leads to port 5432 of this host", "api:9000 no longer leads to port 9000 of this host"},
 		},
+		{"proxy", &lab.Lab{}, lab.Lab{InheritProxy: true}, []string{"guests get the proxy settings of this host"}},
+		{"no proxy", &lab.Lab{InheritProxy: true}, lab.Lab{}, []string{"guests no longer get the proxy settings of this host"}},
+		{"the same proxy", &lab.Lab{InheritProxy: true}, lab.Lab{InheritProxy: true}, nil},
 	} {
 		p := Make(Input{Opened: c.have, Want: &c.want})
 		if diff := cmp.Diff(c.said, p.Changed); diff != "" || p.Changes() != (c.said != nil) {

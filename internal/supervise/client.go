@@ -15,6 +15,7 @@ import (
 
 	"github.com/labfile/lab/internal/dirs"
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/proxy"
 )
 
 // helloTimeout bounds how long a supervisor may take to say hello: it has nothing
@@ -272,10 +273,17 @@ func (c *Client) Mount(ctx context.Context, g lab.Generation, mounts []Mount) er
 	return err
 }
 
-// Expose lets the guests reach ports of this host's loopback under names, in the place of
-// those that were exposed before. Connections that there are go on.
-func (c *Client) Expose(ctx context.Context, ports []lab.Exposed) error {
-	_, err := c.call(ctx, request{Op: opExpose, Exposed: ports})
+// Expose lets the guests reach ports of this host's loopback under names, and proxies of
+// this host, in the place of those that they reached before. Connections that there are go on.
+func (c *Client) Expose(ctx context.Context, ports []lab.Exposed, proxies []proxy.Relay) error {
+	_, err := c.call(ctx, request{Op: opExpose, Exposed: ports, Relays: proxies})
+	return err
+}
+
+// Relay lets the guests reach proxies of this host besides what they reach already. A port
+// that led to another proxy leads to this one.
+func (c *Client) Relay(ctx context.Context, proxies []proxy.Relay) error {
+	_, err := c.call(ctx, request{Op: opRelay, Relays: proxies})
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/network"
+	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/providers"
 )
 
@@ -132,6 +133,7 @@ const (
 	opAgent    op = "agent" // bytes follow the reply
 	opAnswer   op = "answer"
 	opExpose   op = "expose"
+	opRelay    op = "relay"
 	opStatus   op = "status"
 	opShutdown op = "shutdown"
 )
@@ -147,6 +149,7 @@ type request struct {
 	Drain      time.Duration   `json:"drain,omitempty"`      // promote; nanoseconds
 	Mounts     []Mount         `json:"mounts,omitempty"`     // mount
 	Exposed    []lab.Exposed   `json:"exposed,omitempty"`    // expose
+	Relays     []proxy.Relay   `json:"relays,omitempty"`     // expose, relay
 }
 
 // reply is the one line that answers it.

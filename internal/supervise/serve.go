@@ -106,7 +106,9 @@ func (s *supervisor) do(ctx context.Context, q request) (r reply, stream net.Con
 		stream, err = s.reach(ctx, q, func(m *machine) (net.Conn, error) { return m.talk(ctx) })
 		return r, stream, err
 	case opExpose:
-		s.expose(q.Exposed)
+		s.expose(q.Exposed, q.Relays)
+	case opRelay:
+		s.relay(q.Relays)
 	case opStatus:
 		r.Status = s.status()
 	case opShutdown:

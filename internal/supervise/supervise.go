@@ -27,6 +27,7 @@ import (
 	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/network"
+	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/providers"
 )
 
@@ -96,6 +97,7 @@ type supervisor struct {
 	met      bool                  // there was a client
 	changed  chan struct{}         // closed and replaced when machines changes
 	exposed  []lab.Exposed         // ports of this host that the guests reach
+	relays   []proxy.Relay         // proxies of this host that the guests reach
 }
 
 // errIdle ends a supervisor that has no machines and no clients.
@@ -227,29 +229,10 @@ func (s *supervisor) update() {
 	s.endIfIdle()
 }
 
-// expose replaces the ports of this host that the guests reach.
-func (s *supervisor) expose(ports []lab.Exposed) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.sw == nil {
-		return
-	}
-	s.exposed = ports
-	open := make([]uint16, len(ports))
-	for i, e := range ports {
-		open[i] = e.Port
-	}
-	s.sw.Expose(open)
-	s.sw.SetNames(s.names(), s.direct())
-}
-
 // names are what the guests can look up: each machine, each role of replicas, and what
 // leads to this host.
 func (s *supervisor) names() map[string][]netip.Addr {
-	names := make(map[string][]netip.Addr)
-	for _, e := range s.exposed {
-		names[e.Name] = []netip.Addr{lab.NetworkOf(s.cfg.ID).Gateway}
-	}
+	names := s.namesOfHost()
 	for _, m := range s.sorted() {
 		if m.phase == PhasePresent && m.spec.Addr.Is4() && !m.spec.Hidden {
 			names[string(m.spec.Generation.Machine)] = []netip.Addr{m.spec.Addr}

@@ -28,6 +28,11 @@ import (
 // again here because the agent is to stay small.
 const Port = "dev.labfile.agent.0"
 
+// UnsetVariable is set by an ssh client of the agent for its session to do without some of
+// the variables that /etc/environment sets: their names, with spaces between them. The agent does not
+// pass it on.
+const UnsetVariable = "LAB_UNSET"
+
 // Kind says what a stream is for.
 type Kind string
 

@@ -7,6 +7,7 @@ package sshd
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,11 +27,15 @@ type account struct {
 }
 
 func (c Config) account(name string) (account, error) {
-	etc := c.Etc
-	if etc == "" {
-		etc = "/etc"
+	return lookup(c.etc(), name)
+}
+
+// etc is the directory of passwd.
+func (c Config) etc() string {
+	if c.Etc == "" {
+		return "/etc"
 	}
-	return lookup(etc, name)
+	return c.Etc
 }
 
 // lookup finds an account in the files below etc. Directory services are not asked:
@@ -111,4 +116,33 @@ func (a account) env() []string {
 	return []string{
 		"PATH=" + path, "HOME=" + a.home, "USER=" + a.name, "LOGNAME=" + a.name, "SHELL=" + a.shell,
 	}
+}
+
+// maxEnvironment bounds what is read of the file environment, in bytes.
+const maxEnvironment = 64 << 10
+
+// environment returns what the file environment below etc sets for every login, as
+// pam_env(8) reads it: NAME=VALUE lines, comments, and quotes around values. Without the file there is nothing.
+func environment(etc string) []string {
+	file, err := os.Open(filepath.Join(etc, "environment"))
+	if err != nil {
+		return nil
+	}
+	defer file.Close()
+	var env []string
+	s := bufio.NewScanner(io.LimitReader(file, maxEnvironment))
+	for s.Scan() {
+		line := strings.TrimPrefix(strings.TrimSpace(s.Text()), "export ")
+		name, value, ok := strings.Cut(line, "=")
+		if !ok || name == "" || strings.ContainsFunc(name, func(r rune) bool {
+			return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+		}) {
+			continue
+		}
+		if n := len(value); n > 1 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
+			value = value[1 : n-1]
+		}
+		env = append(env, name+"="+value)
+	}
+	return env
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"github.com/labfile/lab/internal/guest/agentapi"
 	"github.com/labfile/lab/internal/guest/filestream"
 )
 
@@ -34,6 +36,7 @@ type session struct {
 	log  *slog.Logger
 
 	env   []string
+	unset []string // names in /etc/environment that do not hold
 	pty   *ptyRequest
 	agent *agent // nil unless the client forwards its own
 
@@ -97,6 +100,10 @@ func (s *session) request(req *ssh.Request) bool {
 		var v struct{ Name, Value string }
 		if ssh.Unmarshal(req.Payload, &v) != nil || s.started || len(s.env) >= maxEnv || strings.ContainsAny(v.Name, "=\x00") || strings.Contains(v.Value, "\x00") {
 			return false
+		}
+		if v.Name == agentapi.UnsetVariable {
+			s.unset = strings.Fields(v.Value)
+			return true
 		}
 		s.env = append(s.env, v.Name+"="+v.Value)
 		return true
@@ -164,6 +171,11 @@ func (s *session) start(argv []string) bool {
 	}
 	cmd.Dir = s.directory()
 	cmd.Env = s.acc.env()
+	for _, v := range environment(s.etc()) {
+		if name, _, _ := strings.Cut(v, "="); !slices.Contains(s.unset, name) {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.acc.credential()}
 
 	s.started, s.replied = true, make(chan struct{})
