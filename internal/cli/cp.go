@@ -39,8 +39,9 @@ func (a *app) cpCommand() *command {
 		name: "cp", group: groupDaily, args: "SOURCE... TARGET", min: 2, max: -1, lab: true,
 		short: "copy files to or from a machine",
 		long: `A path on a machine is written MACHINE:PATH; a relative one begins in the home of
-the user. Folders are copied whole, with modes, times, holes and symbolic links. If
-the target is a folder, or ends in a slash, sources go into it. A source that ends
+the user. Folders are copied whole, with modes, times, holes and symbolic links; a file
+with several names (hard links) becomes several files. If the target is a folder, or
+ends in a slash, sources go into it. A source that ends
 in "." means the contents of a folder. A path on the machine may be a pattern, in
 quotes. "-" is standard input or output. A device, a pipe or an open file that is
 the target, or that a link leads to, is written to. What comes from a machine into a

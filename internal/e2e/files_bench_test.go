@@ -56,38 +56,49 @@ func smallFiles(s *site, dir string, n int) {
 	}
 }
 
-// BenchmarkCopy measures "lab cp" against tar through "lab exec", both ways.
+// BenchmarkCopy measures "lab cp" against tar through "lab exec", both ways: to a machine
+// with lab-agent, and to one that has what a distribution publishes.
 func BenchmarkCopy(b *testing.B) {
-	bench(b, func(s *site) {
-		s.ok("up")
-		smallFiles(s, "small", 1000)
-		content := make([]byte, 10e6)
-		_, _ = rand.Read(content) // never fails
-		s.write("big", string(content))
-		for _, c := range []struct{ unit, what string }{{"1000-files", "small"}, {"10-MB", "big"}} {
-			cp, pipe := ratio(rounds,
-				func() time.Duration {
-					s.script(`"$LAB" exec m -- 'rm -rf /root/cp /root/pipe; mkdir /root/cp /root/pipe'; rm -rf cp pipe; mkdir cp pipe`) // what replaces files takes longer
-					return s.script(`"$LAB" cp ` + c.what + ` m:/root/cp/`)
-				},
-				func() time.Duration {
-					return s.script(`tar c ` + c.what + ` | "$LAB" exec m -- tar x -C /root/pipe`)
-				})
-			b.ReportMetric(cp.Seconds(), "s/up-"+c.unit)
-			b.ReportMetric(cp.Seconds()/pipe.Seconds(), "cp/pipe-up-"+c.unit)
-			cp, pipe = ratio(rounds,
-				func() time.Duration {
-					s.script(`rm -rf cp pipe; mkdir cp pipe`)
-					return s.script(`"$LAB" cp m:/root/cp/` + c.what + ` cp/`)
-				},
-				func() time.Duration {
-					return s.script(`"$LAB" exec m -- tar c -C /root/pipe ` + c.what + ` | tar x -C pipe`)
-				})
-			b.ReportMetric(cp.Seconds(), "s/down-"+c.unit)
-			b.ReportMetric(cp.Seconds()/pipe.Seconds(), "cp/pipe-down-"+c.unit)
-		}
-		s.ok("destroy", "--yes")
-	}, one)
+	b.Run("agent", func(b *testing.B) {
+		bench(b, func(s *site) { copies(b, s, rounds) }, one)
+	})
+	b.Run("openssh", func(b *testing.B) {
+		bench(b, func(s *site) {
+			s.cloudImage("disk.qcow2")
+			copies(b, s, 3) // of which each takes seconds
+		}, "lab: bench\nboxes: {cloud: {from: ./disk.qcow2}}\nmachines: {m: {box: cloud}}\n")
+	})
+}
+
+func copies(b *testing.B, s *site, n int) {
+	s.ok("up")
+	smallFiles(s, "small", 1000)
+	content := make([]byte, 10e6)
+	_, _ = rand.Read(content) // never fails
+	s.write("big", string(content))
+	for _, c := range []struct{ unit, what string }{{"1000-files", "small"}, {"10-MB", "big"}} {
+		cp, pipe := ratio(n,
+			func() time.Duration {
+				s.script(`"$LAB" exec m -- 'rm -rf /root/cp /root/pipe; mkdir /root/cp /root/pipe'; rm -rf cp pipe; mkdir cp pipe`) // what replaces files takes longer
+				return s.script(`"$LAB" cp ` + c.what + ` m:/root/cp/`)
+			},
+			func() time.Duration {
+				return s.script(`tar c ` + c.what + ` | "$LAB" exec m -- tar x -C /root/pipe`)
+			})
+		b.ReportMetric(cp.Seconds(), "s/up-"+c.unit)
+		b.ReportMetric(cp.Seconds()/pipe.Seconds(), "cp/pipe-up-"+c.unit)
+		cp, pipe = ratio(n,
+			func() time.Duration {
+				s.script(`rm -rf cp pipe; mkdir cp pipe`)
+				return s.script(`"$LAB" cp m:/root/cp/` + c.what + ` cp/`)
+			},
+			func() time.Duration {
+				return s.script(`"$LAB" exec m -- tar c -C /root/pipe ` + c.what + ` | tar x -C pipe`)
+			})
+		b.ReportMetric(cp.Seconds(), "s/down-"+c.unit)
+		b.ReportMetric(cp.Seconds()/pipe.Seconds(), "cp/pipe-down-"+c.unit)
+	}
+	s.ok("destroy", "--yes")
 }
 
 // BenchmarkMount measures the first and the second look at 2,000 files of a mount, and

@@ -109,13 +109,19 @@ func writable(t *testing.T, dirs ...string) {
 	})
 }
 
-// bothWays runs a test with an agent that takes a stream of files, and with one of an
-// earlier lab, which knows sftp only.
+// bothWays runs a test with an agent that takes a stream of files, and with an ssh server
+// that knows sftp only: in a guest that has tar, and in one that has not.
 func bothWays(t *testing.T, test func(t *testing.T, b *box)) {
 	t.Run("stream", func(t *testing.T) { test(t, newBox(t)) })
+	t.Run("tar", func(t *testing.T) {
+		b := newBox(t)
+		b.agent.Files = nil
+		test(t, b)
+	})
 	t.Run("sftp", func(t *testing.T) {
 		b := newBox(t)
 		b.agent.Files = nil
+		b.without(t, "tar")
 		test(t, b)
 	})
 }

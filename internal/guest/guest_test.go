@@ -167,6 +167,21 @@ func newBox(t *testing.T) *box {
 	return b
 }
 
+// without takes a program away from the commands of the box's user.
+func (b *box) without(t *testing.T, program string) {
+	t.Helper()
+	shell := filepath.Join(b.dir, "shell")
+	script := fmt.Sprintf("#!/bin/sh\n%s() { return 127; }\nshift\neval \"set -- $1\"\n[ $1 = sh ] || exit\nscript=$3\nshift 4\neval \"$script\"\n", program)
+	passwd := filepath.Join(b.dir, "etc/passwd")
+	users, err := os.ReadFile(passwd)
+	if err == nil {
+		err = os.WriteFile(passwd, bytes.Replace(users, []byte(":/bin/sh"), []byte(":"+shell), 1), 0o644)
+	}
+	if err := errors.Join(err, os.WriteFile(shell, []byte(script), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (b *box) stream(t *testing.T) net.Conn {
 	t.Helper()
 	c, err := b.session.Open(testContext(t))

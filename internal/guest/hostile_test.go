@@ -25,8 +25,11 @@ import (
 )
 
 // hostile is a file server that lies. Its folder "evil" holds entries; a file's
-// content is always "gotcha".
-type hostile struct{ entries []fs.FileInfo }
+// content is always "gotcha". Or archive is what its tar makes of it.
+type hostile struct {
+	entries []fs.FileInfo
+	archive []byte
+}
 
 type lie struct {
 	name string
@@ -73,6 +76,22 @@ func (h hostile) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 	return lister{lie{"evil", fs.ModeDir | 0o755}}, nil
 }
 
+// serves returns what carries out a request of a session, or nil. There is a tar if it has
+// an archive.
+func (h hostile) serves(request string) func(ssh.Channel) {
+	switch {
+	case strings.HasSuffix(request, "sftp"):
+		return func(ch ssh.Channel) { _ = sftp.NewRequestServer(ch, sftp.Handlers{FileGet: h, FileList: h}).Serve() }
+	case h.archive != nil && strings.Contains(request, "tar -c"):
+		return func(ch ssh.Channel) {
+			_, _ = io.WriteString(ch, "lab-tar\n")
+			_, _ = ch.Write(h.archive)
+			_, _ = ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{0}))
+		}
+	}
+	return nil
+}
+
 func TestHostileNames(t *testing.T) {
 	host, key := newKey(t), newKey(t)
 	for _, tc := range []struct {
@@ -89,7 +108,7 @@ func TestHostileNames(t *testing.T) {
 		{"set-uid", []fs.FileInfo{lie{"x", fs.ModeSetuid | 0o755}}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := serveHostile(t, host, key, hostile{tc.entries})
+			c := serveHostile(t, host, key, hostile{entries: tc.entries})
 			dir := t.TempDir()
 			victim, target := filepath.Join(dir, "victim"), filepath.Join(dir, "target")
 			for _, d := range []string{victim, target} {
@@ -138,13 +157,19 @@ func serveHostile(t *testing.T, host, key guest.Key, h hostile) *guest.Client {
 			if err != nil {
 				return
 			}
-			go func() {
+			wg.Go(func() {
+				defer ch.Close()
 				for r := range reqs {
-					_ = r.Reply(strings.HasSuffix(string(r.Payload), "sftp"), nil)
+					serve := h.serves(string(r.Payload))
+					_ = r.Reply(serve != nil, nil)
+					if serve != nil {
+						wg.Go(func() {
+							serve(ch)
+							ch.Close()
+						})
+					}
 				}
-			}()
-			_ = sftp.NewRequestServer(ch, sftp.Handlers{FileGet: h, FileList: h}).Serve()
-			ch.Close()
+			})
 		}
 	})
 	c, err := guest.Connect(testContext(t), guest.Target{
@@ -168,7 +193,7 @@ func serveHostile(t *testing.T, host, key guest.Key, h hostile) *guest.Client {
 func TestHostileAgent(t *testing.T) {
 	b := newBox(t)
 	lies := filepath.Join(b.dir, "lies")
-	b.agent.Files = []string{"/bin/cat", lies}
+	b.agent.Files = []string{"/bin/sh", "-c", "read -r request; exec cat \"$0\"", lies} // what it is asked must be taken
 	c := b.connect(t)
 	for name, tc := range map[string]struct {
 		sources []string
@@ -214,7 +239,7 @@ func TestHostileAgent(t *testing.T) {
 
 // By sftp too, what is removed while its folder is copied is told, and the rest arrives.
 func TestDownloadVanishing(t *testing.T) {
-	c := serveHostile(t, newKey(t), newKey(t), hostile{[]fs.FileInfo{lie{"a", 0o644}, lie{"gone", 0o644}, lie{"z", 0o644}}})
+	c := serveHostile(t, newKey(t), newKey(t), hostile{entries: []fs.FileInfo{lie{"a", 0o644}, lie{"gone", 0o644}, lie{"z", 0o644}}})
 	dir := t.TempDir()
 	var skipped *guest.SkippedError
 	err := c.Download(testContext(t), []string{"evil"}, dir, guest.CopyOptions{})

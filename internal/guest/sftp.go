@@ -19,11 +19,15 @@ import (
 	"github.com/labfile/lab/internal/guest/filestream"
 )
 
-// sftpCopier copies by sftp: the way into a guest whose ssh server knows nothing else.
+// sftpCopier copies by sftp, and folders by the guest's tar if it can: the way into a guest
+// whose ssh server knows nothing else.
 type sftpCopier struct {
 	*sftp.Client
-	ctx context.Context
-	opt CopyOptions
+	login *Client
+	ctx   context.Context
+	opt   CopyOptions
+	tell  func(path string, done, total int64) // opt's progress
+	noTar bool                                 // it was tried
 
 	skipped, vanished []string
 }
@@ -37,7 +41,7 @@ func (c *Client) sftp(ctx context.Context, opt CopyOptions) (*sftpCopier, error)
 	if err != nil {
 		return nil, fmt.Errorf("starting a file transfer: %w", lost(err))
 	}
-	return &sftpCopier{Client: client, ctx: ctx, opt: opt}, nil
+	return &sftpCopier{Client: client, login: c, ctx: ctx, opt: opt, tell: opt.progress()}, nil
 }
 
 // missing makes the words of an sftp server those of an agent.
@@ -161,7 +165,7 @@ func (c *sftpCopier) uploadFile(src, dst string) error {
 		return err
 	}
 	from := &source{Reader: in}
-	n := &count{Reader: from, ctx: c.ctx, size: fi.Size(), path: src, tell: c.opt.progress()}
+	n := &count{Reader: from, ctx: c.ctx, size: fi.Size(), path: src, tell: c.tell}
 	n.add(0)
 	_, err = out.ReadFromWithConcurrency(n, requests)
 	if err == nil {
@@ -186,11 +190,34 @@ func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error
 	if err != nil {
 		return err
 	}
+	fresh := true
 	if err := c.Mkdir(dst); err != nil {
 		if there, serr := c.Stat(dst); serr != nil || !there.IsDir() {
 			return missing(filestream.NoFolder, path.Dir(dst), err)
 		}
+		fresh = false
 	}
+	err = errNoTar
+	if !c.noTar {
+		err = c.uploadTar(src, dst, fresh)
+		c.noTar = errors.Is(err, errNoTar)
+	}
+	if c.noTar {
+		err = c.uploadEntries(src, dst, entries)
+	}
+	if err != nil || keep {
+		return err
+	}
+	// Last, so that a folder that nobody may write to can be filled, and that
+	// filling it does not change its time.
+	if err := c.Chmod(dst, fi.Mode().Perm()); err != nil {
+		return inGuest(dst, err)
+	}
+	return inGuest(dst, c.Chtimes(dst, fi.ModTime(), fi.ModTime()))
+}
+
+// uploadEntries uploads what is in a folder.
+func (c *sftpCopier) uploadEntries(src, dst string, entries []fs.DirEntry) error {
 	for _, e := range entries {
 		fi, err := e.Info()
 		from, to := filepath.Join(src, e.Name()), path.Join(dst, e.Name())
@@ -214,15 +241,7 @@ func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error
 			return err
 		}
 	}
-	if keep {
-		return nil
-	}
-	// Last, so that a folder that nobody may write to can be filled, and that
-	// filling it does not change its time.
-	if err := c.Chmod(dst, fi.Mode().Perm()); err != nil {
-		return inGuest(dst, err)
-	}
-	return inGuest(dst, c.Chtimes(dst, fi.ModTime(), fi.ModTime()))
+	return nil
 }
 
 func (c *sftpCopier) uploadLink(src, dst string) error {
@@ -332,6 +351,12 @@ func (c *sftpCopier) send(e *filestream.Encoder, src, name string, fi fs.FileInf
 		}
 		return e.Close(0)
 	case m.IsDir():
+		if depth == 0 && !c.noTar {
+			err := c.sendTar(e, src, name, fi)
+			if c.noTar = errors.Is(err, errNoTar); !c.noTar {
+				return err
+			}
+		}
 		entries, err := c.ReadDirContext(c.ctx, src)
 		if depth > 0 && c.gone(src, err) {
 			return nil

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/labfile/lab/internal/guest/filestream"
+)
+
+// A folder of a guest without an agent is copied by the guest's GNU tar, as one stream;
+// by sftp it would be several round trips for each file. Everything else, and a guest with
+// another tar, is left to sftp.
+
+// tarHello is what a guest says that is about to run tar.
+const tarHello = "lab-tar\n"
+
+// tarCreate reads folder $1. A file with several names is several files. A tar that does
+// not know these options says nothing.
+const tarCreate = `export LC_ALL=C
+cd -- "$1" && echo lab-tar || exit
+exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=literal -f - .`
+
+// tarExtract writes to folder $1. Links to folders stay, others are written through. What
+// it needs, GNU tar has since 1.27, of 2013.
+const tarExtract = `export LC_ALL=C
+tar --keep-directory-symlink --version >/dev/null 2>&1 || exit
+cd -- "$1" && echo lab-tar || exit
+exec tar -x -p -h --overwrite --keep-directory-symlink --no-same-owner --quoting-style=literal -f -`
+
+// errNoTar says that a folder cannot be copied by tar; nothing was copied then.
+var errNoTar = errors.New("the guest has no GNU tar")
+
+// maxTarFile bounds a file in a guest's archive, in bytes: a few that are all holes would
+// keep a processor of the host busy for minutes.
+const maxTarFile = 2 << 40
+
+// tarSession is a tar that runs in a guest.
+type tarSession struct {
+	*ssh.Session
+	in   io.WriteCloser
+	out  *bufio.Reader
+	said complaints
+}
+
+// tar starts tarCreate or tarExtract. Error: errNoTar, or that of the login.
+func (c *sftpCopier) tar(script, dir string) (*tarSession, error) {
+	s, err := c.login.ssh.NewSession()
+	if err != nil {
+		return nil, errNoTar // the server takes no more sessions, or is gone, which sftp tells
+	}
+	t := &tarSession{Session: s}
+	s.Stderr = &t.said
+	out, err := s.StdoutPipe()
+	if err == nil {
+		t.in, err = s.StdinPipe()
+	}
+	if err == nil {
+		err = s.Start(Quote([]string{"sh", "-c", script, "lab", dir}))
+	}
+	if err != nil {
+		s.Close()
+		return nil, errNoTar
+	}
+	t.out = bufio.NewReaderSize(out, 64<<10)
+	hello := make([]byte, len(tarHello))
+	if n, err := io.ReadFull(t.out, hello); err != nil || string(hello[:n]) != tarHello {
+		s.Close()
+		return nil, errNoTar
+	}
+	return t, nil
+}
+
+// ended waits for the end of tar, and returns which files were no ordinary ones, and
+// which were removed while their folder was read. dir is shown before names.
+func (t *tarSession) ended(dir string) (skipped, vanished []string, err error) {
+	err = t.Wait()
+	var exit *ssh.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return nil, nil, fmt.Errorf("copying files: %w", ErrDisconnected)
+	}
+	var why string
+	for line := range strings.Lines(t.said.String()) {
+		line = strings.TrimPrefix(strings.TrimRight(line, "\n"), "tar: ")
+		if name, ok := strings.CutSuffix(line, ": socket ignored"); ok {
+			skipped = append(skipped, path.Join(dir, name))
+		} else if name, ok := strings.CutSuffix(line, ": File removed before we read it"); ok {
+			vanished = append(vanished, path.Join(dir, name))
+		} else if why == "" && !strings.HasSuffix(line, ": file changed as we read it") {
+			why = line
+		}
+	}
+	if err == nil || exit.ExitStatus() == 1 && why == "" {
+		return skipped, vanished, nil
+	}
+	if why == "" {
+		why = "tar " + err.Error()
+	}
+	return nil, nil, tarFailure(dir, why)
+}
+
+// tarFailure is what tar complained about, as an sftp server says it.
+func tarFailure(dir, why string) error {
+	f := &filestream.Failure{What: filestream.Other, Text: dir + ": " + why}
+	parts := strings.Split(why, ": ")
+	reason := parts[len(parts)-1]
+	for _, no := range []syscall.Errno{syscall.EACCES, syscall.EPERM, syscall.ENOSPC, syscall.EISDIR, syscall.EROFS, syscall.EDQUOT} {
+		if len(parts) > 1 && strings.EqualFold(reason, no.Error()) {
+			f.Errno, f.Text = no, path.Join(dir, parts[0])+": "+no.Error()
+		}
+	}
+	return f
+}
+
+// complaints is the beginning of what tar says on stderr.
+type complaints struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// maxComplaints bounds what is kept, in bytes.
+const maxComplaints = 1 << 20
+
+func (c *complaints) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buf.Write(p[:min(len(p), maxComplaints-c.buf.Len())])
+	return len(p), nil
+}
+
+func (c *complaints) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.ToValidUTF8(c.buf.String(), "?")
+}
+
+// sendTar sends a folder of the guest, called name, as tar reads it. Error: errNoTar
+// if it sent nothing.
+func (c *sftpCopier) sendTar(e *filestream.Encoder, src, name string, fi fs.FileInfo) error {
+	t, err := c.tar(tarCreate, src)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	t.in.Close()
+	if _, err := t.out.Peek(1); err != nil { // sftp finds out why, if that is not its tar
+		return errNoTar
+	}
+	if err := e.Entry(filestream.Entry{Kind: filestream.Dir, Name: name, Mode: fi.Mode().Perm(), Time: fi.ModTime()}); err != nil {
+		return err
+	}
+	skipped, err := unpack(c.ctx, e, tar.NewReader(t.out))
+	if err == nil {
+		_, err = io.Copy(io.Discard, t.out) // what fills up the last block
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) { // tar may say why
+		if _, _, err := t.ended(src); err != nil {
+			return err
+		}
+		return fmt.Errorf("copying files: %w", ErrDisconnected)
+	}
+	if err != nil {
+		return err
+	}
+	more, vanished, err := t.ended(src)
+	if err != nil {
+		return err
+	}
+	for _, name := range skipped {
+		c.skipped = append(c.skipped, path.Join(src, name))
+	}
+	c.skipped = append(c.skipped, more...)
+	c.vanished = append(c.vanished, vanished...)
+	return e.Entry(filestream.Entry{Kind: filestream.Up})
+}
+
+// unpack sends what an archive of a folder has, and returns what is no ordinary file. The
+// folder itself must come first in the archive, and is not sent. The archive comes from a
+// guest, which is not trusted: whoever receives this stream checks each name.
+func unpack(ctx context.Context, e *filestream.Encoder, archive *tar.Reader) (skipped []string, err error) {
+	var open []string // the folders that are open, by name
+	for first := true; ; first = false {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) && !first {
+			break
+		}
+		if err != nil {
+			return nil, malformed(err)
+		}
+		if name := strings.TrimSuffix(h.Name, "/"); first || name == "." {
+			if first && name == "." && h.Typeflag == tar.TypeDir {
+				continue
+			}
+			return nil, fmt.Errorf("%w: %q stands at the wrong place in the archive", filestream.ErrMalformed, h.Name)
+		}
+		rel, ok := strings.CutPrefix(strings.TrimSuffix(h.Name, "/"), "./")
+		if !ok {
+			return nil, fmt.Errorf("%w: %q", ErrUnsafeName, h.Name)
+		}
+		parts := strings.Split(rel, "/")
+		dirs, base := parts[:len(parts)-1], parts[len(parts)-1]
+		if !filestream.SafeName(base) {
+			return nil, fmt.Errorf("%w: %q", ErrUnsafeName, h.Name)
+		}
+		same := 0
+		for same < len(open) && same < len(dirs) && open[same] == dirs[same] {
+			same++
+		}
+		if same < len(dirs) {
+			return nil, fmt.Errorf("%w: %q comes without its folder", filestream.ErrMalformed, h.Name)
+		}
+		for ; len(open) > same; open = open[:len(open)-1] {
+			if err := e.Entry(filestream.Entry{Kind: filestream.Up}); err != nil {
+				return nil, err
+			}
+		}
+		x := filestream.Entry{Name: base, Mode: fs.FileMode(h.Mode).Perm(), Time: h.ModTime, Size: h.Size}
+		switch h.Typeflag {
+		case tar.TypeDir:
+			if len(open) >= filestream.MaxDepth {
+				return nil, fmt.Errorf("%w: more than %d folders inside each other", filestream.ErrMalformed, filestream.MaxDepth)
+			}
+			x.Kind, x.Size = filestream.Dir, 0
+			open = append(open, base)
+			err = e.Entry(x)
+		case tar.TypeSymlink:
+			x.Kind, x.To, x.Size, x.Time = filestream.Link, h.Linkname, 0, time.Time{}
+			err = e.Entry(x)
+		case tar.TypeReg, tar.TypeGNUSparse:
+			x.Kind = filestream.File
+			err = unpackFile(ctx, e, x, archive, h.Typeflag == tar.TypeGNUSparse)
+		case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+			if len(skipped) < maxSkipped {
+				skipped = append(skipped, rel)
+			}
+		default:
+			return nil, fmt.Errorf("%w: %q is of a kind that was not asked for", filestream.ErrMalformed, h.Name)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for range open {
+		if err := e.Entry(filestream.Entry{Kind: filestream.Up}); err != nil {
+			return nil, err
+		}
+	}
+	return skipped, nil
+}
+
+// maxSkipped bounds how many names are kept of what is not copied.
+const maxSkipped = 10000
+
+// malformed words what archive/tar has against an archive.
+func malformed(err error) error {
+	switch {
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
+		return fmt.Errorf("%w: %w", filestream.ErrMalformed, err)
+	}
+	return err
+}
+
+// block is the size of what becomes a hole in a sparse file if it is zero, in bytes.
+const block = 4096
+
+var zeroBlock [block]byte
+
+// unpackFile sends one file.
+func unpackFile(ctx context.Context, e *filestream.Encoder, x filestream.Entry, content io.Reader, sparse bool) error {
+	if x.Size > maxTarFile {
+		return fmt.Errorf("%w: %q has %d bytes", filestream.ErrMalformed, x.Name, x.Size)
+	}
+	if err := e.Entry(x); err != nil {
+		return err
+	}
+	var hole int64
+	buf := make([]byte, min(32<<10, max(x.Size, 1)))
+	for {
+		var (
+			n   int
+			err = context.Cause(ctx) // what is a hole ends no other way
+		)
+		for n < len(buf) && err == nil { // a hole is found in whole blocks
+			var m int
+			m, err = content.Read(buf[n:])
+			n += m
+		}
+		for data := buf[:n]; len(data) > 0; {
+			part := data
+			if sparse {
+				part = data[:min(block, len(data))]
+			}
+			if sparse && bytes.Equal(part, zeroBlock[:len(part)]) {
+				hole += int64(len(part))
+			} else if err := e.Chunk(hole, part); err != nil {
+				return err
+			} else {
+				hole = 0
+			}
+			data = data[len(part):]
+		}
+		if errors.Is(err, io.EOF) {
+			return e.Close(hole)
+		}
+		if err != nil {
+			return malformed(err)
+		}
+	}
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/labfile/lab/internal/guest"
+	"github.com/labfile/lab/internal/guest/filestream"
+)
+
+// archive makes an archive of headers; a file has "gotcha" in it.
+func archive(t testing.TB, headers ...tar.Header) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range headers {
+		content := ""
+		if h.Typeflag == tar.TypeReg {
+			content = "gotcha"
+		}
+		h.Size, h.Format = int64(len(content)), tar.FormatGNU
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func plain(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644} }
+
+func folder(name string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}
+}
+
+func link(name, to string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to}
+}
+
+// What a guest's tar says is not believed: nothing is written but what is in the folder
+// that was asked for.
+func TestHostileTar(t *testing.T) {
+	top := folder("./")
+	deep := []tar.Header{top}
+	for i := range 2 * filestream.MaxDepth {
+		deep = append(deep, folder("./"+strings.Repeat("d/", i+1)))
+	}
+	huge := archive(t, top, plain("./x"))
+	sparse := tar.Header{Typeflag: tar.TypeReg, Name: "./x", Mode: 0o644}
+	for name, tc := range map[string]struct {
+		archive []byte
+		want    error // nil: harmless
+	}{
+		"fine":                  {archive(t, top, folder("./x/"), plain("./x/y"), plain("./z")), nil},
+		"zeros":                 {make([]byte, 10240), guest.ErrDisconnected},
+		"garbage":               {bytes.Repeat([]byte("garbage!"), 1024), filestream.ErrMalformed},
+		"cut in a header":       {huge[:700], guest.ErrDisconnected},
+		"cut in a file":         {huge[:1026], guest.ErrDisconnected},
+		"without the folder":    {archive(t, plain("./x")), filestream.ErrMalformed},
+		"the folder again":      {archive(t, top, plain("./x"), top), filestream.ErrMalformed},
+		"the folder is a link":  {archive(t, link("./", "/etc")), filestream.ErrMalformed},
+		"parent":                {archive(t, top, plain("./../victim/x")), filestream.ErrMalformed},
+		"parent as folder":      {archive(t, top, folder("./../"), plain("./../x")), guest.ErrUnsafeName},
+		"dots as a name":        {archive(t, top, plain("./..")), guest.ErrUnsafeName},
+		"absolute":              {archive(t, top, plain("/tmp/x")), guest.ErrUnsafeName},
+		"without a dot":         {archive(t, top, plain("x")), guest.ErrUnsafeName},
+		"empty name":            {archive(t, top, link("./", "x")), filestream.ErrMalformed},
+		"two slashes":           {archive(t, top, plain(".//x")), filestream.ErrMalformed},
+		"without its folder":    {archive(t, top, plain("./a/b")), filestream.ErrMalformed},
+		"without end":           {archive(t, deep...), filestream.ErrMalformed},
+		"file through a link":   {archive(t, top, link("./x", "../../victim/x"), plain("./x")), filestream.ErrLeadsOut},
+		"folder through a link": {archive(t, top, link("./x", "../../victim"), folder("./x/"), plain("./x/y")), filestream.ErrLeadsOut},
+		"into a link":           {archive(t, top, link("./x", "../../victim"), plain("./x/y")), filestream.ErrMalformed},
+		"hard link":             {archive(t, top, tar.Header{Typeflag: tar.TypeLink, Name: "./x", Linkname: "../../victim/x"}), filestream.ErrMalformed},
+		"device":                {archive(t, top, tar.Header{Typeflag: tar.TypeChar, Name: "./x", Devmajor: 1, Devminor: 3}), errSkipped},
+		"set-uid":               {archive(t, top, tar.Header{Typeflag: tar.TypeReg, Name: "./x", Mode: 0o4755}), nil},
+		"endless file":          {endless(t, sparse), filestream.ErrMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			said := tc.archive
+			if said == nil {
+				said = []byte{}
+			}
+			c := serveHostile(t, newKey(t), newKey(t), hostile{archive: said})
+			dir := t.TempDir()
+			for _, d := range []string{"victim", "target"} {
+				if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := c.Download(testContext(t), []string{"evil"}, dir+"/target", guest.CopyOptions{})
+			var skipped *guest.SkippedError
+			if errors.As(err, &skipped) {
+				err = fmt.Errorf("%w: %w", errSkipped, err)
+			}
+			if !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			for d, want := range map[string]int{".": 2, "victim": 0} {
+				if left, err := os.ReadDir(filepath.Join(dir, d)); err != nil || len(left) != want {
+					t.Errorf("written outside the target: %v, %v", left, err)
+				}
+			}
+			if fi, err := os.Stat(dir + "/target/evil/x"); err == nil && fi.Mode()&(fs.ModeSetuid|fs.ModeDevice) != 0 {
+				t.Errorf("x is %v", fi.Mode())
+			}
+		})
+	}
+}
+
+var errSkipped = errors.New("skipped")
+
+// endless is an archive with a file that has more bytes than a disk can.
+func endless(t *testing.T, h tar.Header) []byte {
+	b := archive(t, folder("./"), h)
+	size := b[512+124 : 512+136]
+	copy(size, "\x80\x00\x00\x00\x40\x00\x00\x00\x00\x00\x00\x00")
+	head := b[512:1024]
+	copy(head[148:156], "        ")
+	sum := 0
+	for _, x := range head {
+		sum += int(x)
+	}
+	copy(head[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return b
+}
+
+// Names of bytes that are no text, and times before 1970, arrive as they are.
+func TestCopyOddNames(t *testing.T) { bothWays(t, testCopyOddNames) }
+
+func testCopyOddNames(t *testing.T, b *box) {
+	c := b.connect(t)
+	src, back := t.TempDir(), t.TempDir()
+	names := []string{"-rf", "\xff\xfe", "a\nb", "tar: x", " ", "*", "$(touch x)", strings.Repeat("n", 255), "ä"}
+	for _, name := range names {
+		p := filepath.Join(src, name)
+		if err := errors.Join(os.WriteFile(p, []byte(name), 0o600), os.Chtimes(p, time.Unix(1, 0), time.Unix(1, 0))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := filepath.Join(append([]string{src}, slices.Repeat([]string{strings.Repeat("d", 50)}, 10)...)...)
+	if err := errors.Join(os.MkdirAll(long, 0o755), os.Symlink(strings.Repeat("../", 60)+"x", filepath.Join(long, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Upload(testContext(t), []string{src + "/."}, "odd names", guest.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Download(testContext(t), []string{"odd names/."}, back, guest.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := withoutTop(listing(t, src))
+	for _, dir := range []string{filepath.Join(b.home, "odd names"), back} {
+		if got := withoutTop(listing(t, dir)); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	}
+}
+
+// withoutTop drops the line of the folder itself, whose time differs.
+func withoutTop(listing string) string {
+	_, rest, _ := strings.Cut(listing, "\n")
+	return rest
+}
+
+// What is there already is treated as cp does it: a folder never takes the place of a
+// file, nor a file that of a folder; a file is written through a link; a link to a folder
+// stays.
+func TestCopyOntoOthers(t *testing.T) { bothWays(t, testCopyOntoOthers) }
+
+func testCopyOntoOthers(t *testing.T, b *box) {
+	c := b.connect(t)
+	src := t.TempDir()
+	makeFiles(t, src, "dir/file", "plain", "through")
+	for name, make := range map[string]func(dst string) error{
+		"folder onto file": func(dst string) error { return os.WriteFile(dst+"/dir", []byte("precious"), 0o600) },
+		"file onto folder": func(dst string) error { return os.Mkdir(dst+"/plain", 0o755) },
+		"fine": func(dst string) error {
+			return errors.Join(os.Mkdir(dst+"/other", 0o755), os.Symlink("other", dst+"/dir"),
+				os.WriteFile(dst+"/real", []byte("longer than what comes"), 0o600), os.Symlink("real", dst+"/through"))
+		},
+	} {
+		dst := filepath.Join(b.home, name)
+		if err := errors.Join(os.Mkdir(dst, 0o755), make(dst)); err != nil {
+			t.Fatal(err)
+		}
+		before := listing(t, dst)
+		err := c.Upload(testContext(t), []string{src + "/."}, name, guest.CopyOptions{})
+		if name != "fine" {
+			for line := range strings.Lines(before) {
+				if !strings.HasPrefix(line, "d") && !strings.Contains(listing(t, dst), strings.TrimSpace(line)) {
+					t.Errorf("%s: %q is gone", name, line)
+				}
+			}
+			if err == nil {
+				t.Errorf("%s: it succeeded:\n%s", name, listing(t, dst))
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for path, want := range map[string]string{"other/file": "dir/file", "real": "through", "plain": "plain"} {
+			if got, err := os.ReadFile(filepath.Join(dst, path)); err != nil || string(got) != want {
+				t.Errorf("%s: %s has %q, %v", name, path, got, err)
+			}
+		}
+		for _, path := range []string{"dir", "through"} {
+			if fi, err := os.Lstat(filepath.Join(dst, path)); err != nil || fi.Mode().Type() != fs.ModeSymlink {
+				t.Errorf("%s: %s is no link any more: %v, %v", name, path, fi, err)
+			}
+		}
+	}
+}
+
+// makeFiles makes files that hold their own names.
+func makeFiles(t *testing.T, dir string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		p := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(name), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A file with several names becomes several files, whatever carries it.
+func TestCopyHardLinks(t *testing.T) { bothWays(t, testCopyHardLinks) }
+
+func testCopyHardLinks(t *testing.T, b *box) {
+	c := b.connect(t)
+	src, back := t.TempDir(), t.TempDir()
+	makeFiles(t, src, "one")
+	if err := os.Link(src+"/one", src+"/two"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Upload(testContext(t), []string{src}, "links", guest.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(b.home+"/links/one", b.home+"/links/three"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Download(testContext(t), []string{"links"}, back, guest.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, pair := range [][2]string{{b.home + "/links/one", b.home + "/links/two"}, {back + "/links/one", back + "/links/three"}} {
+		one, err := os.Stat(pair[0])
+		two, err2 := os.Stat(pair[1])
+		if err := errors.Join(err, err2); err != nil || os.SameFile(one, two) {
+			t.Errorf("%q are one file, or: %v", pair, err)
+		}
+		if got, err := os.ReadFile(pair[1]); err != nil || string(got) != "one" {
+			t.Errorf("%s has %q, %v", pair[1], got, err)
+		}
+	}
+}
