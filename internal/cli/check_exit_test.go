@@ -55,7 +55,7 @@ func noExitCodeIsPassedOn(t *testing.T, exit int) {
 	try(1, says, "replace", "m")
 	try(2, fmt.Sprint(exit), "verify")
 	// What the user runs is another matter.
-	if code, _, errOut := d.run("exec", "m", "--", fmt.Sprintf("exit %d", exit)); code != exit || errOut != "" {
+	if code, _, errOut := d.run("-q", "exec", "m", "--", fmt.Sprintf("exit %d", exit)); code != exit || errOut != "" {
 		t.Errorf("lab exec: exit code %d, want %d\n%s", code, exit, errOut)
 	}
 }

@@ -169,13 +169,17 @@ func (l *Lab) openDisk(ctx context.Context, s Subject, events func(Event)) (*ope
 	if !ok {
 		return nil, fmt.Errorf("the disk of %s can't be read: the provider %s does not show it", g, p.Name())
 	}
-	if g.Number == m.Generation && m.Phase == ledger.PhaseReady {
+	cutOff := cutOff(ctx, p, g)
+	if g.Number == m.Generation && m.Phase == ledger.PhaseReady && cutOff == nil {
 		(&session{Lab: l, provider: p, opt: Options{Events: events}}).syncAttended(ctx, m)
 	}
 	d := &openDisk{g: g}
 	if d.disk, err = reader.OpenDisk(ctx, g); err != nil {
-		if errors.Is(err, providers.ErrNotFound) {
+		switch {
+		case errors.Is(err, providers.ErrNotFound):
 			return nil, l.noDisk(ctx, p, g, err)
+		case cutOff != nil && ctx.Err() == nil: // how that shows says nothing
+			return nil, cutOff
 		}
 		return nil, fmt.Errorf("opening the disk of %s: %w", g, err)
 	}

@@ -9,7 +9,17 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/network"
+	"github.com/labfile/lab/providers"
 )
+
+// cutOff returns an *UnreachableError if a generation runs and cannot be reached, else nil.
+func cutOff(ctx context.Context, p providers.Provider, g lab.Generation) error {
+	m, err := p.Inspect(ctx, g)
+	if err != nil || !isOn(m) || m.Unreachable == "" {
+		return nil
+	}
+	return &UnreachableError{Machine: g.Machine, Why: m.Unreachable}
+}
 
 // bringBack shuts a machine down that runs and cannot be reached, so that it can be
 // started again. The supervisor that it is plugged into may be one that cannot be reached

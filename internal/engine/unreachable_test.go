@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/plan"
 	"github.com/labfile/lab/internal/supervise"
+	"github.com/labfile/lab/providers"
+	"github.com/labfile/lab/providers/memory"
 )
 
 // elsewhere is the same host as a command sees it whose environment names another
@@ -184,4 +187,38 @@ func TestOneOfTwoUnreachable(t *testing.T) {
 	b.expectPlugged(l, "db@1 present")
 	b.up(l, w)
 	b.expect(l, "db@1 ready", "web@1 ready")
+}
+
+// socketless is a provider that talks to hypervisors by way of their sockets.
+type socketless struct{ *memory.Provider }
+
+var errDial = errors.New("dial unix /run/lab/web-1.qmp: connect: no such file or directory")
+
+func (s socketless) OpenDisk(context.Context, lab.Generation) (providers.Disk, error) {
+	return providers.Disk{}, errDial
+}
+
+func (s socketless) PushVolume(context.Context, lab.Generation, providers.Volume) error {
+	return errDial
+}
+
+// What needs the hypervisor's sockets says that the machine cannot be reached, as a login
+// does, and nothing of sockets.
+func TestReadingAnUnreachableMachine(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	b.cutOff(l, b.want(withVolume("web")))
+	b.Providers["memory"] = socketless{b.provider}
+	_, diff := l.Diff(b.ctx, DiffOptions{New: Subject{Machine: "web"}})
+	_, snapshot := l.SnapshotVolume(b.ctx, "data", "", Options{})
+	for what, err := range map[string]error{"diff": diff, "snapshot": snapshot} {
+		var e *UnreachableError
+		if !errors.As(err, &e) || strings.Contains(err.Error(), "dial unix") || !strings.Contains(err.Error(), `machine "web" runs, but cannot be reached: its sockets are gone`) {
+			t.Errorf("%s gave %v", what, err)
+		}
+	}
+	b.provider.Isolate(lab.Generation{Lab: l.ID(), Machine: "web", Number: 1}, false)
+	if _, err := l.Diff(b.ctx, DiffOptions{New: Subject{Machine: "web"}}); !errors.Is(err, errDial) {
+		t.Errorf("another failure is not told: %v", err)
+	}
 }

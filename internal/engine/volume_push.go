@@ -74,7 +74,8 @@ func (s *session) push(ctx context.Context, name string, enough func(context.Con
 	}
 	m, ok := s.machine(by.generation.Machine).Of(by.generation.Number)
 	booting := m.Phase == ledger.PhaseCreating || m.Phase == ledger.PhaseStarting
-	if ok && !booting && (m.Create.Agent || m.Phase == ledger.PhaseReady) {
+	cutOff := cutOff(ctx, by.provider, by.generation)
+	if ok && !booting && cutOff == nil && (m.Create.Agent || m.Phase == ledger.PhaseReady) {
 		s.syncAttended(ctx, m)
 	}
 	on.written = true
@@ -94,7 +95,11 @@ func (s *session) push(ctx context.Context, name string, enough func(context.Con
 	if err != nil {
 		return on, err
 	}
-	return on, pusher.PushVolume(ctx, by.generation, attached)
+	err = pusher.PushVolume(ctx, by.generation, attached)
+	if err != nil && cutOff != nil && ctx.Err() == nil {
+		err = cutOff
+	}
+	return on, err
 }
 
 func snapshotError(name string, err error) error {
