@@ -16,6 +16,8 @@ import (
 
 	"github.com/hashicorp/go-getter/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/labfile/lab/internal/fsutil"
 )
 
 // httpGetter downloads one file. It stands in for go-getter's own HTTP getter,
@@ -195,6 +197,14 @@ func (g *httpGetter) receive(f *os.File, body io.Reader, have, total int64) (n i
 	const step = 1 << 20
 	buf := make([]byte, 128<<10)
 	known := max(total, 0)
+	// Until it is closed the file may be shorter than what came: then the next attempt asks
+	// for zeros again.
+	to := fsutil.AppendSparse(f, have)
+	defer func() {
+		if cerr := to.Close(); err == nil {
+			err = cerr
+		}
+	}()
 	g.progress("downloading", have, known)
 	for told := int64(0); ; {
 		m, err := body.Read(buf)
@@ -202,7 +212,7 @@ func (g *httpGetter) receive(f *os.File, body io.Reader, have, total int64) (n i
 			return n, g.tooLarge()
 		}
 		if m > 0 {
-			if _, err := f.Write(buf[:m]); err != nil {
+			if _, err := to.Write(buf[:m]); err != nil {
 				return n, err
 			}
 			n += int64(m)

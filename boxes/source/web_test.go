@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -209,6 +210,28 @@ func TestResumeWithinOneCall(t *testing.T) {
 	res, err := f.Resolve(t.Context(), source.Request{Ref: s.URL + "/disk.img"})
 	f.wantBox(res, err, content)
 	s.wantRequests(t, "GET /disk.img", `GET /disk.img bytes=1048576- "v1"`, `GET /disk.img bytes=2097152- "v1"`)
+}
+
+// A raw disk that is mostly zeros takes no room for them, whether it comes in one piece or
+// is cut off within them.
+func TestSparseDownload(t *testing.T) {
+	const size = 24 << 20
+	disk := make([]byte, size)
+	copy(disk, content[:cutAt/2])
+	disk[size-1] = 'x'
+	for _, cuts := range []int{0, 2} {
+		s, f := newSite(t), newFixture(t)
+		s.body, s.cut, s.cuts = disk, cutAt, cuts
+		res, err := f.Resolve(t.Context(), source.Request{Ref: s.URL + "/disk.img"})
+		f.wantBox(res, err, disk)
+		fi, err := os.Stat(res.Box.Disk.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if takes := fi.Sys().(*syscall.Stat_t).Blocks * 512; takes > size/8 {
+			t.Errorf("with %d cuts, %d bytes take %d", cuts, size, takes)
+		}
+	}
 }
 
 // broken leaves a download cut off at cutAt.

@@ -51,12 +51,15 @@ func kindOf(mode fs.FileMode) string {
 	return "a device"
 }
 
-// Sparse writes to an empty file and leaves holes where there would be zeros. Close
+// Sparse writes to the end of a file and leaves holes where there would be zeros. Close
 // must be called after the last Write.
 type Sparse struct {
 	File *os.File
 	at   int64
 }
+
+// AppendSparse goes on with a file that has size bytes.
+func AppendSparse(f *os.File, size int64) *Sparse { return &Sparse{File: f, at: size} }
 
 // block is the unit in which zeros are looked for, in bytes: that of most file systems.
 const block = 4096
