@@ -467,3 +467,22 @@ func TestFailureStopsTheRoll(t *testing.T) {
 	b.expect(l, "web-1@2 ready", "web-2@1 ready", "web-3@1 ready")
 	b.expectPlugged(l, "web-1@2 present", "web-2@1 present", "web-3@1 present")
 }
+
+// A generation that is not there is told with those that are.
+func TestRollbackToNothing(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	w := b.want(machine("web"))
+	b.up(l, w)
+	says := func(to int, want string) {
+		t.Helper()
+		var e *NoGenerationError
+		if _, err := l.Rollback(b.ctx, "web", to, Options{}); !errors.As(err, &e) || e.Error() != want {
+			t.Errorf("going back to %d gave %v, want %s", to, err, want)
+		}
+	}
+	says(0, "web has no earlier generation that was ready")
+	says(5, "web has no generation 5; there is only generation 1")
+	b.rebuild(l, w)
+	says(5, "web has no generation 5; it has 1")
+}

@@ -26,6 +26,7 @@ type NoGenerationError struct {
 	Number  int   // 0 if any would have done
 	Known   []int // those that would do, ascending
 
+	only int  // the only one that there ever was; 0 if there were more
 	disk bool // it is about the disks that are kept
 }
 
@@ -36,6 +37,8 @@ func (e *NoGenerationError) Error() string {
 		return fmt.Sprintf("%s has no earlier generation that was ready", e.Machine)
 	case e.disk:
 		return fmt.Sprintf("%s has no disk of generation %d; it has that of %s", e.Machine, e.Number, numbers(e.Known))
+	case e.only != 0:
+		return fmt.Sprintf("%s has no generation %d; there is only generation %d", e.Machine, e.Number, e.only)
 	case len(e.Known) == 0:
 		return fmt.Sprintf("%s has no generation %d", e.Machine, e.Number)
 	}
@@ -173,6 +176,9 @@ func (s *session) earlier(name lab.Name, to int) (ledger.Generation, error) {
 			return g, nil
 		}
 		e.Known = append(e.Known, g.Number)
+	}
+	if len(all) == 1 && to != 0 {
+		e.only = all[0].Number
 	}
 	slices.Sort(e.Known)
 	return ledger.Generation{}, e

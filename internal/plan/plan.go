@@ -44,6 +44,8 @@ type Step struct {
 	Next       int        `json:"next,omitempty"`       // the one to make; 0 if none
 	Leftovers  []int      `json:"leftovers,omitempty"`  // generations to remove besides
 	Retire     []int      `json:"retire,omitempty"`     // generations that gave way and are to be stopped and kept
+	Pruned     []int      `json:"pruned,omitempty"`     // those of Leftovers that are beyond the number to be kept
+	Kept       int        `json:"kept,omitempty"`       // that number
 	Bake       []string   `json:"bake,omitempty"`       // provision steps to bake before the generation is made
 	DependsOn  []lab.Name `json:"dependsOn,omitempty"`
 	Undone     string     `json:"undone,omitempty"` // what an interrupted command left, which is undone first, in words
@@ -150,7 +152,11 @@ func Make(in Input) Plan {
 	selected := closure(in.Want, in.Only)
 	for _, m := range inOrder(in.Want) {
 		if selected[m.Name] {
-			p.Steps = append(p.Steps, in.step(m))
+			s := in.step(m)
+			if s.Pruned = in.Recorded[m.Name].pruned(s.Leftovers); len(s.Pruned) > 0 {
+				s.Kept = m.Replace.Keep
+			}
+			p.Steps = append(p.Steps, s)
 		}
 	}
 	if len(in.Only) == 0 {

@@ -32,6 +32,18 @@ func strategy(m lab.Machine, runs bool, unreachable string) (lab.Strategy, strin
 	return s, ""
 }
 
+// pruned returns which of the leftovers gave way and could be kept, but for the number that
+// the Labfile keeps.
+func (r Recorded) pruned(leftovers []int) []int {
+	var beyond []int
+	for _, n := range leftovers {
+		if slices.Contains(r.Retired, n) || slices.Contains(r.Outgoing, n) {
+			beyond = append(beyond, n)
+		}
+	}
+	return beyond
+}
+
 // leftovers returns which of the generations that exist are to be removed: those
 // that nobody keeps, and those beyond the newest that the Labfile keeps; and which of
 // those that are kept have yet to be retired. retiring is one that is about to be kept

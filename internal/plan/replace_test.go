@@ -3,6 +3,7 @@
 package plan
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -53,6 +54,15 @@ func TestReplaceStep(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.left, s.Leftovers); diff != "" {
 				t.Error(diff)
+			}
+			var beyond []int // of those that gave way
+			for _, n := range tt.left {
+				if slices.Contains(tt.retired, n) {
+					beyond = append(beyond, n)
+				}
+			}
+			if !slices.Equal(s.Pruned, beyond) || len(beyond) > 0 && s.Kept != tt.keep {
+				t.Errorf("pruned %v of %d, want %v of %d", s.Pruned, s.Kept, beyond, tt.keep)
 			}
 			in.Rebuild = nil
 			if s := Make(in).Steps[0]; tt.state == Running && tt.keep == 2 && s.Leftovers != nil {

@@ -197,7 +197,16 @@ func body(s plan.Step) []string {
 		if g == s.Generation && s.Action != plan.Keep {
 			continue // it is what is replaced or destroyed
 		}
-		say("~ generation %d is removed", g)
+		switch {
+		case !slices.Contains(s.Pruned, g):
+			say("~ generation %d is removed", g)
+		case s.Kept == 0:
+			say("~ generation %d is removed (none are kept)", g)
+		case s.Kept == 1:
+			say("~ generation %d is removed (1 is kept)", g)
+		default:
+			say("~ generation %d is removed (%d are kept)", g, s.Kept)
+		}
 	}
 	return lines
 }

@@ -21,7 +21,7 @@ func TestPlan(t *testing.T) {
 		{Machine: "pg", Action: plan.Replace, Generation: 3, Next: 4, Strategy: lab.StopFirst, StrategyWhy: "volume pgdata is written by one generation at a time"},
 		{Machine: "off", Action: plan.Replace, Generation: 3, Next: 4, Strategy: lab.StopFirst, StrategyWhy: plan.NotRunning},
 		{Machine: "web-2", Action: plan.Create, Next: 1, Reasons: []string{"there is none"}},
-		{Machine: "api", Action: plan.Keep, Generation: 1, Changes: []string{"port 8080:80 added"}, Leftovers: []int{2}},
+		{Machine: "api", Action: plan.Keep, Generation: 1, Changes: []string{"port 8080:80 added"}, Leftovers: []int{2, 5, 6}, Pruned: []int{5, 6}, Kept: 2},
 		{Machine: "old", Action: plan.Destroy, Generation: 7, Reasons: []string{"it is no longer in the Labfile\x1b"}},
 	}}
 	var b bytes.Buffer
@@ -44,6 +44,8 @@ func TestPlan(t *testing.T) {
   ~    api    keep     generation 1
               ~ port 8080:80 added
               ~ generation 2 is removed
+              ~ generation 5 is removed (2 are kept)
+              ~ generation 6 is removed (2 are kept)
   -    old    destroy  generation 7
               it is no longer in the Labfile\x1b
 
