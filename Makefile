@@ -58,7 +58,7 @@ golangci: ## the linters of .golangci.yml, whose program takes minutes to build 
 
 .PHONY: unit
 unit: ## run all tests that need no machine, with the race detector
-	@tools/deps gcc libc-headers qemu-img mke2fs debugfs busybox libvirtd virtlogd libvirt-qemu virsh virt-xml-validate xmllint ssh sshd script
+	@tools/deps gcc libc-headers qemu-img mke2fs debugfs busybox libvirtd virtlogd libvirt-qemu virsh virt-xml-validate xmllint ssh sshd script bash zsh fish
 	$(TEST) -race ./...
 
 .PHONY: e2e
