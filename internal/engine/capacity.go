@@ -73,12 +73,11 @@ func gib(b lab.Bytes) string {
 	return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(b)/float64(lab.GiB)), ".0") + "GiB"
 }
 
-// What the files of a machine take at least before it is ready: an empty disk above its
-// image's, seed and logs, and what the smallest guest writes while it boots; and what is
-// needed for one to start again.
+// What the files of the smallest machine, one of builtin/tiny, take when it is ready, and
+// what it writes when it starts again: with less, none can.
 const (
-	birthRoom = 4 * lab.MiB
-	startRoom = lab.MiB
+	birthRoom = 900 * lab.KiB
+	startRoom = 256 * lab.KiB
 )
 
 // roomy returns a *roomError if what the plan makes and starts plainly does not fit where

@@ -323,7 +323,7 @@ func TestRoomOfTheHost(t *testing.T) {
 	b.Providers["memory"] = disk
 	l := b.open()
 	w := b.want(machine("db"), machine("web"))
-	want := "7MiB of disk are free in /srv/labs, and the machines need 8MiB at least"
+	want := "1MiB of disk are free in /srv/labs, and the machines need 1800KiB at least"
 	if _, err := l.Up(b.ctx, w, UpOptions{}); !errors.Is(err, syscall.ENOSPC) || err.Error() != want {
 		t.Errorf("up: got %v, want %s", err, want)
 	}
@@ -334,7 +334,7 @@ func TestRoomOfTheHost(t *testing.T) {
 	b.up(l, w)
 	disk.free = 0
 	b.up(l, w) // nothing to do
-	if _, err := l.Rebuild(b.ctx, w, UpOptions{}); err == nil || err.Error() != "0B of disk are free in /srv/labs, and the machines need 8MiB at least" {
+	if _, err := l.Rebuild(b.ctx, w, UpOptions{}); err == nil || err.Error() != "0B of disk are free in /srv/labs, and the machines need 1800KiB at least" {
 		t.Errorf("replace: got %v", err)
 	}
 	b.expect(l, "db@1 ready", "web@1 ready")
@@ -342,7 +342,7 @@ func TestRoomOfTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk.free = startRoom // for one of two
-	if err := l.Start(b.ctx, Options{}); err == nil || err.Error() != "1MiB of disk are free in /srv/labs, and the machines need 2MiB at least" {
+	if err := l.Start(b.ctx, Options{}); err == nil || err.Error() != "256KiB of disk are free in /srv/labs, and the machines need 512KiB at least" {
 		t.Errorf("start: got %v", err)
 	}
 	b.expect(l, "db@1 stopped", "web@1 stopped")
