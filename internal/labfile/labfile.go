@@ -33,8 +33,9 @@ type Options struct {
 	LookupEnv func(string) (string, bool) // os.LookupEnv, or nil for no environment
 	Name      string                      // --name: replaces the key lab; empty keeps it
 
-	// HostFiles has Load look at the files and folders of this host that mounts and
-	// provision steps name. Only what makes machines needs them.
+	// HostFiles has Load look at what the Labfile takes from this host: the files and
+	// folders that mounts and provision steps name, and with "proxy: inherit" the proxy
+	// settings of the environment. Only what makes machines needs them.
 	HostFiles bool
 
 	dir    string // that such names are relative to; empty to look at none
@@ -266,7 +267,7 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	}
 	r.others = vars.dotenv.problems()
 	l := convert(r, &doc, o.dir)
-	if l.InheritProxy && o.LookupEnv != nil {
+	if l.InheritProxy && o.HostFiles && o.LookupEnv != nil {
 		if _, err := proxy.FromEnv(func(name string) string { v, _ := o.LookupEnv(name); return v }); err != nil {
 			r.add(doc.Proxy.place, "%v", err)
 		}

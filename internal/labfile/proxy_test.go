@@ -25,7 +25,7 @@ func TestProxy(t *testing.T) {
 		{"a bad one", "proxy: inherit", "http://ada:s3cret@p:0", false, "Labfile:2:8: proxy: " + bad},
 		{"another word", "proxy: http://p:1", "", false, `Labfile:2:8: proxy: "http://p:1" is not one of none, inherit`},
 	} {
-		o := Options{LookupEnv: func(name string) (string, bool) {
+		o := Options{HostFiles: true, LookupEnv: func(name string) (string, bool) {
 			if name != "https_proxy" {
 				return "", false
 			}
@@ -41,6 +41,12 @@ func TestProxy(t *testing.T) {
 		}
 		if l != nil && l.InheritProxy != c.inherit {
 			t.Errorf("%s: inherit is %v", c.name, l.InheritProxy)
+		}
+		if strings.HasPrefix(got, "Labfile:2:8: proxy: "+bad) { // what makes no machines is not kept from its work
+			o.HostFiles = false
+			if l, err := Parse("Labfile", []byte("lab: shop\n"+c.line+"\nmachines: {web: {box: builtin/tiny}}\n"), o); err != nil || !l.InheritProxy {
+				t.Errorf("%s, without the host's files: %v, %v", c.name, l, err)
+			}
 		}
 	}
 }

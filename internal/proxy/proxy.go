@@ -60,8 +60,8 @@ func (e *EnvError) Hint() string {
 }
 
 // FromEnv reads the settings of the environment. Of a variable in both forms the one in
-// lower case counts, unless it is empty. The error joins an *EnvError for each variable that cannot be
-// understood.
+// lower case counts, unless it is empty. Without a proxy, no_proxy is not read. The error
+// joins an *EnvError for each variable that cannot be understood.
 func FromEnv(getenv func(string) string) (Settings, error) {
 	var (
 		s    Settings
@@ -88,13 +88,13 @@ func FromEnv(getenv func(string) string) (Settings, error) {
 		srv.variable = name
 		s.servers = append(s.servers, srv)
 	}
-	variable, value := find(noProxy)
-	for _, entry := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' }) {
-		if i := strings.IndexFunc(entry, odd); i >= 0 {
-			errs = append(errs, &EnvError{Variable: variable, Problem: fmt.Sprintf("has the entry %q, which is no name, address or network", entry)})
-			continue
+	if len(s.servers) > 0 {
+		variable, value := find(noProxy)
+		bypass, problem := parseBypass(value)
+		if problem != "" {
+			errs = append(errs, &EnvError{Variable: variable, Problem: problem})
 		}
-		s.bypass = append(s.bypass, entry)
+		s.bypass = bypass
 	}
 	if len(errs) > 0 {
 		return Settings{}, errs
@@ -124,6 +124,23 @@ func (e envErrors) Unwrap() []error {
 		out[i] = one
 	}
 	return out
+}
+
+// parseBypass reads the value of no_proxy. Like curl, it takes no offence at an entry that
+// fits no host: such an entry is left out. A user name or password is a problem, which the
+// message names by the number of its entry, from 1.
+func parseBypass(value string) (entries []string, problem string) {
+	fields := strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
+	for i, entry := range fields {
+		switch {
+		case strings.Contains(entry, "@"):
+			return nil, fmt.Sprintf("has a user name or password in entry %d; it is a list of names, addresses and networks", i+1)
+		case strings.Contains(entry, "://"), strings.ContainsFunc(entry, odd):
+		default:
+			entries = append(entries, entry)
+		}
+	}
+	return entries, ""
 }
 
 // odd reports whether a character does not belong into names, addresses, networks and

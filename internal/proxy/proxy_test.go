@@ -47,6 +47,8 @@ func TestFromEnv(t *testing.T) {
 		{"IPv6", []string{"http_proxy=http://[::1]:3128/"}, []string{"http_proxy=http://[::1]:3128/"}},
 		{"a password", []string{"http_proxy=http://ada:s3cret@p:1"}, []string{"http_proxy=http://***@p:1"}},
 		{"spaces", []string{"http_proxy= http://p:1 ", "no_proxy= a, b c,,d "}, []string{"http_proxy=http://p:1", "no_proxy=a,b,c,d"}},
+		{"a malformed no_proxy alone is none", []string{"no_proxy=<local>,http://ada:s3cret@p:1"}, nil},
+		{"entries that fit no host", []string{"http_proxy=p:1", "no_proxy=<local>,a|b,fe80::1%eth0,http://x,it's,.corp"}, []string{"http_proxy=http://p:1", "no_proxy=.corp"}},
 		{"capitals within", []string{"http_proxy=HTTP://Proxy.Corp:1"}, []string{"http_proxy=http://proxy.corp:1"}},
 	} {
 		s, err := FromEnv(getenv(c.env...))
@@ -74,7 +76,8 @@ func TestFromEnvRefuses(t *testing.T) {
 		{[]string{"http_proxy=http://p q:1"}, "the environment variable http_proxy is not the URL of a proxy, such as http://proxy.example.com:3128; special characters of a password are written as %XX"},
 		{[]string{"http_proxy=http://$(s3cret):1"}, "the environment variable http_proxy is not the URL of a proxy, such as http://proxy.example.com:3128; its host is no name and no address"},
 		{[]string{"ALL_PROXY=ssh://ada:s3cret@p:1"}, "the environment variable ALL_PROXY does not begin with http://, https://, socks4://, socks4a://, socks5:// or socks5h://"},
-		{[]string{"http_proxy=http://p:1", "no_proxy=ok,it's"}, `the environment variable no_proxy has the entry "it's", which is no name, address or network`},
+		{[]string{"http_proxy=p:1", "no_proxy=ok,.corp, http://ada:s3cret@p:1"}, "the environment variable no_proxy has a user name or password in entry 3; it is a list of names, addresses and networks"},
+		{[]string{"http_proxy=p:1", "NO_PROXY=http://ada:s3cret,more@p:1"}, "the environment variable NO_PROXY has a user name or password in entry 2; it is a list of names, addresses and networks"},
 		{[]string{"http_proxy=x://p", "ftp_proxy=y://p"}, "the environment variable http_proxy does not begin with http://, https://, socks4://, socks4a://, socks5:// or socks5h://; " +
 			"the environment variable ftp_proxy does not begin with http://, https://, socks4://, socks4a://, socks5:// or socks5h://"},
 	} {
@@ -100,6 +103,16 @@ func TestSettingsHidePasswords(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
+	_, err = FromEnv(getenv("http_proxy=p:1", "no_proxy=a,http://ada:s3cret@p:1"))
+	for _, format := range []string{"%v\n", "%+v\n", "%#v\n", "%q\n"} {
+		fmt.Fprintf(&b, format, err)
+	}
+	var bad *EnvError
+	if !errors.As(err, &bad) {
+		t.Fatalf("a login in no_proxy: %v", err)
+	}
+	fmt.Fprintf(&b, "%#v\n%s\n", *bad, bad.Hint())
+	slog.New(slog.NewTextHandler(&b, nil)).Info("proxies", "err", err)
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		fmt.Fprintf(&b, format+"\n", s)
 	}
