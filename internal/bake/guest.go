@@ -82,7 +82,14 @@ func (m *Machine) Run(ctx context.Context, p lab.Provision, l lab.Layer, out fun
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	f := &FailedError{Output: lines.last, Err: err}
+	return lines.failed(err)
+}
+
+// failed returns why the step did not succeed that printed the lines.
+func (l *lines) failed(err error) *FailedError {
+	l.mu.Lock() // a command that was given up may print on
+	f := &FailedError{Output: slices.Clone(l.last), Err: err}
+	l.mu.Unlock()
 	var exit *guest.ExitError
 	if errors.As(err, &exit) {
 		f.Code, f.Signal = exit.Code, exit.Signal
@@ -117,22 +124,35 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 if [ -n "$by" ]; then /bin/sh -e "$f" "$@"; else "$f" "$@"; fi </dev/null 2>&1`
 
 func (m *Machine) shell(ctx context.Context, p lab.Provision, l lab.Layer, out io.Writer) error {
-	name, program := "step", []byte(p.Shell)
+	program := []byte(p.Shell)
 	if p.Script != "" {
 		if err := unchanged(m.Dir, p, l); err != nil {
 			return err
 		}
-		file := p.Script
-		if !filepath.IsAbs(file) {
-			file = filepath.Join(m.Dir, file)
-		}
-		b, err := os.ReadFile(file)
+		b, err := os.ReadFile(onHost(m.Dir, p.Script))
 		if err != nil {
 			return err
 		}
-		name, program = path.Base(filepath.ToSlash(file)), b
+		program = b
 	}
-	by := "sh"
+	return m.execute(ctx, p, program, out)
+}
+
+// onHost is the path of a step's file on the host, given the folder that it is relative
+// to.
+func onHost(dir, file string) string {
+	if filepath.IsAbs(file) {
+		return file
+	}
+	return filepath.Join(dir, file)
+}
+
+// execute runs the program of a shell step.
+func (m *Machine) execute(ctx context.Context, p lab.Provision, program []byte, out io.Writer) error {
+	name, by := "step", "sh"
+	if p.Script != "" {
+		name = path.Base(filepath.ToSlash(p.Script))
+	}
 	if bytes.HasPrefix(program, []byte("#!")) {
 		by = ""
 	}

@@ -36,8 +36,9 @@ const (
 // Each generation's record carries them.
 const listed = 500
 
-// StepError is what is wrong with a provision step on the host's side.
+// StepError is what is wrong with a step on the host's side.
 type StepError struct {
+	Key   string // of the Labfile: "provision" or "boot"
 	Place string // in the Labfile
 	Step  lab.Provision
 	Err   error
@@ -45,10 +46,11 @@ type StepError struct {
 
 // Error implements error.
 func (e *StepError) Error() string {
+	text := fmt.Sprintf("%s step %q: %v", e.Key, e.Step.String(), e.Err)
 	if e.Place == "" {
-		return fmt.Sprintf("provision step %q: %v", e.Step.String(), e.Err)
+		return text
 	}
-	return fmt.Sprintf("%s: provision step %q: %v", e.Place, e.Step.String(), e.Err)
+	return e.Place + ": " + text
 }
 
 // Unwrap returns the cause.
@@ -91,7 +93,7 @@ func (k *Keys) Layers(box string, steps []lab.Provision) ([]lab.Layer, error) {
 	for _, p := range steps {
 		m, err := k.material(p)
 		if err != nil {
-			return nil, &StepError{Place: p.Place, Step: p, Err: err}
+			return nil, &StepError{Key: "provision", Place: p.Place, Step: p, Err: err}
 		}
 		parent = sum(keyVersion, parent, m.step, m.whole)
 		layers = append(layers, lab.Layer{Key: parent, Step: m.step, Text: p.String(), Files: m.files})

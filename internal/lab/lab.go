@@ -145,6 +145,7 @@ type Machine struct {
 	Network   NetworkKind // what connects it with others besides the lab's switch
 
 	Provision []Provision // baked into its image
+	Boot      []BootStep  `json:",omitempty"` // run at the first boot of each generation
 	Volumes   []Volume
 	Tests     []Test // the Labfile's checks on it
 	Mounts    []Mount

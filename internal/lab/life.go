@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"strings"
 	"time"
@@ -52,6 +53,27 @@ func (p Provision) String() string {
 		}
 	}
 	return "shell " + line
+}
+
+// BootStep is a step that each generation of a machine runs once, as root, at its first
+// boot. It is of the kind ProvisionShell.
+type BootStep struct {
+	Provision
+	Timeout time.Duration // how long it may take
+
+	// What it is known by again. Both are empty until the script was looked at.
+	Step string // digest of the step without its script: "sha256:<hex>"
+	File string // digest of the script's content; empty if it has none
+}
+
+// BootDigest returns the digest of what a machine runs at its first boot, scripts and
+// arguments included: "sha256:<hex>". How long that may take is no part of it.
+func BootDigest(steps []BootStep) string {
+	h := sha256.New()
+	for _, b := range steps {
+		fmt.Fprintf(h, "%d:%s,%d:%s,", len(b.Step), b.Step, len(b.File), b.File)
+	}
+	return fmt.Sprintf("sha256:%x", h.Sum(nil))
 }
 
 // Layer is a provision step together with what it is made of: what its image is

@@ -71,6 +71,7 @@ func convert(r *report, doc *document, dir string) *lab.Lab {
 			m.Ports = slices.Clone(m.Ports)
 			m.Ready = slices.Clone(m.Ready)
 			m.Provision = slices.Clone(m.Provision)
+			m.Boot = slices.Clone(m.Boot)
 			m.Mounts = slices.Clone(m.Mounts)
 			m.Tests = tests[name]
 			m.Volumes = nil
@@ -210,7 +211,7 @@ func (c *converter) machine(r *role, used map[string]lab.Box) lab.Machine {
 			m.Ready = append(m.Ready, check)
 		}
 	}
-	m.Provision, m.Mounts = c.provision(r), c.mounts(r)
+	m.Provision, m.Boot, m.Mounts = c.provision(r), c.boot(r), c.mounts(r)
 	c.life(r, &m)
 	return m
 }

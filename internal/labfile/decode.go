@@ -58,6 +58,13 @@ type bare interface {
 // exactly one of them.
 type alternative interface{ alternatives() []string }
 
+// stranger is a struct that knows keys which are none of its own, though people look for
+// them there.
+type stranger interface {
+	// foreign says what to do instead; empty for any other key.
+	foreign(key string) string
+}
+
 // value decodes n into the value that the pointer into points to. at is where a
 // problem with the value as a whole is reported: the key, or the list's item.
 func (d *decoder) value(n *yaml.Node, at place, into any, tag reflect.StructTag) {
@@ -201,6 +208,10 @@ func (d *decoder) object(n *yaml.Node, at place, into any, tag reflect.StructTag
 			return
 		}
 		keyAt.path = at.path
+		if f, ok := into.(stranger); ok && f.foreign(key) != "" {
+			d.add(keyAt, "%s", f.foreign(key))
+			return
+		}
 		if !d.full() {
 			d.add(keyAt, "unknown key %q%s", shorten(key), suggestKey(key, fields))
 		} else {

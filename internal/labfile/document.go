@@ -52,6 +52,7 @@ type roleEntry struct {
 	UserData  userData      `yaml:"user_data" guest:"text" also:"userdata cloud_init cloudinit" doc:"User data for cloud-init, where the box has it: #cloud-config, a script that begins with #!, or any other of its formats. It is merged with what lab itself needs."`
 
 	Provision list[stepEntry]   `yaml:"provision" example:"{shell: apt-get install -y nginx}" also:"provisioners setup install" doc:"Steps that are baked into an image once, from which the machines are born."`
+	Boot      list[bootEntry]   `yaml:"boot" example:"{shell: ./join.sh}" also:"on_boot first_boot firstboot bootstrap runcmd bootcmd init" doc:"Steps that each generation of the machine runs once, at its first boot, before its ready checks."`
 	Volumes   list[volumeEntry] `yaml:"volumes" example:"{name: data, size: 1GiB, mount: /srv/data}" also:"disks data" doc:"Data that outlives the generations of the machine."`
 	Mounts    list[mountEntry]  `yaml:"mounts" example:"\"./src:/src\"" also:"mount shares synced_folder synced_folders folders" doc:"Folders of this host that the machine sees, read-only unless they are writable."`
 	Replace   replaceEntry      `yaml:"replace" also:"update strategy deploy" doc:"How a generation of the machine gives way to the next one."`

@@ -34,6 +34,10 @@ machines:
       - {from: there.sh, to: /file}
       - ./folder:/folder
       - {from: ~/src, to: /src}
+    boot:
+      - shell: ./gone.sh
+      - shell: ./there.sh
+      - shell: {script: folder}
 `
 	for _, err := range []error{
 		os.WriteFile(file, []byte(text), 0o600),
@@ -54,7 +58,9 @@ Labfile:10:22: machines.web.provision[4].file.from: DIR/there.sh/none cannot be 
 Labfile:12:22: machines.web.provision[6].file.from: DIR/pipe is neither a file nor a folder
 Labfile:14:9: machines.web.mounts[0]: there is no folder DIR/none; make it, or correct the path
 Labfile:15:16: machines.web.mounts[1].from: DIR/there.sh is not a folder; mount the folder that it is in, or put the file into the image by a provision step (file: …)
-Labfile:17:16: machines.web.mounts[3].from: ~ is not expanded; write ${HOME}/src`
+Labfile:17:16: machines.web.mounts[3].from: ~ is not expanded; write ${HOME}/src
+Labfile:19:16: machines.web.boot[0].shell: there is no script DIR/gone.sh; make it, or correct the path
+Labfile:21:25: machines.web.boot[2].shell.script: DIR/folder is not a file`
 	if err == nil {
 		t.Fatal("nothing is wrong")
 	}

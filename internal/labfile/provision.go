@@ -12,11 +12,16 @@ import (
 // stepEntry is an item of provision. It has one kind.
 type stepEntry struct {
 	place
-	Shell shellStep `yaml:"shell" also:"run exec script cmd command inline" doc:"Runs commands as root: a program for /bin/sh -e, or a script of this host."`
-	File  fileStep  `yaml:"file" also:"copy upload files template" doc:"Puts a file or a folder of this host, or a text, into the image."`
+	shellKey
+	File fileStep `yaml:"file" also:"copy upload files template" doc:"Puts a file or a folder of this host, or a text, into the image."`
 }
 
 func (*stepEntry) alternatives() []string { return []string{"shell", "file"} }
+
+// shellKey is what steps of provision and of boot have in common.
+type shellKey struct {
+	Shell shellStep `yaml:"shell" also:"run exec script cmd command inline" doc:"Runs commands as root: a program for /bin/sh -e, or a script of this host."`
+}
 
 // shellStep is a program, or a script of the host. Written as a text it is one or
 // the other, by what it looks like.
@@ -28,6 +33,13 @@ type shellStep struct {
 }
 
 func (*shellStep) alternatives() []string { return []string{"run", "script"} }
+
+func (*shellStep) foreign(key string) string {
+	if key == "timeout" {
+		return "timeout stands beside shell, not within it, and only in boot"
+	}
+	return ""
+}
 
 type fileStep struct {
 	place

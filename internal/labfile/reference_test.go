@@ -61,7 +61,7 @@ func valueText(f field) string {
 		return "`true` or `false`"
 	case *list[anyText]:
 		return "list of texts"
-	case *list[stepEntry]:
+	case *list[stepEntry], *list[bootEntry]:
 		return "list of steps"
 	case *list[volumeEntry]:
 		return "list of volumes"
@@ -107,6 +107,7 @@ func TestReferenceHasEveryKey(t *testing.T) {
 		"check":    reflect.TypeFor[check](),
 		"http":     reflect.TypeFor[httpCheck](),
 		"step":     reflect.TypeFor[stepEntry](),
+		"boot":     reflect.TypeFor[bootEntry](),
 		"shell":    reflect.TypeFor[shellStep](),
 		"file":     reflect.TypeFor[fileStep](),
 		"volume":   reflect.TypeFor[volumeEntry](),

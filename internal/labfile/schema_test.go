@@ -96,6 +96,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"ready: [{port: 80, timeout: 30}]", "ready: [{http: {path: /}}]", "depends_on: web", "user: Rob Ert", "ready: [{}]",
 		"provision: [true]", "provision: [{}]", "provision: [{run: a}]", "provision: [{shell: {}}]", "provision: [{shell: {run: a, script: b}}]",
 		"provision: [{file: {from: a}}]", "provision: [{file: {to: /a}}]", "provision: [{file: {from: a, to: b}}]", "provision: [{file: {from: a, to: /b, mode: u+x}}]",
+		"boot: [true]", "boot: [{}]", "boot: [{timeout: 1m}]", "boot: [{file: {from: a, to: /a}}]", "boot: [{shell: a, timeout: 10}]", "boot: {shell: a}",
 		"volumes: [data]", "volumes: [{name: a, mount: /a}]", "volumes: [{name: a, size: 1GiB, fs: ext3, mount: /a}]", "mounts: [{from: a}]", "mounts: [{from: a, to: b}]",
 		"replace: fast", "replace: {strategy: stop-first, keep: -1}", "on_shell: no", "max_age: 1d", "max_age: {then: stop}", "idle: {after: 1h, then: sleep}",
 	} {

@@ -32,6 +32,7 @@ type Generation struct {
 	Created    time.Time     `json:"created"`
 	Born       *time.Time    `json:"born,omitempty"` // when it first became ready
 	Took       time.Duration `json:"took,omitempty"` // nanoseconds from Created to Born
+	Boot       *Booted       `json:"boot,omitempty"` // its boot steps have run
 	Trouble    string        `json:"trouble,omitempty"`
 	Ended      *time.Time    `json:"ended,omitempty"` // when it was destroyed
 	End        []string      `json:"end,omitempty"`   // why
@@ -139,6 +140,9 @@ func (l *life) finish() Generation {
 		g.Direct = c.Direct.Addr().String()
 	}
 	g.Ports = orEmpty(l.m.Ports)
+	if booted := l.m.Booted; booted.Steps > 0 {
+		g.Boot = &booted
+	}
 	if !l.m.Born.IsZero() {
 		g.Created = l.m.Born
 	}

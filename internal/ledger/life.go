@@ -13,6 +13,7 @@ import (
 // from before there was such a thing reads the same.
 type Life struct {
 	Provision []Provision `json:"provision,omitempty"`
+	Boot      []BootStep  `json:"boot,omitempty"`
 	Volumes   []Volume    `json:"volumes,omitempty"`
 	Mounts    []Mount     `json:"mounts,omitempty"`
 	Replace   *Replace    `json:"replace,omitempty"` // nil: lab.DefaultReplace
@@ -36,6 +37,14 @@ type Provision struct {
 	To      string  `json:"to,omitempty"`
 	Owner   string  `json:"owner,omitempty"`
 	Mode    string  `json:"mode,omitempty"`
+}
+
+// BootStep is a lab.BootStep as the ledger writes it.
+type BootStep struct {
+	Provision
+	Timeout time.Duration `json:"timeout"`        // nanoseconds
+	Step    string        `json:"step"`           // digest of the step without its script
+	File    string        `json:"file,omitempty"` // digest of the script's content
 }
 
 // Volume is a lab.Volume as the ledger writes it.
@@ -78,6 +87,10 @@ func lifeOf(m lab.Machine) Life {
 		p.Place = ""
 		l.Provision = append(l.Provision, Provision(p))
 	}
+	for _, b := range m.Boot {
+		b.Place = ""
+		l.Boot = append(l.Boot, BootStep{Provision(b.Provision), b.Timeout, b.Step, b.File})
+	}
 	for _, v := range m.Volumes {
 		l.Volumes = append(l.Volumes, Volume(v))
 	}
@@ -98,6 +111,9 @@ func lifeOf(m lab.Machine) Life {
 func (l Life) fill(m *lab.Machine) {
 	for _, p := range l.Provision {
 		m.Provision = append(m.Provision, lab.Provision(p))
+	}
+	for _, b := range l.Boot {
+		m.Boot = append(m.Boot, lab.BootStep{Provision: lab.Provision(b.Provision), Timeout: b.Timeout, Step: b.Step, File: b.File})
 	}
 	for _, v := range l.Volumes {
 		m.Volumes = append(m.Volumes, lab.Volume(v))

@@ -18,6 +18,7 @@ type Type string
 const (
 	LabOpened        Type = "lab.opened"        // Opened
 	MachineCreate    Type = "machine.create"    // Create: intent
+	MachineBooted    Type = "machine.booted"    // Booted: its boot steps have run
 	MachineReady     Type = "machine.ready"     // Ready
 	MachineFailed    Type = "machine.failed"    // Failed
 	MachineChanged   Type = "machine.changed"   // Changed: applied in place
@@ -104,6 +105,14 @@ type Create struct {
 	Standby bool `json:"standby,omitempty"` // it stands by beside the present one until it is promoted
 }
 
+// Booted is the data of MachineBooted: every step of boot has run and succeeded. A
+// generation has at most one. One that has steps and no such record never was ready.
+type Booted struct {
+	Digest string        `json:"digest"` // lab.BootDigest
+	Steps  int           `json:"steps"`  // how many there were
+	Took   time.Duration `json:"took"`   // nanoseconds
+}
+
 // Ready is the data of MachineReady.
 type Ready struct {
 	Took  time.Duration `json:"took"` // nanoseconds since the intent
@@ -114,6 +123,18 @@ type Ready struct {
 type Failed struct {
 	Stage string `json:"stage"`
 	Error string `json:"error"`
+
+	Boot *BootFailed `json:"boot,omitempty"` // the boot step that failed, if one did
+}
+
+// BootFailed is a boot step that failed.
+type BootFailed struct {
+	Step   int    `json:"step"` // counts from 1
+	Of     int    `json:"of"`   // how many steps there are
+	Text   string `json:"text"` // the step in a few words
+	Place  string `json:"place,omitempty"`
+	Code   int    `json:"code,omitempty"`   // its exit code; 0 if it did not end by itself
+	Signal string `json:"signal,omitempty"` // that ended it, without SIG
 }
 
 // Changed is the data of MachineChanged: the spec that holds from now on.

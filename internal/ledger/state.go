@@ -44,6 +44,7 @@ type Machine struct {
 	Phase      Phase
 	Create     Create    // with the spec that holds now
 	Born       time.Time // when its creation was intended
+	Booted     Booted    // zero: its boot steps have not run to their end, or it has none
 	Ready      time.Time // when it first became ready
 	Ports      []Port    // as bound when it last became ready
 	Failed     Failed
@@ -75,6 +76,12 @@ func (m Machine) Of(number int) (Machine, bool) {
 		}
 	}
 	return Machine{}, false
+}
+
+// Unbooted reports whether the generation has boot steps that were not run to their end.
+// Such a generation never was ready, and cannot become it: they run at the first boot.
+func (m Machine) Unbooted() bool {
+	return len(m.Create.Spec.Boot) > 0 && m.Ready.IsZero() && m.Booted.Steps == 0
 }
 
 // Fold adds the records up. Records of types it does not know are passed over:
@@ -217,6 +224,8 @@ func (m *Machine) apply(r Record) error {
 		// What happened to it since the command looked at it still holds.
 		m.Phase, m.Ports, m.Retired = PhaseStopped, d.Ports, false
 		m.Failed, m.Exited = Failed{}, Exited{}
+	case MachineBooted:
+		into = &m.Booted
 	case MachineReady:
 		m.Phase = PhaseReady
 		m.Failed, m.Exited = Failed{}, Exited{}
@@ -229,7 +238,7 @@ func (m *Machine) apply(r Record) error {
 		}
 		m.Ports = d.Ports
 	case MachineFailed:
-		m.Phase = PhaseFailed
+		m.Phase, m.Failed = PhaseFailed, Failed{}
 		into = &m.Failed
 	case MachineChanged:
 		var d Changed

@@ -27,6 +27,15 @@ func (r Record) Summary() string {
 		if get(&d) {
 			return because(fmt.Sprintf("%s: creating from %s (%s) at %s", g, d.Spec.Box, Short(d.Image), d.Address), d.Why)
 		}
+	case MachineBooted:
+		var d Booted
+		if get(&d) {
+			steps := "1 boot step"
+			if d.Steps != 1 {
+				steps = fmt.Sprintf("%d boot steps", d.Steps)
+			}
+			return fmt.Sprintf("%s: ran %s in %s", g, steps, d.Took.Round(10*time.Millisecond))
+		}
 	case MachineReady:
 		var d Ready
 		if get(&d) {

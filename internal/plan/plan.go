@@ -290,6 +290,7 @@ func differences(rec Recorded, want lab.Machine, img Image) []string {
 	if have.Network != want.Network {
 		why = append(why, fmt.Sprintf("network changed: %s -> %s", orSwitch(have.Network), orSwitch(want.Network)))
 	}
+	why = append(why, boot(have.Boot, want.Boot)...)
 	why = append(why, storage(have, want)...)
 	return why
 }
@@ -319,6 +320,9 @@ func inPlace(have, want lab.Machine) []string {
 	}
 	if !reflect.DeepEqual(have.Tests, want.Tests) {
 		changes = append(changes, "checks changed")
+	}
+	if !sameTimeouts(have.Boot, want.Boot) {
+		changes = append(changes, "timeouts of boot steps changed")
 	}
 	if have.User != want.User {
 		changes = append(changes, "user changed")

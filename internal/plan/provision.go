@@ -31,7 +31,33 @@ func (r Recorded) box() string {
 
 // provision says how the steps of an image differ. What merely follows from another
 // parent is no difference.
-func provision(have, want []lab.Layer) []string {
+func provision(have, want []lab.Layer) []string { return steps("provision", have, want) }
+
+// boot says how the steps differ that a generation runs at its first boot. How long they
+// may take does not matter once they have run.
+func boot(have, want []lab.BootStep) []string {
+	return steps("boot", bootLayers(have), bootLayers(want))
+}
+
+func bootLayers(steps []lab.BootStep) []lab.Layer {
+	var layers []lab.Layer
+	for _, b := range steps {
+		l := lab.Layer{Step: b.Step, Text: b.String()}
+		if b.File != "" {
+			l.Files = map[string]string{b.Script: b.File}
+		}
+		layers = append(layers, l)
+	}
+	return layers
+}
+
+// sameTimeouts reports whether steps may take the same time.
+func sameTimeouts(have, want []lab.BootStep) bool {
+	return slices.EqualFunc(have, want, func(a, b lab.BootStep) bool { return a.Timeout == b.Timeout })
+}
+
+// steps says how the steps of a key differ.
+func steps(key string, have, want []lab.Layer) []string {
 	first := 0
 	for first < min(len(have), len(want)) && same(have[first], want[first]) {
 		first++
@@ -42,7 +68,7 @@ func provision(have, want []lab.Layer) []string {
 	}
 	var why []string
 	for i := range max(len(have), len(want)) {
-		step := fmt.Sprintf("provision changed: step %d", first+i+1)
+		step := fmt.Sprintf("%s changed: step %d", key, first+i+1)
 		switch {
 		case i >= len(have):
 			why = append(why, fmt.Sprintf("%s added: %s", step, want[i].Text))

@@ -5,6 +5,7 @@ package plan
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -108,6 +109,42 @@ func TestImageChanges(t *testing.T) {
 				t.Error(diff)
 			}
 			if diff := cmp.Diff(tt.bake, p.Steps[0].Bake); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestBootChanges(t *testing.T) {
+	step := func(shell, script, file string) lab.BootStep {
+		b := lab.BootStep{Provision: lab.Provision{Kind: lab.ProvisionShell, Shell: shell, Script: script}, Step: shell + script, File: file}
+		b.Timeout = time.Minute
+		return b
+	}
+	join, link := step("", "./join.sh", "sha256:1"), step("link up", "", "")
+	slow := join
+	slow.Timeout = time.Hour
+	for _, tt := range []struct {
+		name       string
+		have, want []lab.BootStep
+		why        []string
+		changes    []string
+	}{
+		{"none", nil, nil, nil, nil},
+		{"same", []lab.BootStep{join, link}, []lab.BootStep{join, link}, nil, nil},
+		{"first one", nil, []lab.BootStep{link}, []string{"boot changed: step 1 added: shell link up"}, []string{"timeouts of boot steps changed"}},
+		{"script", []lab.BootStep{link, join}, []lab.BootStep{link, step("", "./join.sh", "sha256:2")}, []string{"boot changed: step 2: file ./join.sh"}, nil},
+		{"order", []lab.BootStep{join, link}, []lab.BootStep{link, join}, []string{
+			"boot changed: step 1: shell ./join.sh -> shell link up", "boot changed: step 2: shell link up -> shell ./join.sh",
+		}, nil},
+		{"timeout", []lab.BootStep{join, link}, []lab.BootStep{slow, link}, nil, []string{"timeouts of boot steps changed"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			have, want := lab.Machine{Boot: tt.have}, lab.Machine{Boot: tt.want}
+			if diff := cmp.Diff(tt.why, differences(Recorded{Spec: have}, want, Image{})); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff(tt.changes, inPlace(have, want)); diff != "" {
 				t.Error(diff)
 			}
 		})
