@@ -156,10 +156,10 @@ func (a *app) imagesHere(ctx context.Context) ([]string, error) {
 	return l.Images(ctx, want, engine.UpOptions{Options: engine.Options{Events: show.event, Command: a.typed}})
 }
 
-// bakeOutput returns the lines that a failed step printed, for the user to read,
+// stepOutput returns the lines that a failed step printed, for the user to read,
 // unless they were told already.
-func bakeOutput(err error, told *[]*engine.BakeError) []string {
-	var e *engine.BakeError
+func stepOutput(err error, told *[]*engine.StepError) []string {
+	var e *engine.StepError
 	if !errors.As(err, &e) || slices.Contains(*told, e) {
 		return nil
 	}

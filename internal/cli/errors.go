@@ -270,18 +270,21 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 	}
 	var (
 		kept, aside []string
-		told        []*engine.BakeError
+		told        []*engine.StepError
 	)
 	for _, f := range e.Failed {
 		for _, part := range split(f) {
 			lines = append(lines, ui.Clean(part.Error()))
 		}
-		lines = append(lines, bakeOutput(f.Err, &told)...)
+		lines = append(lines, stepOutput(f.Err, &told)...)
 		switch {
 		case f.Kept && f.Instead != 0:
 			aside = append(aside, fmt.Sprintf("%s@%d", f.Machine, f.Generation))
 		case f.Kept:
 			kept = append(kept, string(f.Machine))
+			if f.Stage == engine.StageBootStep {
+				hints = append(hints, fmt.Sprintf("%q logs in, to look at what the step left", a.say("ssh "+string(f.Machine))))
+			}
 		}
 		c, next := a.allHints(context.Background(), f.Err)
 		if c == ExitIncapable {

@@ -70,6 +70,7 @@ func TestSilentMachine(t *testing.T) {
 		"ssh-proxy": {args: []string{"ssh-proxy", "m"}},
 		"exec":      {args: []string{"exec", "m", "--", "wait"}},
 		"verify":    {args: []string{"verify"}, more: "checks: [{on: m, run: wait}]\n", shown: "m:"},
+		"boot step": {args: []string{"replace", "m"}, more: "    boot: [{shell: wait}]\n", generation: 2, shown: "m:"},
 		"replace":   {args: []string{"replace", "m"}, more: "    ready: [{exec: wait, timeout: 5m}]\n", generation: 2, shown: "m:"},
 	} {
 		t.Run(name, func(t *testing.T) {

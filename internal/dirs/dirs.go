@@ -159,6 +159,10 @@ func (d Dirs) Volumes(id lab.ID) string { return filepath.Join(d.Lab(id), "volum
 // Remotes remembers the hosts that images were sent to.
 func (d Dirs) Remotes() string { return filepath.Join(d.Data, "remotes") }
 
+// Boot has the scripts of the boot steps of a lab's machines, by the digest of their
+// content, in hex.
+func (d Dirs) Boot(id lab.ID) string { return filepath.Join(d.Lab(id), "boot") }
+
 // SupervisorLog is what the lab's supervisors said.
 func (d Dirs) SupervisorLog(id lab.ID) string { return filepath.Join(d.Lab(id), "supervisor.log") }
 

@@ -20,19 +20,22 @@ import (
 // event that has taken time.
 const StageBake Stage = "bake"
 
-// BakeError says that a provision step failed. The layers before it are kept.
-type BakeError struct {
+// StepError says that a step of provision or of boot failed. The layers of provision steps
+// before it are kept.
+type StepError struct {
+	Key      string // of the Labfile: "provision" or "boot"
 	Place    string // in the Labfile
 	Step, Of int    // the step's number, from 1, and how many there are
 	Text     string // the step
 	Code     int    // exit code; 0 if it did not end by itself
+	Signal   string // that ended it, without SIG
 	Output   []string
 	Err      error
 }
 
 // Error implements error. The output is not part of it.
-func (e *BakeError) Error() string {
-	text := fmt.Sprintf("provision step %d of %d (%s): %v", e.Step, e.Of, e.Text, e.Err)
+func (e *StepError) Error() string {
+	text := fmt.Sprintf("%s step %d of %d (%s): %v", e.Key, e.Step, e.Of, e.Text, e.Err)
 	if e.Place != "" {
 		return e.Place + ": " + text
 	}
@@ -40,7 +43,7 @@ func (e *BakeError) Error() string {
 }
 
 // Unwrap returns the cause.
-func (e *BakeError) Unwrap() error { return e.Err }
+func (e *StepError) Unwrap() error { return e.Err }
 
 // oven bakes what one command needs.
 type oven struct {
@@ -261,7 +264,7 @@ type BakeOptions struct {
 // Bake bakes the images of the machines, or of all, and touches no machine. What is
 // stored already is not baked again.
 //
-// Errors: *LockedError, *NoMachineError, *UpError with a *BakeError per image, and
+// Errors: *LockedError, *NoMachineError, *UpError with a *StepError per image, and
 // those of fetching boxes.
 func (l *Lab) Bake(ctx context.Context, want *lab.Lab, opt BakeOptions) ([]BakedImage, error) {
 	s, err := l.begin(ctx, want, opt.Options)

@@ -188,7 +188,7 @@ func (s *session) boot(ctx context.Context, l launch) error {
 	if err != nil {
 		var end *endError
 		if errors.As(context.Cause(alive), &end) && ctx.Err() == nil {
-			err = end
+			err = unlived(err, end)
 		}
 		return s.fail(ctx, g, stage, err)
 	}
@@ -240,9 +240,9 @@ func (s *session) watchPause(ctx context.Context, g lab.Generation, halted conte
 	}
 }
 
-// settle tells the guest who it is and waits until it is ready; of a newborn it then
-// carries out the Labfile's checks, and freezes its disk. With an error comes the
-// stage that it is from.
+// settle tells the guest who it is and waits until it is ready. A newborn runs its boot
+// steps before that; then the Labfile's checks are carried out on it, and its disk is
+// frozen. With an error comes the stage that it is from.
 func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage, error) {
 	stage := StageCheck
 	if !c.Agent {
@@ -255,6 +255,12 @@ func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage,
 	attendant, leave := s.attend(ctx, l.Generation, Attention{})
 	defer leave()
 	target = attendant.watched(ctx, target)
+	if err := s.introduce(ctx, target, l, c); err != nil {
+		return stage, err
+	}
+	if err := s.bootSteps(ctx, target, l, c); err != nil {
+		return StageBootStep, err
+	}
 	if err := s.await(ctx, target, l, c); err != nil || !l.newborn {
 		return stage, err
 	}
@@ -303,8 +309,8 @@ func (s *session) freeze(ctx context.Context, g lab.Generation) error {
 	return nil
 }
 
-// await tells the guest who it is and waits until its readiness checks pass.
-func (s *session) await(ctx context.Context, target guest.Target, l launch, c ledger.Create) error {
+// introduce tells the guest who it is, and mounts its volumes and folders.
+func (s *session) introduce(ctx context.Context, target guest.Target, l launch, c ledger.Create) error {
 	g, m := l.Generation, l.m
 	if c.Agent {
 		s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: "waiting for the guest"})
@@ -324,10 +330,12 @@ func (s *session) await(ctx context.Context, target guest.Target, l launch, c le
 	if err := s.mount(ctx, target, g, m, c); err != nil {
 		return err
 	}
-	if err := s.mountFolders(ctx, target, g, m, c); err != nil {
-		return err
-	}
-	checks := m.Ready
+	return s.mountFolders(ctx, target, g, m, c)
+}
+
+// await waits until the guest's readiness checks pass, and tells it of proxies.
+func (s *session) await(ctx context.Context, target guest.Target, l launch, c ledger.Create) error {
+	g, checks := l.Generation, l.m.Ready
 	if c.Agent {
 		if err := s.tellProxies(ctx, g, c); err != nil {
 			return err
@@ -400,6 +408,6 @@ func (s *session) fail(ctx context.Context, g lab.Generation, stage Stage, err e
 	if m, ierr := s.provider.Inspect(context.WithoutCancel(ctx), g); ierr == nil {
 		kept = m.State != providers.StateBroken
 	}
-	rerr := s.record(ledger.MachineFailed, g, ledger.Failed{Stage: string(stage), Error: err.Error()})
+	rerr := s.record(ledger.MachineFailed, g, ledger.Failed{Stage: string(stage), Error: err.Error(), Boot: bootFailed(err)})
 	return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: stage, Kept: kept, Err: errors.Join(err, rerr)}
 }

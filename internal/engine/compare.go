@@ -116,6 +116,9 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 	default:
 		r.Phase = plan.PhaseLived
 	}
+	if m.Unbooted() && r.Phase == plan.PhaseLived { // it failed, and was stopped or ended since
+		r.Phase, r.Trouble = plan.PhaseFailed, "its boot steps did not run to their end"
+	}
 	for _, p := range m.Past {
 		switch {
 		case p.Retired && p.Phase == ledger.PhaseRetired:

@@ -73,6 +73,13 @@ func replaceByHopeless(b *bench, l *Lab, w *lab.Lab) error {
 	return err
 }
 
+func replaceByUnbootable(b *bench, l *Lab, w *lab.Lab) error {
+	_, err := l.Up(b.ctx, with(b, w, func(m *lab.Machine) {
+		m.Boot = []lab.BootStep{bootOf(lab.Provision{Shell: "exit 3"})}
+	}), UpOptions{})
+	return err
+}
+
 // interruptedAt replaces all machines, with a Ctrl-C at a stage.
 func interruptedAt(stage Stage) func(*bench, *Lab, *lab.Lab) error {
 	return func(b *bench, l *Lab, w *lab.Lab) error {
@@ -126,6 +133,27 @@ func kindsOfChange() []change {
 				},
 				do: func(b *bench, l *Lab, w *lab.Lab) error { _, err := l.Up(b.ctx, w, UpOptions{}); return err },
 			},
+		)
+	}
+	for _, s := range []lab.Strategy{lab.StopFirst, lab.BlueGreen} {
+		boots := func(set func(*lab.Machine)) func(*bench) *lab.Lab {
+			return func(b *bench) *lab.Lab {
+				b.withAgents()
+				m := booted("web", s, "echo one\n")
+				m.Replace.Drain = time.Millisecond
+				if set != nil {
+					set(&m)
+				}
+				return b.want(m)
+			}
+		}
+		all = append(
+			all,
+			change{name: "replace with boot steps, " + string(s), setup: boots(nil), do: rebuild},
+			change{name: "boot step fails, " + string(s), setup: boots(nil), do: replaceByUnbootable, fails: true},
+			change{name: "boot step fails, and it is discarded, " + string(s), setup: boots(discard), do: replaceByUnbootable, fails: true},
+			change{name: "interrupted in a boot step, " + string(s), setup: boots(nil), do: interruptedAt(StageBootStep), fails: true},
+			change{name: "not ready behind boot steps, " + string(s), setup: boots(discard), do: replaceByHopeless, fails: true},
 		)
 	}
 	web := []lab.Name{"web"}
@@ -282,13 +310,19 @@ func killedWhenItHadFailed(b *bench, l *Lab, w *lab.Lab) error {
 // one. It knows nothing of how the ledger is folded.
 func holders(records []ledger.Record, named []lab.Name) (now map[lab.Name]int, lost []string) {
 	now = map[lab.Name]int{}
-	standby := map[string]bool{}
+	standby, unbooted := map[string]bool{}, map[string]bool{}
 	for _, r := range records {
 		key := fmt.Sprintf("%s@%d", r.Machine, r.Generation)
 		switch r.Type {
 		case ledger.MachineCreate:
 			standby[key] = strings.Contains(string(r.Data), `"standby":true`)
+			unbooted[key] = strings.Contains(string(r.Data), `"boot":[`)
+		case ledger.MachineBooted:
+			unbooted[key] = false
 		case ledger.MachineReady:
+			if unbooted[key] {
+				lost = append(lost, fmt.Sprintf("record %d calls %s ready, whose boot steps have not run", r.Seq, key))
+			}
 			if !standby[key] {
 				now[r.Machine] = r.Generation
 			}

@@ -38,6 +38,7 @@ type bench struct {
 	provider *memory.Provider
 	watched  providers.Provider // the same, as supervisors see it
 	folder   string
+	boxes    []lab.Box // that Labfiles have besides "base"
 	wg       sync.WaitGroup
 	ctx      context.Context
 }
@@ -114,7 +115,7 @@ func machine(name lab.Name, deps ...lab.Name) lab.Machine {
 func (b *bench) want(ms ...lab.Machine) *lab.Lab {
 	return &lab.Lab{
 		Name: "shop", Provider: "memory", File: filepath.Join(b.folder, "Labfile"), Machines: ms,
-		Boxes: []lab.Box{{Name: "base", From: "./disk.raw"}},
+		Boxes: append([]lab.Box{{Name: "base", From: "./disk.raw"}}, b.boxes...),
 	}
 }
 

@@ -87,7 +87,7 @@ func (o *oven) failed(ctx context.Context, j *job, i int, err error) error {
 	if interrupted(ctx, err) {
 		return err
 	}
-	e := &BakeError{Place: j.steps[i].Place, Step: i + 1, Of: len(j.steps), Text: j.steps[i].String(), Err: err}
+	e := &StepError{Key: "provision", Place: j.steps[i].Place, Step: i + 1, Of: len(j.steps), Text: j.steps[i].String(), Err: err}
 	var f *bake.FailedError
 	if errors.As(err, &f) {
 		e.Code, e.Output = f.Code, f.Output

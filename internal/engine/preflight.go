@@ -38,7 +38,7 @@ func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, ima
 			}
 		}
 		if unfit == nil && (step.Action == plan.Create || step.Action == plan.Replace) {
-			refuse(s.bearable(ctx, step, m, images[m.Name]))
+			refuse(s.bearable(ctx, want, step, m, images[m.Name]))
 		}
 		refuse(s.addressable(m, p))
 		if step.Action != plan.Keep || len(step.Changes) > 0 {
@@ -60,8 +60,11 @@ func (s *session) preflight(ctx context.Context, want *lab.Lab, p plan.Plan, ima
 
 // bearable says what the provider, or cloud-init, would refuse of a machine that is to be
 // born.
-func (s *session) bearable(ctx context.Context, step plan.Step, m lab.Machine, img Image) error {
+func (s *session) bearable(ctx context.Context, want *lab.Lab, step plan.Step, m lab.Machine, img Image) error {
 	if err := guest.CheckUserData(m.UserData); err != nil {
+		return err
+	}
+	if err := s.runnable(want, m); err != nil {
 		return err
 	}
 	c, ok := s.provider.(providers.SpecChecker)

@@ -62,6 +62,8 @@ func TestRefusedBirthStopsNothing(t *testing.T) {
 		"no user data":     {func(_ *bench, m *lab.Machine) { m.UserData = "packages: [nginx]" }, "cloud-init does not know what this is"},
 		"script":           {func(_ *bench, m *lab.Machine) { m.Provision = []lab.Provision{script("./none.sh")} }, "none.sh: no such file or directory"},
 		"folder as script": {func(_ *bench, m *lab.Machine) { m.Provision = []lab.Provision{script(".")} }, ". is not a file"},
+		"boot script":      {func(_ *bench, m *lab.Machine) { m.Boot = []lab.BootStep{{Provision: script("./none.sh")}} }, `Labfile:9:9: boot step "shell ./none.sh": open `},
+		"no script":        {func(_ *bench, m *lab.Machine) { m.Boot = []lab.BootStep{{Provision: script(".")}} }, "is a folder, not a file"},
 		"file": {func(_ *bench, m *lab.Machine) {
 			m.Provision = []lab.Provision{{Kind: lab.ProvisionFile, From: "none", To: "/x"}}
 		}, "none: no such file or directory"},

@@ -311,26 +311,17 @@ func (s *session) mount(ctx context.Context, target guest.Target, g lab.Generati
 
 // runAsRoot runs a script in the guest. What says what that is for.
 func (s *session) runAsRoot(ctx context.Context, target guest.Target, g lab.Generation, c ledger.Create, what, script string) error {
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
 	cmd := guest.Command{Args: []string{"sh", "-c", script}}
-	if c.Agent {
-		target.User = "root" // the agent lets the lab in as root on every box
-	} else {
-		if err := s.awaitLogin(ctx, target, g, what); err != nil {
-			return err
-		}
-		if target.User != "root" {
-			cmd.Args = append([]string{"sudo", "-n"}, cmd.Args...)
-		}
-	}
-	client, err := guest.Connect(ctx, target)
+	client, sudo, err := s.loginAsRoot(ctx, target, g, c, what)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	if sudo {
+		cmd.Args = append([]string{"sudo", "-n"}, cmd.Args...)
+	}
 	s.emit(Event{Machine: g.Machine, Generation: g.Number, Stage: StageIdentity, Text: what})
-	ctx, cancel = context.WithTimeout(ctx, mountTime)
+	ctx, cancel := context.WithTimeout(ctx, mountTime)
 	defer cancel()
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -341,6 +332,20 @@ func (s *session) runAsRoot(ctx context.Context, target guest.Target, g lab.Gene
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// loginAsRoot logs in to the guest as root, or as a user who becomes root with sudo. What
+// says what that is for.
+func (s *session) loginAsRoot(ctx context.Context, target guest.Target, g lab.Generation, c ledger.Create, what string) (client *guest.Client, sudo bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	if c.Agent {
+		target.User = "root" // the agent lets the lab in as root on every box
+	} else if err := s.awaitLogin(ctx, target, g, what); err != nil {
+		return nil, false, err
+	}
+	client, err = guest.Connect(ctx, target)
+	return client, target.User != "root", err
 }
 
 // awaitLogin waits until the ssh server of a guest without an agent lets the lab in.

@@ -98,6 +98,9 @@ func (s *session) plan(ctx context.Context, want *lab.Lab, o UpOptions, rebuild 
 	if err != nil {
 		return nil, plan.Plan{}, nil, err
 	}
+	if want, err = booting(want); err != nil {
+		return nil, plan.Plan{}, nil, err
+	}
 	if want, err = s.networked(ctx, want, images); err != nil {
 		return nil, plan.Plan{}, nil, err
 	}
@@ -252,8 +255,11 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	return nil
 }
 
-// prepare makes the networks that the plan needs, and starts to bake.
+// prepare keeps the scripts and makes the networks that the plan needs, and starts to bake.
 func (s *session) prepare(ctx context.Context, want *lab.Lab, p plan.Plan, images map[lab.Name]Image) (*oven, error) {
+	if err := s.keepScripts(want, p); err != nil {
+		return nil, err
+	}
 	if err := s.connect(ctx, want, p); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 )
 
@@ -62,6 +63,16 @@ func Generation(w io.Writer, g ledger.Generation, now time.Time, color bool) err
 	line("image", "%s", g.Image)
 	for _, l := range g.Layers {
 		line("", "%s  %s", ShortDigest(l.Key), l.Text)
+	}
+	for i, s := range g.Spec.Boot {
+		name := "boot"
+		if i > 0 {
+			name = ""
+		}
+		line(name, "%s", lab.Provision(s.Provision))
+	}
+	if g.Boot != nil {
+		line("", "%s  ran in %s", ShortDigest(g.Boot.Digest), Duration(g.Boot.Took))
 	}
 	line("spec", "%s", g.SpecDigest)
 	size := fmt.Sprintf("%s, %s of memory", Count(g.Spec.CPUs, "processor"), g.Spec.Memory)

@@ -56,7 +56,7 @@ func ends(e engine.Event) bool {
 	case engine.StageReady, engine.StageKept, engine.StageChanged, engine.StageStopped, engine.StageDestroyed,
 		engine.StageFailed, engine.StageSkipped, engine.StageUndone, engine.StageSupervisor, engine.StageNote:
 		return true
-	case engine.StageBox, engine.StageBake:
+	case engine.StageBox, engine.StageBake, engine.StageBootStep:
 		return e.Took > 0 || e.Err != nil
 	}
 	return false

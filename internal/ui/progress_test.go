@@ -34,6 +34,10 @@ func TestPlainProgress(t *testing.T) {
 		{Box: "builtin/tiny", Stage: engine.StageBox, Text: "fetching", Done: 20 * mib, Total: 40 * mib},
 		{Machine: "web", Stage: engine.StageCreate, Text: "creating from builtin/tiny"},
 		{Machine: "web", Stage: engine.StageBoot, Text: "booting"},
+		{Machine: "web", Stage: engine.StageBootStep, Text: "boot step 1 of 1: shell ./join.sh"},
+		{Machine: "web", Stage: engine.StageBootStep, Text: "joining\x1b[2J"},
+		{Machine: "web", Stage: engine.StageBootStep, Text: "joining\x1b[2J"},
+		{Machine: "web", Stage: engine.StageBootStep, Text: "ran boot step 1 of 1: shell ./join.sh", Took: time.Second},
 		{Machine: "web", Stage: engine.StageCheck, Text: "waiting for port 80"},
 		{Machine: "web", Stage: engine.StageCheck, Text: "waiting for port 80: refused"},
 		{Machine: "web", Stage: engine.StageReady, Text: "10.64.1.10", Took: 4210 * time.Millisecond},
@@ -49,6 +53,9 @@ func TestPlainProgress(t *testing.T) {
 builtin/tiny: fetching 50% (20.0 MiB of 40.0 MiB)
 web: creating from builtin/tiny
 web: booting
+web: boot step 1 of 1: shell ./join.sh
+web: joining\x1b[2J
+web: ran boot step 1 of 1: shell ./join.sh (1.0s)
 web: waiting for port 80
 web: ready: 10.64.1.10 (4.2s)
 db: failed: panic\x1b[2J
