@@ -230,6 +230,8 @@ machines:
         - [touch, /etc/late]
     volumes:
       - {name: data, size: 64MiB, mount: /srv/data, owner: "daemon:101", mode: "0750"}
+    boot:
+      - shell: echo "$(id -un) $LAB_MACHINE@$LAB_GENERATION $(stat -c %U /srv/data) $(ls /etc/late)" >/etc/booted
 `
 
 const cloudSteps = `    provision:
@@ -264,6 +266,7 @@ func TestCloudImage(t *testing.T) {
 	volume := "stat -c %U:%g:%a /srv/data; grep -c ' /srv/data ext4 ' /proc/mounts; sudo -n cat /srv/data/file"
 	s.equal("the volume", exec("echo one | sudo -n tee /srv/data/file >/dev/null; "+volume), "daemon:101:750\n1\none\n")
 
+	s.equal("what the boot step saw", exec("cat /etc/booted"), "root m@1 daemon /etc/late\n")
 	if got := s.drift("m"); got != nil {
 		t.Errorf("right after the birth: %q", got)
 	}
@@ -287,6 +290,7 @@ func TestCloudImage(t *testing.T) {
 	}
 	t.Logf("bake and replacement took %s", r.took)
 	s.equal("baked, and with the data", exec("sudo -n stat -c %U:%a /etc/baked; cat /etc/who; "+volume), "daemon:640\nroot\ndaemon:101:750\n1\none\n")
+	s.equal("what the boot step saw", exec("cat /etc/booted"), "root m@2 daemon /etc/late\n")
 	s.ok("verify")
 
 	// Now the guest has to be asked, by ssh.
