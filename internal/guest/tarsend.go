@@ -21,18 +21,38 @@ import (
 	"github.com/labfile/lab/internal/guest/filestream"
 )
 
-// tarConflicts reads kinds and names from stdin, each ended by NUL, and succeeds if tar
-// does with all that is there already in folder $1 what sftp would: it would put a folder
-// in the place of a file, a link in that of an empty folder, and set the mode of a device.
+// tarConflicts reads what conflictList made from stdin, and succeeds if tar does with all
+// that is there already in folder $1 what sftp would: it would put a folder in the place of
+// a file, a link in that of an empty folder, and set the mode of a device. xargs may cut the
+// list after any argument.
 const tarConflicts = `cd -- "$1" || exit
-exec xargs -0 sh -c 'while [ $# -gt 0 ]; do
-	case $1 in
-	d) [ -d "$2" ] || { [ ! -e "$2" ] && [ ! -L "$2" ]; } || exit 255 ;;
-	l) [ ! -d "$2" ] || [ -L "$2" ] || exit 255 ;;
-	f) [ -f "$2" ] || [ ! -e "$2" ] || exit 255 ;;
+exec xargs -0 sh -c 'for x do
+	p=${x#?}
+	case $x in
+	d*) [ -d "$p" ] || { [ ! -e "$p" ] && [ ! -L "$p" ]; } || exit 255 ;;
+	l*) [ ! -d "$p" ] || [ -L "$p" ] || exit 255 ;;
+	f*) [ -f "$p" ] || [ ! -e "$p" ] || exit 255 ;;
 	esac
-	shift 2
 done' lab`
+
+// conflictList lists items for tarConflicts: each is a letter for its kind and its path, as
+// in "f./a/b", and ends in NUL.
+func conflictList(items []item) []byte {
+	var list bytes.Buffer
+	for _, i := range items {
+		kind := byte('f')
+		switch {
+		case i.info.IsDir():
+			kind = 'd'
+		case i.info.Mode()&fs.ModeSymlink != 0:
+			kind = 'l'
+		}
+		list.WriteByte(kind)
+		list.WriteString(i.name)
+		list.WriteByte(0)
+	}
+	return list.Bytes()
+}
 
 // uploadTar copies what is in folder src to folder dst, which exists and was made for it
 // if it is fresh. Error: errNoTar if it copied nothing.
@@ -77,23 +97,12 @@ func (c *sftpCopier) agrees(dst string, items []item) bool {
 	if entries, err := c.ReadDirContext(c.ctx, dst); err == nil && len(entries) == 0 {
 		return true
 	}
-	var list bytes.Buffer
-	for _, i := range items {
-		kind := "f"
-		switch {
-		case i.info.IsDir():
-			kind = "d"
-		case i.info.Mode()&fs.ModeSymlink != 0:
-			kind = "l"
-		}
-		list.WriteString(kind + "\x00" + i.name + "\x00")
-	}
 	s, err := c.login.ssh.NewSession()
 	if err != nil {
 		return false
 	}
 	defer s.Close()
-	s.Stdin = &list
+	s.Stdin = bytes.NewReader(conflictList(items))
 	return s.Run(Quote([]string{"sh", "-c", tarConflicts, "lab", dst})) == nil
 }
 
