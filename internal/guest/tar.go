@@ -201,6 +201,9 @@ func unpack(ctx context.Context, e *filestream.Encoder, archive *tar.Reader) (sk
 		if err != nil {
 			return nil, malformed(err)
 		}
+		if h.Format != tar.FormatGNU || len(h.PAXRecords) > 0 { // its records make holes of any size
+			return nil, fmt.Errorf("%w: %q is not in the format that was asked for", filestream.ErrMalformed, h.Name)
+		}
 		if name := strings.TrimSuffix(h.Name, "/"); first || name == "." {
 			if first && name == "." && h.Typeflag == tar.TypeDir {
 				continue

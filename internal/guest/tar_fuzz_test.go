@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +16,16 @@ import (
 
 	"github.com/labfile/lab/internal/guest/filestream"
 )
+
+// bounded is a buffer that takes no more than 16 MiB.
+type bounded struct{ bytes.Buffer }
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > 16<<20 {
+		return 0, io.ErrShortWrite
+	}
+	return b.Buffer.Write(p)
+}
 
 // Whatever a guest's tar says, nothing is written beside the folder that was asked for.
 func FuzzUnpack(f *testing.F) {
@@ -47,12 +58,12 @@ func FuzzUnpack(f *testing.F) {
 		defer root.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second) // a file may be one large hole
 		defer cancel()
-		var stream bytes.Buffer
+		var stream bounded
 		e := filestream.NewEncoder(&stream)
 		_ = e.Entry(filestream.Entry{Kind: filestream.Dir, Name: "evil"}) // to memory
 		_, _ = unpack(ctx, e, tar.NewReader(bytes.NewReader(b)))
 		_ = e.End(filestream.Outcome{})
-		r := &filestream.Receiver{Decoder: filestream.NewDecoder(&stream), Atomic: true, Where: func(e filestream.Entry) (filestream.Place, error) {
+		r := &filestream.Receiver{Decoder: filestream.NewDecoder(&stream.Buffer), Atomic: true, Where: func(e filestream.Entry) (filestream.Place, error) {
 			at := filestream.Place{Tree: root, Name: e.Name}
 			if e.Kind != filestream.Dir {
 				return at, nil

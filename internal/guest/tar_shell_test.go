@@ -3,9 +3,13 @@
 package guest
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,5 +92,58 @@ func TestTarConflictsOfManyFiles(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Everything that GNU tar makes of a folder is in the one format that is taken.
+func TestTarCreateFormat(t *testing.T) {
+	dir := t.TempDir()
+	long := filepath.Join(dir, strings.Repeat("d", 200))
+	err := errors.Join(os.Mkdir(long, 0o755), os.Symlink(strings.Repeat("x/", 150), long+"/link"),
+		os.WriteFile(long+"/plain", []byte("x"), 0o600), os.Link(long+"/plain", long+"/hard"),
+		os.WriteFile(dir+"/sparse", []byte("x"), 0o4755), os.Truncate(dir+"/sparse", 1<<30),
+		os.WriteFile(dir+"/many holes", nil, 0o600),
+		os.WriteFile(dir+"/old", nil, 0o600), os.Chtimes(dir+"/old", time.Unix(-5, 1), time.Unix(-5, 1)),
+		os.WriteFile(dir+"/new", nil, 0o600), os.Chtimes(dir+"/new", time.Unix(1<<34, 0), time.Unix(1<<34, 0)),
+		syscall.Mkfifo(dir+"/fifo", 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(dir+"/many holes", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(100) {
+		if _, err := f.WriteAt([]byte("x"), i<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	said, err := runWith(t, "/bin/sh", tarCreate, dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, ok := strings.CutPrefix(said, tarHello)
+	if !ok || made == "" {
+		t.Skipf("no GNU tar here: %q", said)
+	}
+	kinds := map[byte]int{}
+	for r := tar.NewReader(strings.NewReader(made)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds[h.Typeflag]++
+		if h.Format != tar.FormatGNU || len(h.PAXRecords) > 0 {
+			t.Errorf("%q is in format %v, with records %v", h.Name, h.Format, h.PAXRecords)
+		}
+	}
+	if want := map[byte]int{tar.TypeDir: 2, tar.TypeSymlink: 1, tar.TypeReg: 4, tar.TypeGNUSparse: 2, tar.TypeFifo: 1}; !maps.Equal(kinds, want) {
+		t.Errorf("the archive has %v, want %v", kinds, want)
 	}
 }

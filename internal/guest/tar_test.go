@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,9 @@ func TestHostileTar(t *testing.T) {
 		"hard link":             {archive(t, top, tar.Header{Typeflag: tar.TypeLink, Name: "./x", Linkname: "../../victim/x"}), filestream.ErrMalformed},
 		"device":                {archive(t, top, tar.Header{Typeflag: tar.TypeChar, Name: "./x", Devmajor: 1, Devminor: 3}), errSkipped},
 		"set-uid":               {archive(t, top, tar.Header{Typeflag: tar.TypeReg, Name: "./x", Mode: 0o4755}), nil},
+		"holes by PAX":          {holes(t), filestream.ErrMalformed},
+		"PAX":                   {foreign(t, tar.FormatPAX), filestream.ErrMalformed},
+		"ustar":                 {foreign(t, tar.FormatUSTAR), filestream.ErrMalformed},
 		"endless file":          {endless(t, sparse), filestream.ErrMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -127,18 +131,72 @@ func TestHostileTar(t *testing.T) {
 
 var errSkipped = errors.New("skipped")
 
+// foreign is an archive in a format that was not asked for.
+func foreign(t testing.TB, f tar.Format) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []tar.Header{folder("./"), plain("./x")} {
+		if h.Format = f; f == tar.FormatPAX {
+			h.PAXRecords = map[string]string{"LAB.x": "y"}
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// holes is an archive with an ordinary file that PAX records make one large hole.
+func holes(t testing.TB) []byte {
+	t.Helper()
+	b := archive(t, folder("./"))[:512]
+	size := strconv.Itoa(1 << 40)
+	var records string
+	for _, r := range []string{
+		"GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.size=" + size, "GNU.sparse.numblocks=1", "GNU.sparse.map=" + size + ",0",
+	} {
+		n := len(r) + 3
+		for len(strconv.Itoa(n))+len(r)+2 > n {
+			n++
+		}
+		records += fmt.Sprintf("%d %s\n", n, r)
+	}
+	pax := archive(t, plain("./PaxHeaders/x"))[:512]
+	pax[156] = tar.TypeXHeader
+	copy(pax[124:136], fmt.Sprintf("%011o\x00", len(records)))
+	file := archive(t, plain("./x"))
+	copy(file[124:136], fmt.Sprintf("%011o\x00", 0))
+	for _, head := range [][]byte{pax, file} {
+		copy(head[257:265], "ustar\x0000")
+		sum(head)
+	}
+	b = append(b, pax...)
+	b = append(b, records...)
+	b = append(b, make([]byte, -len(records)&511)...)
+	b = append(b, file[:512]...)
+	return append(b, make([]byte, 1024)...)
+}
+
+// sum writes the checksum of a header.
+func sum(head []byte) {
+	copy(head[148:156], "        ")
+	sum := 0
+	for _, x := range head[:512] {
+		sum += int(x)
+	}
+	copy(head[148:156], fmt.Sprintf("%06o\x00 ", sum))
+}
+
 // endless is an archive with a file that has more bytes than a disk can.
 func endless(t *testing.T, h tar.Header) []byte {
 	b := archive(t, folder("./"), h)
 	size := b[512+124 : 512+136]
 	copy(size, "\x80\x00\x00\x00\x40\x00\x00\x00\x00\x00\x00\x00")
-	head := b[512:1024]
-	copy(head[148:156], "        ")
-	sum := 0
-	for _, x := range head {
-		sum += int(x)
-	}
-	copy(head[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	sum(b[512:1024])
 	return b
 }
 
