@@ -35,12 +35,13 @@ const tarCreate = `export LC_ALL=C
 cd -- "$1" && echo lab-tar || exit
 exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=literal -f - .`
 
-// tarExtract writes to folder $1. Links to folders stay, others are written through. What
-// it needs, GNU tar has since 1.27, of 2013.
+// tarExtract writes to folder $1. Links to folders stay, others are written through. It says
+// nothing of times in the future, as the clock of the guest may be wrong. What it needs, GNU
+// tar has since 1.27, of 2013.
 const tarExtract = `export LC_ALL=C
-tar --keep-directory-symlink --version >/dev/null 2>&1 || exit
+tar --keep-directory-symlink --warning=no-timestamp --version >/dev/null 2>&1 || exit
 cd -- "$1" && echo lab-tar || exit
-exec tar -x -p -h --overwrite --keep-directory-symlink --no-same-owner --quoting-style=literal -f -`
+exec tar -x -p -h --overwrite --keep-directory-symlink --no-same-owner --warning=no-timestamp --quoting-style=literal -f -`
 
 // errNoTar says that a folder cannot be copied by tar; nothing was copied then.
 var errNoTar = errors.New("the guest has no GNU tar")

@@ -147,3 +147,29 @@ func TestTarCreateFormat(t *testing.T) {
 		t.Errorf("the archive has %v, want %v", kinds, want)
 	}
 }
+
+// What fails is the first that tar says, whatever the times of the files are.
+func TestTarExtractFromTheFuture(t *testing.T) {
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, name := range []string{"./a", "./x"} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, ModTime: time.Now().Add(1e6 * time.Hour), Format: tar.FormatGNU}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.MkdirAll(dir+"/x/y", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := runWith(t, "/bin/sh", tarExtract, dir, archive.Bytes())
+	said, ok := strings.CutPrefix(out, tarHello)
+	if !ok {
+		t.Skipf("no GNU tar here: %q", out)
+	}
+	if first, _, _ := strings.Cut(said, "\n"); err == nil || first != "tar: ./x: Cannot open: Is a directory" {
+		t.Errorf("tar ended with %v and said first %q", err, first)
+	}
+}
