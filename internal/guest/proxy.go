@@ -35,12 +35,13 @@ func lines(env []string) string {
 	return strings.Join(env, "\n") + "\n"
 }
 
-// proxyByCloudInit is what cloud-init runs, at the first boot only and before it starts
-// anything that would need a proxy, to do what SetProxy does.
-func proxyByCloudInit(env []string) []any {
-	cmd := []string{
+// proxyBoothook is a boothook for cloud-init that does what SetProxy does. cloud-init runs
+// boothooks at every boot, before it starts anything that would need a proxy; this one does
+// its work at the first boot only.
+func proxyBoothook(env []string) []byte {
+	argv := append([]string{
 		"cloud-init-per", "instance", "lab-proxy", "sh", "-c", `program=$1 all=$2; shift 2; printf '%s\n' "$@" | sh -c "$program" lab "$all"`, "lab",
 		proxyProgram, strings.Join(proxy.Variables(), " "),
-	}
-	return anySlice(append(cmd, env...))
+	}, env...)
+	return []byte("#cloud-boothook\n#!/bin/sh\nexec " + Quote(argv) + "\n")
 }

@@ -5,7 +5,11 @@ package guest_test
 import (
 	"bytes"
 	"context"
+	"io"
+	mimetype "mime"
+	"mime/multipart"
 	"net"
+	"net/mail"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,6 +82,104 @@ func proxyProgram(t *testing.T, dir string) string {
 func TestProxyProgram(t *testing.T) {
 	for _, shell := range [][]string{{"dash"}, {"busybox", "sh"}, {"bash"}} {
 		t.Run(shell[0], func(t *testing.T) { testProxyProgram(t, shell) })
+	}
+}
+
+// Whatever the format of user data, cloud-init gets the proxy settings as a boothook, and
+// the user's own bootcmd stays as written.
+func TestProxyInASeed(t *testing.T) {
+	const archive = "#cloud-config-archive\n- type: text/cloud-config\n  content: |\n    bootcmd: [touch /mine]\n"
+	const jinja = "## template: jinja\n#cloud-config\nbootcmd: [touch /mine, 'echo {{ v1.region }}']\n"
+	const mime = "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n--x\nContent-Type: text/cloud-config\n\n#cloud-config\nbootcmd: [touch /mine]\n--x--\n"
+	const plain = "#cloud-config\nx: &own [touch /mine]\nbootcmd: *own\n"
+	for _, c := range []struct {
+		name, data string
+		want       []string // types of the parts
+		kept       string   // what stands in the part before the last, or in the last if that is ours and the user's
+	}{
+		{"none", "", []string{"text/cloud-boothook", "text/cloud-config"}, "preserve_hostname: true"},
+		{"plain", plain, []string{"text/cloud-boothook", "text/cloud-config"}, "bootcmd: *own\n"},
+		{"archive", archive, []string{"text/cloud-boothook", "text/cloud-config-archive", "text/cloud-config"}, strings.TrimSpace(archive)},
+		{"jinja", jinja, []string{"text/cloud-boothook", "text/jinja2", "text/cloud-config"}, strings.TrimSpace(jinja)},
+		{"MIME", mime, []string{"text/cloud-boothook", "multipart/mixed", "text/cloud-config"}, "bootcmd: [touch /mine]\n--x--"},
+	} {
+		vol, err := guest.Seed(guest.SeedConfig{AgentRuns: true, UserData: c.data, Proxy: proxyEnv})
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		_, user, _ := strings.Cut(string(readSeed(t, vol)), "--- user-data 1980-01-01\n")
+		user, _, _ = strings.Cut(user, "--- network-config")
+		msg, err := mail.ReadMessage(strings.NewReader(user))
+		if err != nil {
+			t.Errorf("%s: %v\n%s", c.name, err, user)
+			continue
+		}
+		_, params, err := mimetype.ParseMediaType(msg.Header.Get("Content-Type"))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		var types, texts []string
+		for r := multipart.NewReader(msg.Body, params["boundary"]); ; {
+			p, err := r.NextRawPart()
+			if err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v\n%s", c.name, err, user)
+			}
+			kind, _, _ := mimetype.ParseMediaType(p.Header.Get("Content-Type"))
+			text, err := io.ReadAll(p)
+			if err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			types, texts = append(types, kind), append(texts, string(text))
+		}
+		if diff := cmp.Diff(c.want, types); diff != "" {
+			t.Errorf("%s: parts (-want +got):\n%s", c.name, diff)
+			continue
+		}
+		if !strings.Contains(texts[1], c.kept) || strings.Contains(strings.Join(texts[1:], ""), "3128") {
+			t.Errorf("%s: the user's part is\n%s", c.name, texts[1])
+		}
+		if c.name == "none" {
+			testBoothook(t, texts[0])
+		}
+	}
+}
+
+// testBoothook runs a boothook as cloud-init would.
+func testBoothook(t *testing.T, text string) {
+	dir := t.TempDir()
+	for _, d := range []string{"bin", "etc"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	per := "#!/bin/sh\necho \"$1 $2\" >" + dir + "/per\nshift 2\nexec \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "bin/cloud-init-per"), []byte(per), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text, ok := strings.CutPrefix(text, "#cloud-boothook\n")
+	if !ok || !strings.HasPrefix(text, "#!/bin/sh\n") {
+		t.Fatalf("not a boothook:\n%s", text)
+	}
+	hook := filepath.Join(dir, "hook")
+	if err := os.WriteFile(hook, []byte(strings.NewReplacer("/etc/", dir+"/etc/", "/run/", dir+"/run/").Replace(text)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", hook)
+	cmd.Env = []string{"PATH=" + dir + "/bin:" + os.Getenv("PATH")}
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "etc/environment"))
+	want := "# begin: written by lab, as all of this file\n" + strings.Join(proxyEnv, "\n") + "\n# end: written by lab\n"
+	if diff := cmp.Diff(want, string(got)); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if per, err := os.ReadFile(filepath.Join(dir, "per")); string(per) != "instance lab-proxy\n" {
+		t.Errorf("how often it runs: %q, %v", per, err)
 	}
 }
 

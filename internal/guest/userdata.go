@@ -116,16 +116,8 @@ func (c SeedConfig) network() map[string]any {
 
 // ours is what cloud-init must do whatever the user data says.
 func (c SeedConfig) ours() (map[string]any, error) {
-	var proxies any
-	if len(c.Proxy) > 0 {
-		proxies = []any{proxyByCloudInit(c.Proxy)}
-	}
 	if c.AgentRuns {
-		m := map[string]any{"preserve_hostname": true, "ssh_deletekeys": false, "disable_root": false}
-		if proxies != nil {
-			m["bootcmd"] = proxies
-		}
-		return m, nil
+		return map[string]any{"preserve_hostname": true, "ssh_deletekeys": false, "disable_root": false}, nil
 	}
 	key, err := ParseKey(c.Identity.HostKey)
 	if err != nil {
@@ -139,9 +131,6 @@ func (c SeedConfig) ours() (map[string]any, error) {
 			"ed25519_private": string(key.PEM),
 			"ed25519_public":  AuthorizedKey(key.Signer.PublicKey()),
 		},
-	}
-	if proxies != nil {
-		m["bootcmd"] = proxies
 	}
 	switch c.User {
 	case "":
@@ -163,37 +152,65 @@ func anySlice(s []string) []any {
 }
 
 // userData merges the user's data with ours: two cloud configurations become one,
-// anything else is handed over side by side, ours last, which is what counts.
+// anything else is handed over side by side, ours last, which is what counts. Proxy
+// settings are a part of their own, which cloud-init merges with nothing; it comes first,
+// so that what the user's parts run has them.
 func (c SeedConfig) userData() ([]byte, error) {
 	ours, err := c.ours()
 	if err != nil {
 		return nil, err
 	}
+	var parts []part
+	if len(c.Proxy) > 0 {
+		parts = append(parts, part{mime: "text/cloud-boothook", name: "lab-proxy", data: proxyBoothook(c.Proxy)})
+	}
 	if isCloudConfig(c.UserData) {
-		return mergeConfig(c.UserData, ours)
-	}
-	mime, err := mimeType(c.UserData)
-	if err != nil {
-		return nil, err
-	}
-	own, err := config(ours)
-	if err != nil {
-		return nil, err
+		merged, err := mergeConfig(c.UserData, ours)
+		if err != nil || len(parts) == 0 {
+			return merged, err
+		}
+		parts = append(parts, part{mime: "text/cloud-config", data: merged})
+	} else {
+		mime, err := mimeType(c.UserData)
+		if err != nil {
+			return nil, err
+		}
+		own, err := config(ours)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, part{mime: mime, data: []byte(c.UserData)}, part{mime: "text/cloud-config", data: own})
 	}
 	// The boundary depends on the content, so that it can't stand in it.
 	sum := sha256.Sum256([]byte(c.UserData))
-	boundary := fmt.Sprintf("lab-%x", sum[:12])
+	return multipart(fmt.Sprintf("lab-%x", sum[:12]), parts), nil
+}
+
+// part is a part of user data.
+type part struct {
+	mime string // its type; empty if data begins with headers of its own
+	name string // of the file in which cloud-init keeps it; empty to leave that to cloud-init
+	data []byte
+}
+
+// multipart is a MIME message of the parts.
+func multipart(boundary string, parts []part) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "Content-Type: multipart/mixed; boundary=%q\nMIME-Version: 1.0\n\n", boundary)
-	fmt.Fprintf(&b, "--%s\n", boundary)
-	if mime != "" {
-		fmt.Fprintf(&b, "Content-Type: %s; charset=\"utf-8\"\nMIME-Version: 1.0\nContent-Transfer-Encoding: 8bit\n\n", mime)
+	for _, p := range parts {
+		fmt.Fprintf(&b, "--%s\n", boundary)
+		if p.mime != "" {
+			fmt.Fprintf(&b, "Content-Type: %s; charset=\"utf-8\"\nMIME-Version: 1.0\nContent-Transfer-Encoding: 8bit\n", p.mime)
+			if p.name != "" {
+				fmt.Fprintf(&b, "Content-Disposition: attachment; filename=%q\n", p.name)
+			}
+			b.WriteByte('\n')
+		}
+		b.Write(bytes.TrimSuffix(p.data, []byte("\n")))
+		b.WriteByte('\n')
 	}
-	b.WriteString(strings.TrimSuffix(c.UserData, "\n"))
-	fmt.Fprintf(&b, "\n--%s\nContent-Type: text/cloud-config; charset=\"utf-8\"\nMIME-Version: 1.0\nContent-Transfer-Encoding: 8bit\n\n", boundary)
-	b.Write(own)
 	fmt.Fprintf(&b, "--%s--\n", boundary)
-	return b.Bytes(), nil
+	return b.Bytes()
 }
 
 func config(v any) ([]byte, error) {
@@ -225,7 +242,7 @@ func mergeConfig(data string, ours map[string]any) ([]byte, error) {
 		switch {
 		case have == nil:
 			theirs.Content = append(theirs.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: k}, &v)
-		case (k == "ssh_authorized_keys" || k == "bootcmd") && have.Kind == yaml.SequenceNode:
+		case k == "ssh_authorized_keys" && have.Kind == yaml.SequenceNode:
 			have.Content = append(v.Content, have.Content...)
 		default:
 			*have = v
