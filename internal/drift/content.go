@@ -81,12 +81,14 @@ func after(ctx context.Context, now Side, c Change) (string, error) {
 
 // secret reports whether a text is one that should not reach a terminal or a log.
 func secret(path string, text []byte) bool {
-	for _, prefix := range []string{"/etc/shadow", "/etc/gshadow", "/var/lib/lab-agent/"} {
+	// cloud-init keeps copies of user data, which has keys, and settings of proxies, which
+	// may have passwords.
+	for _, prefix := range []string{"/etc/shadow", "/etc/gshadow", "/var/lib/lab-agent/", "/var/lib/cloud/"} {
 		if strings.HasPrefix(path, prefix) {
 			return true
 		}
 	}
-	if path == proxy.File && proxy.HasBlock(text) { // a proxy may want a password
+	if proxy.HasBlock(text) { // a proxy may want a password
 		return true
 	}
 	return bytes.Contains(text, []byte("PRIVATE KEY-----"))

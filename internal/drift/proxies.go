@@ -13,7 +13,7 @@ import (
 // settings of the host, which are no drift.
 func (c *comparison) onlyProxies(ch Change) bool {
 	switch {
-	case ch.Path != proxy.File:
+	case ch.Path != proxy.File, !mayBeOnlyProxies(ch):
 		return false
 	case c.old == nil || c.now == nil: // of lists
 		return c.o.Proxies
@@ -21,12 +21,15 @@ func (c *comparison) onlyProxies(ch Change) bool {
 	return onlyProxies(c.ctx, c.old, c.now, ch)
 }
 
-func onlyProxies(ctx context.Context, old, now Side, c Change) bool {
-	if c.Op == Replaced {
-		return false
-	}
+// mayBeOnlyProxies reports whether a change is one that lab makes: to the content, not to
+// what the file is, whom it belongs to or who may read it.
+func mayBeOnlyProxies(c Change) bool {
 	others := func(what string) bool { return what != Content && what != MTime }
-	if slices.ContainsFunc(c.What, others) {
+	return c.Op != Replaced && !slices.ContainsFunc(c.What, others)
+}
+
+func onlyProxies(ctx context.Context, old, now Side, c Change) bool {
+	if !mayBeOnlyProxies(c) {
 		return false
 	}
 	var texts [2]string
