@@ -20,7 +20,7 @@ import (
 // proxies returns what the guests of a lab get of this host's proxy settings: nothing
 // unless the Labfile says so. Machines are those that the ledger does not know yet.
 //
-// Errors: those of proxy.FromEnv.
+// Errors: those of proxy.FromEnv and of Settings.Guest.
 func (l *Lab) proxies(state ledger.State, machines []lab.Machine) (proxy.Guest, error) {
 	if !state.Opened.InheritProxy || l.host.Getenv == nil {
 		return proxy.Guest{}, nil
@@ -32,7 +32,7 @@ func (l *Lab) proxies(state ledger.State, machines []lab.Machine) (proxy.Guest, 
 	network := lab.NetworkOf(l.id)
 	p := proxy.Lab{
 		Gateway: lab.GatewayName + "." + lab.Domain, Domain: lab.Domain,
-		Networks: []netip.Prefix{network.Subnet}, Taken: []uint16{dnsPort},
+		Networks: []netip.Prefix{network.Subnet}, Taken: []uint16{lab.DNSPort},
 	}
 	name := func(n string) {
 		if n != "" && !slices.Contains(p.Names, n) {
@@ -57,11 +57,8 @@ func (l *Lab) proxies(state ledger.State, machines []lab.Machine) (proxy.Guest, 
 		name(e.Name)
 		p.Taken = append(p.Taken, e.Port)
 	}
-	return s.Guest(p), nil
+	return s.Guest(p)
 }
-
-// dnsPort is the gateway's name server's.
-const dnsPort = 53
 
 // proxies is Lab.proxies for the guests of a session.
 func (s *session) proxies() (proxy.Guest, error) {

@@ -14,7 +14,6 @@ import (
 	"github.com/labfile/lab/internal/lab"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
-	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/providers"
 )
 
@@ -365,10 +364,9 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 // open makes the lab's directory and records where the lab comes from, unless
 // the ledger says so already.
 func (s *session) open(want *lab.Lab) error {
-	if want.InheritProxy && s.host.Getenv != nil {
-		if _, err := proxy.FromEnv(s.host.Getenv); err != nil {
-			return err
-		}
+	opening := ledger.State{Opened: ledger.Opened{InheritProxy: want.InheritProxy, Expose: ledger.ExposedOf(want.Expose)}}
+	if _, err := s.Lab.proxies(opening, want.Machines); err != nil {
+		return err
 	}
 	if err := s.makeDirs(); err != nil {
 		return err

@@ -271,6 +271,9 @@ func DirectSlot(address netip.Addr) int { return int(address.As4()[2]) }
 // Domain is the DNS domain of every lab's machines: "db.lab.internal".
 const Domain = "lab.internal"
 
+// DNSPort is the port of the name server at every lab's gateway, by UDP and TCP.
+const DNSPort = 53
+
 // GatewayName is the name of every lab's gateway, in Domain.
 const GatewayName = "gateway"
 

@@ -7,10 +7,8 @@ import (
 	"slices"
 
 	"github.com/labfile/lab/internal/lab"
+	"github.com/labfile/lab/internal/proxy"
 )
-
-// dnsPort is taken at the address that names of expose lead to.
-const dnsPort = 53
 
 // exposes returns the ports of the host that the machines are to reach.
 func (c *converter) exposes() []lab.Exposed {
@@ -31,7 +29,7 @@ func (c *converter) exposes() []lab.Exposed {
 			c.add(e.Name.place, "%q is the name of a machine; choose another for this host", x.Name)
 		case lab.Numeric(x.Name):
 			c.add(e.Name.place, "%q is a number, which resolvers take for an address; choose a name with a letter", x.Name)
-		case x.Port == dnsPort:
+		case x.Port == lab.DNSPort:
 			c.add(e.Port.place, "port 53 is that of the lab's name server")
 		case slices.Contains(out, x):
 			c.add(e.place, "%s stands here twice", x)
@@ -41,4 +39,24 @@ func (c *converter) exposes() []lab.Exposed {
 	}
 	slices.SortFunc(out, func(a, b lab.Exposed) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Port, b.Port)) })
 	return out
+}
+
+// checkProxies returns an error, without passwords, if the guests of l cannot use the proxy
+// settings of an environment.
+func checkProxies(l *lab.Lab, lookup func(string) (string, bool)) error {
+	s, err := proxy.FromEnv(func(name string) string { v, _ := lookup(name); return v })
+	if err != nil {
+		return err
+	}
+	p := proxy.Lab{Gateway: lab.GatewayName + "." + lab.Domain, Domain: lab.Domain, Taken: []uint16{lab.DNSPort}}
+	for _, m := range l.Machines {
+		p.Names = append(p.Names, string(m.Name))
+		if m.Role != "" {
+			p.Names = append(p.Names, m.Role)
+		}
+	}
+	for _, e := range l.Expose {
+		p.Names, p.Taken = append(p.Names, e.Name), append(p.Taken, e.Port)
+	}
+	return s.Check(p)
 }

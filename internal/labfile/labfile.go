@@ -17,7 +17,6 @@ import (
 	"syscall"
 
 	"github.com/labfile/lab/internal/lab"
-	"github.com/labfile/lab/internal/proxy"
 )
 
 // ErrNotFound says that there is no Labfile in a directory or above it.
@@ -268,7 +267,7 @@ func parse(file string, data []byte, o Options) (*lab.Lab, error) {
 	r.others = vars.dotenv.problems()
 	l := convert(r, &doc, o.dir)
 	if l.InheritProxy && o.HostFiles && o.LookupEnv != nil {
-		if _, err := proxy.FromEnv(func(name string) string { v, _ := o.LookupEnv(name); return v }); err != nil {
+		if err := checkProxies(l, o.LookupEnv); err != nil {
 			r.add(doc.Proxy.place, "%v", err)
 		}
 	}

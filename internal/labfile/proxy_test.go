@@ -23,6 +23,8 @@ func TestProxy(t *testing.T) {
 		{"inherit", "proxy: inherit", "http://ada:s3cret@p:1", true, ""},
 		{"nothing to inherit", "proxy: inherit", "", true, ""},
 		{"a bad one", "proxy: inherit", "http://ada:s3cret@p:0", false, "Labfile:2:8: proxy: " + bad},
+		{"a name of the lab", "proxy: inherit", "https://ada:s3cret@web:8443", false, "Labfile:2:8: proxy: the environment variable https_proxy has the proxy https://web, whose name is one of the lab; write the proxy's name with its domain, or rename what the lab calls web"},
+		{"the name server's port", "proxy: inherit", "https://ada:s3cret@p:53", false, "Labfile:2:8: proxy: the environment variable https_proxy has the proxy https://p:53, which keeps its port, but that port of the lab's gateway is its name server's or one of expose; expose another port"},
 		{"another word", "proxy: http://p:1", "", false, `Labfile:2:8: proxy: "http://p:1" is not one of none, inherit`},
 	} {
 		o := Options{HostFiles: true, LookupEnv: func(name string) (string, bool) {

@@ -22,8 +22,6 @@ import (
 )
 
 const (
-	dnsPort = 53
-
 	// maxQuestions bounds the questions to the outside that wait for an answer,
 	// for each guest.
 	maxQuestions = 64
@@ -85,7 +83,7 @@ func newNameServer(g *gateway, resolvers func() []netip.AddrPort) (*nameServer, 
 	for i := range n.waiting {
 		n.waiting[i].max = maxQuestions
 	}
-	at := fullAddr(netip.AddrPortFrom(g.sw.net.Gateway, dnsPort))
+	at := fullAddr(netip.AddrPortFrom(g.sw.net.Gateway, lab.DNSPort))
 	pc, err := gonet.DialUDP(g.stack, &at, nil, ipv4.ProtocolNumber)
 	if err != nil {
 		return nil, fmt.Errorf("starting the name server: %w", err)

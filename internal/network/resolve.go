@@ -79,7 +79,7 @@ func (r *resolvConf) servers() []netip.AddrPort {
 	r.read, r.current = fi.ModTime(), nil
 	port, err := strconv.ParseUint(conf.Port, 10, 16)
 	if err != nil {
-		port = dnsPort
+		port = 53 // of resolv.conf(5)
 	}
 	for _, s := range conf.Servers {
 		if a, err := netip.ParseAddr(s); err == nil {

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,44 +31,35 @@ type Guest struct {
 	Relays []Relay  // that must be there for Env to mean something
 }
 
-// Guest returns what the guests of a lab get of the settings; of none, nothing.
+// Guest returns what the guests of a lab get of the settings; of none, nothing. Errors:
+// those of Check.
 //
 // A proxy is reached through a port of the lab's gateway, by its own number if that is
 // free: so it does not matter that it listens on this host's loopback, that only this host
-// knows its name, or how a guest reaches the world outside. A proxy to which one speaks TLS keeps
-// its name, which its certificate must have; the name leads to the gateway. By an address other than of
-// the loopback, such a proxy is left as it is.
-func (s Settings) Guest(l Lab) Guest {
+// knows its name, or how a guest reaches the world outside. A proxy to which one speaks TLS
+// keeps its name, which its certificate must have, and its port; the name leads to the
+// gateway, so that guests reach no other port of that host by it. By an address other than
+// of the loopback, such a proxy is left as it is.
+func (s Settings) Guest(l Lab) (Guest, error) {
 	if s.Empty() {
-		return Guest{}
+		return Guest{}, nil
 	}
-	var g Guest
+	named, err := s.named(l)
+	if err != nil {
+		return Guest{}, err
+	}
+	g := Guest{Relays: named}
 	used := map[uint16]bool{}
 	for _, p := range l.Taken {
 		used[p] = true
 	}
-	// Those that keep their port come first.
-	order := slices.Clone(s.servers)
-	slices.SortStableFunc(order, func(a, b server) int {
-		switch {
-		case a.keepsName() == b.keepsName():
-			return 0
-		case a.keepsName():
-			return -1
-		}
-		return 1
-	})
-	for _, srv := range order {
-		to := srv.dials()
+	for _, r := range named {
+		used[r.Port] = true
+	}
+	for _, srv := range s.servers {
 		url := srv.url(srv.login, srv.host, srv.port)
-		switch _, err := netip.ParseAddr(srv.host); {
-		case srv.keepsName() && err == nil: // reached by its address, if at all
-		case srv.keepsName():
-			if i := slices.IndexFunc(g.Relays, func(r Relay) bool { return slices.Equal(r.To, to) && r.Name == srv.host }); i < 0 && !used[srv.port] {
-				used[srv.port] = true
-				g.Relays = append(g.Relays, Relay{Name: srv.host, Port: srv.port, To: to})
-			}
-		default:
+		if !srv.keepsName() {
+			to := srv.dials()
 			i := slices.IndexFunc(g.Relays, func(r Relay) bool { return slices.Equal(r.To, to) && r.Name == l.Gateway })
 			if i < 0 {
 				i = len(g.Relays)
@@ -80,7 +72,49 @@ func (s Settings) Guest(l Lab) Guest {
 	}
 	g.Env = append(g.Env, both(noProxy, s.direct(l))...)
 	slices.Sort(g.Env)
-	return g
+	return g, nil
+}
+
+// Check returns an *EnvError if guests of a lab cannot use a proxy of the settings: it has
+// to keep its name and port, and the lab has one of them. Of l it needs Gateway, Domain,
+// Names and Taken.
+func (s Settings) Check(l Lab) error {
+	_, err := s.named(l)
+	return err
+}
+
+// named are the relays to proxies that keep their name and port.
+func (s Settings) named(l Lab) ([]Relay, error) {
+	var relays []Relay
+	for _, srv := range s.servers {
+		if !srv.keepsName() || srv.byAddress() {
+			continue
+		}
+		r := Relay{Name: srv.host, Port: srv.port, To: srv.dials()}
+		same := func(o Relay) bool { return o.Name == r.Name && o.Port == r.Port }
+		problem := ""
+		switch short := strings.TrimSuffix(srv.host, "."+l.Domain); {
+		case slices.ContainsFunc(relays, same):
+			continue
+		case short+"."+l.Domain == l.Gateway || slices.Contains(l.Names, short):
+			problem = fmt.Sprintf("has the proxy https://%s, whose name is one of the lab; write the proxy's name with its domain, or rename what the lab calls %s", srv.host, short)
+		case slices.Contains(l.Taken, r.Port):
+			problem = fmt.Sprintf("has the proxy https://%s:%d, which keeps its port, but that port of the lab's gateway is its name server's or one of expose; expose another port", srv.host, r.Port)
+		case slices.ContainsFunc(relays, func(o Relay) bool { return o.Port == r.Port }):
+			problem = fmt.Sprintf("has the proxy https://%s:%d, which keeps its port, but another proxy with https:// has that port; use one of them", srv.host, r.Port)
+		}
+		if problem != "" {
+			return nil, &EnvError{Variable: srv.found, Problem: problem}
+		}
+		relays = append(relays, r)
+	}
+	return relays, nil
+}
+
+// byAddress reports whether the proxy has an address in place of a name.
+func (s server) byAddress() bool {
+	_, err := netip.ParseAddr(s.host)
+	return err == nil
 }
 
 // keepsName reports whether the proxy must be spoken to under its own name.

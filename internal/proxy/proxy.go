@@ -35,6 +35,7 @@ type Settings struct {
 // server is a proxy.
 type server struct {
 	variable string // in lower case
+	found    string // the variable as it was found
 	scheme   string
 	login    string // "user:password@" as in a URL, or empty
 	host     string // without brackets
@@ -85,7 +86,7 @@ func FromEnv(getenv func(string) string) (Settings, error) {
 			errs = append(errs, &EnvError{Variable: variable, Problem: problem})
 			continue
 		}
-		srv.variable = name
+		srv.variable, srv.found = name, variable
 		s.servers = append(s.servers, srv)
 	}
 	if len(s.servers) > 0 {
@@ -223,13 +224,18 @@ func (s server) redacted() string {
 // loopback reports whether the proxy listens on this host alone.
 func (s server) loopback() bool {
 	addr, err := netip.ParseAddr(s.host)
-	return err == nil && addr.Unmap().IsLoopback() || s.host == "localhost" || strings.HasSuffix(s.host, ".localhost")
+	return err == nil && addr.Unmap().IsLoopback() || s.localhost()
+}
+
+// localhost reports whether the proxy has a name of the loopback (RFC 6761, section 6.3).
+func (s server) localhost() bool {
+	return s.host == "localhost" || strings.HasSuffix(s.host, ".localhost")
 }
 
 // dials are the addresses at which this host reaches the proxy.
 func (s server) dials() []string {
 	hosts := []string{s.host}
-	if s.host == "localhost" || strings.HasSuffix(s.host, ".localhost") {
+	if s.localhost() {
 		hosts = []string{"127.0.0.1", "::1"}
 	}
 	out := make([]string, len(hosts))

@@ -184,7 +184,11 @@ func TestGuest(t *testing.T) {
 		if c.bypass == "" {
 			c.bypass = bypass
 		}
-		g := s.Guest(shop)
+		g, err := s.Guest(shop)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
 		var lower, upper []string
 		for _, v := range g.Env {
 			name, value, _ := strings.Cut(v, "=")
@@ -213,8 +217,59 @@ func TestGuest(t *testing.T) {
 			t.Errorf("%s: relays (-want +got):\n%s", c.name, diff)
 		}
 	}
-	if g := (Settings{}).Guest(shop); len(g.Env)+len(g.Relays) > 0 {
-		t.Errorf("without settings guests get %v", g)
+	if g, err := (Settings{}).Guest(shop); err != nil || len(g.Env)+len(g.Relays) > 0 {
+		t.Errorf("without settings guests get %v, %v", g, err)
+	}
+}
+
+// A proxy with TLS keeps its name and port, which nothing else may have.
+func TestGuestRefuses(t *testing.T) {
+	const (
+		taken = ", which keeps its port, but that port of the lab's gateway is its name server's or one of expose; expose another port"
+		twice = ", which keeps its port, but another proxy with https:// has that port; use one of them"
+		named = ", whose name is one of the lab; write the proxy's name with its domain, or rename what the lab calls "
+	)
+	for _, c := range []struct {
+		name string
+		env  []string
+		want string // none if empty
+	}{
+		{"a port that is exposed", []string{"HTTPS_PROXY=https://ada:s3cret@secure.corp:9000"}, "HTTPS_PROXY has the proxy https://secure.corp:9000" + taken},
+		{"the name server's port", []string{"all_proxy=https://secure.corp:53"}, "all_proxy has the proxy https://secure.corp:53" + taken},
+		{"two at one port", []string{"http_proxy=https://a.corp", "https_proxy=https://ada:s3cret@b.corp"}, "https_proxy has the proxy https://b.corp:443" + twice},
+		{"one for all", []string{"http_proxy=https://a.corp", "https_proxy=https://ada:s3cret@a.corp"}, ""},
+		{"two ports of one", []string{"http_proxy=https://a.corp", "https_proxy=https://a.corp:8443"}, ""},
+		{"a machine's name", []string{"https_proxy=https://web:8443"}, "https_proxy has the proxy https://web" + named + "web"},
+		{"a machine's whole name", []string{"https_proxy=https://web.lab.internal:8443"}, "https_proxy has the proxy https://web.lab.internal" + named + "web"},
+		{"the gateway's name", []string{"https_proxy=https://gateway:8443"}, "https_proxy has the proxy https://gateway" + named + "gateway"},
+		{"a machine's name without TLS", []string{"https_proxy=http://web:8443"}, ""},
+		{"with a domain", []string{"https_proxy=https://web.corp:8443"}, ""},
+		{"an address", []string{"https_proxy=https://192.0.2.7:9000"}, ""},
+		{"the loopback", []string{"https_proxy=https://localhost:9000"}, ""},
+	} {
+		s, err := FromEnv(getenv(c.env...))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		want := c.want
+		if want != "" {
+			want = "the environment variable " + want
+		}
+		g, err := s.Guest(shop)
+		for _, err := range []error{err, s.Check(shop)} {
+			got := ""
+			if err != nil {
+				got = err.Error()
+			}
+			var bad *EnvError
+			if diff := cmp.Diff(want, got); diff != "" || want != "" && !errors.As(err, &bad) {
+				t.Errorf("%s: %T (-want +got):\n%s", c.name, err, diff)
+			}
+		}
+		if (len(g.Env) == 0) != (want != "") {
+			t.Errorf("%s: guests get %v", c.name, g)
+		}
 	}
 }
 
@@ -235,7 +290,11 @@ func FuzzFromEnv(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, v := range s.Guest(shop).Env {
+		g, err := s.Guest(shop)
+		if err != nil {
+			return
+		}
+		for _, v := range g.Env {
 			if i := strings.IndexFunc(v, func(r rune) bool { return odd(r) && !strings.ContainsRune("=~%@,", r) }); i >= 0 {
 				t.Errorf("%q has %q", v, v[i:])
 			}
