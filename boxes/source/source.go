@@ -50,6 +50,8 @@ type Resolver struct {
 	Stall     time.Duration     // without a byte before a download is given up; 0 means DefaultStall
 
 	backoff time.Duration // before the first retry; 0 means a second
+
+	proxy func(*http.Request) (*url.URL, error) // without Transport; nil for that of the environment
 }
 
 // Defaults of a Resolver.

@@ -107,7 +107,11 @@ func (r *Resolver) client(checked bool) *http.Client {
 	if transport == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.DisableCompression = true
-		t.Proxy = quietly(http.ProxyFromEnvironment)
+		proxy := r.proxy
+		if proxy == nil {
+			proxy = http.ProxyFromEnvironment
+		}
+		t.Proxy = quietly(proxy)
 		transport = t
 	}
 	return &http.Client{Transport: transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
