@@ -290,11 +290,16 @@ func (l *Lab) Bake(ctx context.Context, want *lab.Lab, opt BakeOptions) ([]Baked
 	o := s.newOven(want, images)
 	o.all = opt.NoCache
 	if slices.ContainsFunc(machines, func(m lab.Machine) bool { return o.all || images[m.Name].Missing > 0 }) {
-		s.machines = want.Machines
+		s.machines, s.baking = want.Machines, want
 		before := s.state.Opened.Expose
 		if err := s.open(want); err != nil {
 			return nil, err
 		}
+		proxies, err := s.proxies()
+		if err != nil {
+			return nil, err
+		}
+		s.relays = proxies.Relays
 		if err := s.expose(ctx, before); err != nil {
 			return nil, err
 		}

@@ -144,7 +144,10 @@ func (s *session) spec(g lab.Generation, m lab.Machine, img Image, c ledger.Crea
 	if err != nil {
 		return spec, fmt.Errorf("making the seed: %w", err)
 	}
-	return spec, nil
+	if len(proxies.Env) == 0 {
+		return spec, nil
+	}
+	return spec, s.recordProxied(g, true)
 }
 
 // boot starts a generation, plugs it in, tells it who it is and waits until it

@@ -18,6 +18,7 @@ import (
 	"github.com/labfile/lab/internal/labfile"
 	"github.com/labfile/lab/internal/ledger"
 	"github.com/labfile/lab/internal/plan"
+	"github.com/labfile/lab/internal/proxy"
 	"github.com/labfile/lab/internal/supervise"
 	"github.com/labfile/lab/internal/verify"
 	"github.com/labfile/lab/providers"
@@ -150,12 +151,17 @@ type session struct {
 	forced    string                  // what ends a machine by force that cannot be asked to shut down; empty for "lab stop"
 	rollback  int                     // the generation that the one to be born goes back to; 0 if none
 
+	baking   *lab.Lab      // what is wanted by a command that touches no machine; nil for others
+	relays   []proxy.Relay // that guests are told of, or need
+	renumber bool          // every guest that runs is told of them, so that their ports may change
+	untold   bool          // a guest could not be told
+
 	undone map[lab.Name]string // what resume would undo, in words
 
 	made   []string          // volumes
 	looked map[string]string // why disks can't be read from outside, by their layers
 
-	mu        sync.Mutex // guards the events, the ledger, state and looked
+	mu        sync.Mutex // guards the events, the ledger, state, untold and looked
 	superOnce sync.Mutex // guards super
 	super     *supervise.Client
 }

@@ -27,6 +27,10 @@ func (s *session) supervisor(ctx context.Context) (*supervise.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.addRelays(ctx, c); err != nil {
+		c.Close()
+		return nil, err
+	}
 	s.super = c
 	return c, nil
 }
@@ -64,12 +68,22 @@ func (s *session) expose(ctx context.Context, before []ledger.Exposed) error {
 	}
 	if err == nil {
 		defer c.Close()
-		err = s.exposeTo(ctx, c, s.state)
+		if err = exposeTo(ctx, c, s.state); err == nil {
+			err = s.addRelays(ctx, c)
+		}
 	}
-	if len(before)+len(s.state.Opened.Expose) == 0 && !s.state.Proxied {
+	if len(before)+len(s.state.Opened.Expose)+len(s.relays) == 0 {
 		return nil // what it cannot be told makes no difference
 	}
 	return err
+}
+
+// exposeTo tells a supervisor which ports of this host guests reach, as recorded.
+func exposeTo(ctx context.Context, c *supervise.Client, state ledger.State) error {
+	if err := c.Expose(ctx, state.Opened.Exposes()); err != nil {
+		return fmt.Errorf("exposing ports of this host to the lab: %w", err)
+	}
+	return nil
 }
 
 // replug plugs every running machine into a new supervisor.
@@ -86,8 +100,8 @@ func (l *Lab) replug(ctx context.Context, c *supervise.Client) error {
 	if err != nil {
 		return err
 	}
-	if len(state.Opened.Expose) > 0 || state.Opened.InheritProxy {
-		if err := l.exposeTo(ctx, c, state); err != nil {
+	if len(state.Opened.Expose) > 0 {
+		if err := exposeTo(ctx, c, state); err != nil {
 			return err
 		}
 	}

@@ -134,6 +134,12 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 	if err := s.open(want); err != nil {
 		return err
 	}
+	s.renumber = s.whole(p)
+	proxies, err := s.proxies()
+	if err != nil {
+		return err
+	}
+	s.relays = proxies.Relays
 	if err := s.expose(ctx, before); err != nil {
 		return err
 	}
@@ -251,7 +257,7 @@ func (s *session) apply(ctx context.Context, want *lab.Lab, p plan.Plan, images 
 		}
 		return &failed
 	}
-	return nil
+	return s.endRelays(ctx)
 }
 
 // prepare keeps the scripts and makes the networks that the plan needs, and starts to bake.
@@ -365,7 +371,7 @@ func (s *session) step(ctx context.Context, step plan.Step, m lab.Machine, img I
 // the ledger says so already.
 func (s *session) open(want *lab.Lab) error {
 	opening := ledger.State{Opened: ledger.Opened{InheritProxy: want.InheritProxy, Expose: ledger.ExposedOf(want.Expose)}}
-	if _, err := s.Lab.proxies(opening, want.Machines); err != nil {
+	if _, err := s.Lab.proxies(opening, want.Machines, nil); err != nil {
 		return err
 	}
 	if err := s.makeDirs(); err != nil {
@@ -376,6 +382,9 @@ func (s *session) open(want *lab.Lab) error {
 		return &LockedError{Lab: s.id}
 	}
 	opened := ledger.Opened{Name: want.Name, File: want.File, Provider: s.provider.Name(), Expires: want.Expires, Expose: ledger.ExposedOf(want.Expose), InheritProxy: want.InheritProxy}
+	if s.baking != nil { // no guest is told
+		opened.InheritProxy = s.state.Opened.InheritProxy
+	}
 	if a, ok := s.provider.(providers.Addressed); ok {
 		opened.URI = a.URI()
 	}

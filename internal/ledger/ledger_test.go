@@ -346,3 +346,33 @@ func TestRun(t *testing.T) {
 		t.Errorf("the runs are %q, %q, %q and %q", got[0].Run, got[1].Run, got[2].Run, got[3].Run)
 	}
 }
+
+func TestProxied(t *testing.T) {
+	b := Open(filepath.Join(t.TempDir(), "ledger.jsonl"))
+	var state State
+	for i, c := range []struct {
+		typ    Type
+		number int
+		data   any
+		want   bool
+		says   string
+	}{
+		{MachineCreate, 1, Create{}, false, ""},
+		{MachineProxied, 1, Proxied{Written: true}, true, "web@1: is given the proxy settings of the host"},
+		{MachineStart, 1, nil, true, ""},
+		{MachineProxied, 1, Proxied{}, false, "web@1: has no proxy settings any more"},
+		{MachineProxied, 1, Proxied{Written: true}, true, ""},
+		{MachineCreate, 2, Create{}, false, ""},
+	} {
+		r, err := b.Append(Record{Type: c.typ, Machine: "web", Generation: c.number}, c.data)
+		if err == nil {
+			err = state.Apply(r)
+		}
+		if got := state.Machines["web"].Proxied; err != nil || got != c.want {
+			t.Errorf("record %d: %v, %v; want %v", i, got, err, c.want)
+		}
+		if got := r.Summary(); c.says != "" && got != c.says {
+			t.Errorf("record %d: %s", i, got)
+		}
+	}
+}

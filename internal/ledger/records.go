@@ -25,6 +25,7 @@ const (
 	MachineStop      Type = "machine.stop"      // intent
 	MachineStopped   Type = "machine.stopped"   // Stopped
 	MachineStays     Type = "machine.stays"     // Stays: it could not be asked to shut down, and runs on
+	MachineProxied   Type = "machine.proxied"   // Proxied
 	MachineStart     Type = "machine.start"     // intent
 	MachineExited    Type = "machine.exited"    // Exited: seen by the supervisor
 	MachineRestored  Type = "machine.restored"  // Restored: it was not replaced after all
@@ -170,6 +171,12 @@ type Stopped struct {
 // Stays is the data of MachineStays.
 type Stays struct {
 	Why string `json:"why"`
+}
+
+// Proxied is the data of MachineProxied: whether the guest has proxy settings that lab wrote.
+// What they are is not recorded. They may have been about to be written.
+type Proxied struct {
+	Written bool `json:"written"`
 }
 
 // Exited is the data of MachineExited.

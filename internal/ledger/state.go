@@ -51,6 +51,7 @@ type Machine struct {
 	Exited     Exited  // how it last ended by itself
 	Stopped    Stopped // how it was last stopped
 	StopFrom   Phase   // the phase that it was in when it was to be stopped
+	Proxied    bool    // proxy settings were written into it
 
 	Tainted     []string  // why it is known to be a snowflake; empty if it is not
 	Entered     int       // how often somebody went into this generation by hand
@@ -261,6 +262,12 @@ func (m *Machine) apply(r Record) error {
 		if len(r.Data) > 0 {
 			into = &m.Stopped
 		}
+	case MachineProxied:
+		var d Proxied
+		if err := json.Unmarshal(r.Data, &d); err != nil {
+			return err
+		}
+		m.Proxied = d.Written
 	case MachineStart:
 		m.Phase = PhaseStarting
 	case MachineExited:

@@ -64,6 +64,12 @@ func (r Record) Summary() string {
 		if get(&d) {
 			return fmt.Sprintf("%s: runs on: %s", g, d.Why)
 		}
+	case MachineProxied:
+		var d Proxied
+		if get(&d) && d.Written {
+			return fmt.Sprintf("%s: is given the proxy settings of the host", g)
+		}
+		return fmt.Sprintf("%s: has no proxy settings any more", g)
 	case MachineStart:
 		return fmt.Sprintf("%s: starting", g)
 	case MachineExited:

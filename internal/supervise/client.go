@@ -273,18 +273,42 @@ func (c *Client) Mount(ctx context.Context, g lab.Generation, mounts []Mount) er
 	return err
 }
 
-// Expose lets the guests reach ports of this host's loopback under names, and proxies of
-// this host, in the place of those that they reached before. Connections that there are go on.
-func (c *Client) Expose(ctx context.Context, ports []lab.Exposed, proxies []proxy.Relay) error {
-	_, err := c.call(ctx, request{Op: opExpose, Exposed: ports, Relays: proxies})
+// Expose lets the guests reach ports of this host's loopback under names, in the place of
+// those that they reached before. Connections that there are go on.
+func (c *Client) Expose(ctx context.Context, ports []lab.Exposed) error {
+	_, err := c.call(ctx, request{Op: opExpose, Exposed: ports})
 	return err
 }
 
-// Relay lets the guests reach proxies of this host besides what they reach already. A port
-// that led to another proxy leads to this one.
-func (c *Client) Relay(ctx context.Context, proxies []proxy.Relay) error {
-	_, err := c.call(ctx, request{Op: opRelay, Relays: proxies})
+// AddRelays lets the guests reach proxies of this host in addition to those that they reach already. A port
+// that led to another proxy leads to this one. The next supervisor has the relays, too. *OldError.
+func (c *Client) AddRelays(ctx context.Context, relays []proxy.Relay) error {
+	_, err := c.call(ctx, request{Op: opAddRelays, Relays: relays})
 	return err
+}
+
+// ReplaceRelays is AddRelays, and what guests reached before they no longer reach.
+// Connections that there are go on.
+func (c *Client) ReplaceRelays(ctx context.Context, relays []proxy.Relay) error {
+	_, err := c.call(ctx, request{Op: opReplaceRelays, Relays: relays})
+	return err
+}
+
+// OldError says that a lab's supervisor is of an older lab than this one, and knows nothing
+// of what it is asked for.
+type OldError struct {
+	Version string // of the supervisor
+	PID     int
+}
+
+// Error implements error.
+func (e *OldError) Error() string {
+	return fmt.Sprintf("the lab's supervisor (process %d, version %s) is of an older lab, which does not know how", e.PID, e.Version)
+}
+
+// Hint is the next step.
+func (e *OldError) Hint() string {
+	return fmt.Sprintf("\"kill %d\" ends it: the machines run on, and the next command starts a new one", e.PID)
 }
 
 // Unplug takes the machine off the network. It succeeds if the generation is not
@@ -366,7 +390,9 @@ func (c *Client) ask(ctx context.Context, q request) (net.Conn, reply, error) {
 	if !stop() {
 		err = context.Cause(ctx)
 	}
-	if err == nil && r.Error != nil {
+	if err == nil && r.Error != nil && r.Error.Text == unknown(c.version, q.Op) {
+		err = &OldError{Version: c.version, PID: c.pid}
+	} else if err == nil && r.Error != nil {
 		err = r.Error.err()
 	} else if err != nil {
 		err = fmt.Errorf("talking to the lab's supervisor: %w", err)

@@ -133,7 +133,11 @@ const (
 	opAgent    op = "agent" // bytes follow the reply
 	opAnswer   op = "answer"
 	opExpose   op = "expose"
-	opRelay    op = "relay"
+
+	// Relays have requests of their own: a supervisor that knows none must refuse.
+	opAddRelays     op = "add-relays"
+	opReplaceRelays op = "replace-relays"
+
 	opStatus   op = "status"
 	opShutdown op = "shutdown"
 )
@@ -149,7 +153,7 @@ type request struct {
 	Drain      time.Duration   `json:"drain,omitempty"`      // promote; nanoseconds
 	Mounts     []Mount         `json:"mounts,omitempty"`     // mount
 	Exposed    []lab.Exposed   `json:"exposed,omitempty"`    // expose
-	Relays     []proxy.Relay   `json:"relays,omitempty"`     // expose, relay
+	Relays     []proxy.Relay   `json:"relays,omitempty"`     // add-relays, replace-relays
 }
 
 // reply is the one line that answers it.

@@ -106,14 +106,16 @@ func (s *supervisor) do(ctx context.Context, q request) (r reply, stream net.Con
 		stream, err = s.reach(ctx, q, func(m *machine) (net.Conn, error) { return m.talk(ctx) })
 		return r, stream, err
 	case opExpose:
-		s.expose(q.Exposed, q.Relays)
-	case opRelay:
-		s.relay(q.Relays)
+		s.expose(q.Exposed)
+	case opAddRelays:
+		err = s.addRelays(q.Relays)
+	case opReplaceRelays:
+		err = s.replaceRelays(q.Relays)
 	case opStatus:
 		r.Status = s.status()
 	case opShutdown:
 	default:
-		err = fmt.Errorf("the lab's supervisor (version %s) does not know the request %q", s.cfg.Version, q.Op)
+		err = errors.New(unknown(s.cfg.Version, q.Op))
 	}
 	return r, nil, err
 }
@@ -142,4 +144,10 @@ func attend(parent context.Context, c *lineConn) (ctx context.Context, release f
 		cancel(nil)
 		return err == nil
 	}
+}
+
+// unknown is how a supervisor refuses a request that it does not know. The text is part of
+// the protocol: older ones have no code for it.
+func unknown(version string, o op) string {
+	return fmt.Sprintf("the lab's supervisor (version %s) does not know the request %q", version, o)
 }

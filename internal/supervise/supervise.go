@@ -3,7 +3,7 @@
 // Package supervise is the one background process of a running lab, and how the
 // command line talks to it. The supervisor owns the lab's switch, holds the other
 // ends of its machines' cables and agent channels, listens for forwarded ports and
-// notices when a machine ends. It keeps nothing on disk: a lab outlives it, and
+// notices when a machine ends. It keeps nothing on disk but the relays: a lab outlives it, and
 // whoever starts the next one plugs the running machines in again.
 package supervise
 
@@ -97,7 +97,7 @@ type supervisor struct {
 	met      bool                  // there was a client
 	changed  chan struct{}         // closed and replaced when machines changes
 	exposed  []lab.Exposed         // ports of this host that the guests reach
-	relays   []proxy.Relay         // proxies of this host that the guests reach
+	relays   []proxy.Relay         // that the guests were told of
 }
 
 // errIdle ends a supervisor that has no machines and no clients.
@@ -133,6 +133,10 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		defer s.sw.Close()
 	}
+	if s.relays, err = Relays(cfg.Dirs, cfg.ID); err != nil {
+		s.log.Warn("guests reach no proxy before the next \"lab up\"", "err", err)
+	}
+	s.exposeNow()
 	path := socketPath(cfg.Dirs, cfg.ID)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a dead one
 		return fmt.Errorf("starting the supervisor: %w", err)
