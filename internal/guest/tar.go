@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,7 +34,7 @@ const tarHello = "lab-tar\n"
 // not know these options says nothing.
 const tarCreate = `export LC_ALL=C
 cd -- "$1" && echo lab-tar || exit
-exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=literal -f - .`
+exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=escape -f - .`
 
 // tarExtract writes to folder $1. Links to folders stay, others are written through. It says
 // nothing of times in the future, as the clock of the guest may be wrong. What it needs, GNU
@@ -41,7 +42,7 @@ exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=literal -f 
 const tarExtract = `export LC_ALL=C
 tar --keep-directory-symlink --warning=no-timestamp --version >/dev/null 2>&1 || exit
 cd -- "$1" && echo lab-tar || exit
-exec tar -x -p -h --overwrite --keep-directory-symlink --no-same-owner --warning=no-timestamp --quoting-style=literal -f -`
+exec tar -x -p -h --overwrite --keep-directory-symlink --no-same-owner --warning=no-timestamp --quoting-style=escape -f -`
 
 // errNoTar says that a folder cannot be copied by tar; nothing was copied then.
 var errNoTar = errors.New("the guest has no GNU tar")
@@ -94,37 +95,54 @@ func (t *tarSession) ended(dir string) (skipped, vanished []string, err error) {
 	if err != nil && !errors.As(err, &exit) {
 		return nil, nil, fmt.Errorf("copying files: %w", ErrDisconnected)
 	}
-	var why string
-	for line := range strings.Lines(t.said.String()) {
-		line = strings.TrimPrefix(strings.TrimRight(line, "\n"), "tar: ")
-		if name, ok := strings.CutSuffix(line, ": socket ignored"); ok {
-			skipped = append(skipped, path.Join(dir, name))
-		} else if name, ok := strings.CutSuffix(line, ": File removed before we read it"); ok {
-			vanished = append(vanished, path.Join(dir, name))
-		} else if why == "" && !strings.HasSuffix(line, ": file changed as we read it") {
-			why = line
-		}
-	}
+	skipped, vanished, why := t.said.read(dir)
 	if err == nil || exit.ExitStatus() == 1 && why == "" {
 		return skipped, vanished, nil
 	}
 	if why == "" {
-		why = "tar " + err.Error()
+		return nil, nil, &filestream.Failure{What: filestream.Other, Text: dir + ": tar: " + err.Error()}
 	}
 	return nil, nil, tarFailure(dir, why)
 }
 
 // tarFailure is what tar complained about, as an sftp server says it.
 func tarFailure(dir, why string) error {
-	f := &filestream.Failure{What: filestream.Other, Text: dir + ": " + why}
-	parts := strings.Split(why, ": ")
-	reason := parts[len(parts)-1]
+	name, what := complaint(why)
+	f := &filestream.Failure{What: filestream.Other, Text: path.Join(dir, name) + ": " + what}
+	reason := what[max(0, strings.LastIndex(what, ": ")):]
 	for _, no := range []syscall.Errno{syscall.EACCES, syscall.EPERM, syscall.ENOSPC, syscall.EISDIR, syscall.EROFS, syscall.EDQUOT} {
-		if len(parts) > 1 && strings.EqualFold(reason, no.Error()) {
-			f.Errno, f.Text = no, path.Join(dir, parts[0])+": "+no.Error()
+		if name != "" && strings.EqualFold(strings.TrimPrefix(reason, ": "), no.Error()) {
+			f.Errno, f.Text = no, path.Join(dir, name)+": "+no.Error()
 		}
 	}
 	return f
+}
+
+// complaint splits a line of tar's, in which names are quoted in the style "escape", into
+// the name of a file and what is said of it. The name is empty if there is none.
+func complaint(line string) (name, what string) {
+	line = strings.TrimPrefix(line, "tar: ")
+	var b []byte
+	for i := 0; i < len(line); i++ {
+		if strings.HasPrefix(line[i:], ": ") {
+			return string(b), line[i+2:]
+		}
+		c := line[i]
+		if c == '\\' && i+1 < len(line) {
+			i++
+			c = line[i]
+			if at := strings.IndexByte("abfnrtv", c); at >= 0 {
+				c = "\a\b\f\n\r\t\v"[at]
+			} else if i+3 <= len(line) {
+				if octal, err := strconv.ParseUint(line[i:i+3], 8, 8); err == nil {
+					c = byte(octal)
+					i += 2
+				}
+			}
+		}
+		b = append(b, c)
+	}
+	return "", line
 }
 
 // complaints is the beginning of what tar says on stderr.
@@ -147,6 +165,23 @@ func (c *complaints) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.ToValidUTF8(c.buf.String(), "?")
+}
+
+// read returns which files were no ordinary ones and which were removed while their folder
+// was read, with dir before their names, and the first line that says anything else.
+func (c *complaints) read(dir string) (skipped, vanished []string, why string) {
+	for line := range strings.Lines(c.String()) {
+		line = strings.TrimRight(line, "\n")
+		switch name, what := complaint(line); {
+		case name != "" && what == "socket ignored":
+			skipped = append(skipped, path.Join(dir, name))
+		case name != "" && what == "File removed before we read it":
+			vanished = append(vanished, path.Join(dir, name))
+		case why == "" && what != "file changed as we read it":
+			why = line
+		}
+	}
+	return skipped, vanished, why
 }
 
 // sendTar sends a folder of the guest, called name, as tar reads it. Error: errNoTar

@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -171,5 +173,60 @@ func TestTarExtractFromTheFuture(t *testing.T) {
 	}
 	if first, _, _ := strings.Cut(said, "\n"); err == nil || first != "tar: ./x: Cannot open: Is a directory" {
 		t.Errorf("tar ended with %v and said first %q", err, first)
+	}
+}
+
+var oddNames = []string{"a\nb", "tar: x", "c: socket ignored", `back\slash`, `\141`, "\xff\x01", `'"`, "ä", "tab\t.", "end\\"}
+
+// What tar says of files is understood whatever their names are.
+func TestTarComplaintsOddNames(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir) // the address of a socket is short
+	want := []string{}
+	for _, name := range oddNames {
+		l, err := net.Listen("unix", "./"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		want = append(want, "top/"+name)
+	}
+	out, err := runWith(t, "/bin/sh", "exec 2>&1 >/dev/null\n"+tarCreate, dir, nil)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var said complaints
+	if _, err := said.Write([]byte(out)); err != nil {
+		t.Fatal(err)
+	}
+	skipped, vanished, why := said.read("top")
+	slices.Sort(skipped)
+	slices.Sort(want)
+	if !slices.Equal(skipped, want) || len(vanished) > 0 || why != "" {
+		t.Errorf("tar said\n%s\nof which was read %q, %q, %q", out, skipped, vanished, why)
+	}
+}
+
+func TestTarComplaints(t *testing.T) {
+	for said, want := range map[string][3]string{ // skipped, vanished, the error
+		"tar: ./a\\nb: File removed before we read it\n":                                               {"", "top/a\nb", ""},
+		"tar: ./a: socket ignored\ntar: ./b: file changed as we read it\n":                             {"top/a", "", ""},
+		"tar: ./a\\: socket ignored: Cannot open: Permission denied\n":                                 {"", "", "top/a: socket ignored: permission denied"},
+		"tar: ./a: socket ignored\ntar: ./x: Cannot write: No space left on device\ntar: ./y: Other\n": {"top/a", "", "top/x: no space left on device"},
+		"tar: ./x\\n: Wrote only 1 of 2 bytes\n":                                                       {"", "", "top/x\n: Wrote only 1 of 2 bytes"},
+		"tar: Out of luck\n":                                                                           {"", "", "top: Out of luck"},
+	} {
+		var c complaints
+		if _, err := c.Write([]byte(said)); err != nil {
+			t.Fatal(err)
+		}
+		skipped, vanished, why := c.read("top")
+		got := [3]string{strings.Join(skipped, "|"), strings.Join(vanished, "|"), ""}
+		if why != "" {
+			got[2] = tarFailure("top", why).Error()
+		}
+		if got != want {
+			t.Errorf("%q:\ngot  %q\nwant %q", said, got, want)
+		}
 	}
 }
