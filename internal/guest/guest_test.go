@@ -170,14 +170,22 @@ func newBox(t *testing.T) *box {
 // without takes a program away from the commands of the box's user.
 func (b *box) without(t *testing.T, program string) {
 	t.Helper()
-	shell := filepath.Join(b.dir, "shell")
-	script := fmt.Sprintf("#!/bin/sh\n%s() { return 127; }\nshift\neval \"set -- $1\"\n[ $1 = sh ] || exit\nscript=$3\nshift 4\neval \"$script\"\n", program)
+	b.instead(t, program, "exit 127")
+}
+
+// instead has the commands of the box's user run a shell script in the place of a program.
+func (b *box) instead(t *testing.T, program, script string) {
+	t.Helper()
+	shell, bin := filepath.Join(b.dir, "shell"), filepath.Join(b.dir, "instead")
 	passwd := filepath.Join(b.dir, "etc/passwd")
 	users, err := os.ReadFile(passwd)
 	if err == nil {
 		err = os.WriteFile(passwd, bytes.Replace(users, []byte(":/bin/sh"), []byte(":"+shell), 1), 0o644)
 	}
-	if err := errors.Join(err, os.WriteFile(shell, []byte(script), 0o755)); err != nil {
+	err = errors.Join(err, os.MkdirAll(bin, 0o755),
+		os.WriteFile(shell, []byte("#!/bin/sh\nPATH='"+bin+"':$PATH exec /bin/sh \"$@\"\n"), 0o755),
+		os.WriteFile(filepath.Join(bin, program), []byte("#!/bin/sh\n"+script+"\n"), 0o755))
+	if err != nil {
 		t.Fatal(err)
 	}
 }

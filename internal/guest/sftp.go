@@ -27,7 +27,7 @@ type sftpCopier struct {
 	ctx   context.Context
 	opt   CopyOptions
 	tell  func(path string, done, total int64) // opt's progress
-	noTar bool                                 // it was tried
+	noTar bool                                 // it was tried, and the guest has none
 
 	skipped, vanished []string
 }
@@ -116,7 +116,7 @@ func (c *sftpCopier) uploadAll(q filestream.Request, sources []string) error {
 		case m.IsRegular():
 			err = c.uploadFile(src, dst)
 		case m.IsDir():
-			err = c.uploadDir(src, dst, fi, keep)
+			err = c.uploadDir(src, dst, fi, keep, false)
 		case m&(fs.ModeSocket|fs.ModeIrregular) != 0:
 			c.skipped = append(c.skipped, src)
 		default:
@@ -182,7 +182,9 @@ func (c *sftpCopier) uploadFile(src, dst string) error {
 	return from.blame(dst, err)
 }
 
-func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error {
+// uploadDir uploads a folder: with bySFTP without trying tar, and with keep without setting
+// the mode and time of dst.
+func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep, bySFTP bool) error {
 	if err := context.Cause(c.ctx); err != nil {
 		return err
 	}
@@ -197,12 +199,12 @@ func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error
 		}
 		fresh = false
 	}
-	err = errNoTar
-	if !c.noTar {
+	bySFTP = bySFTP || c.noTar
+	if !bySFTP {
 		err = c.uploadTar(src, dst, fresh)
-		c.noTar = errors.Is(err, errNoTar)
+		bySFTP = c.unlessTar(err)
 	}
-	if c.noTar {
+	if bySFTP {
 		err = c.uploadEntries(src, dst, entries)
 	}
 	if err != nil || keep {
@@ -216,7 +218,7 @@ func (c *sftpCopier) uploadDir(src, dst string, fi fs.FileInfo, keep bool) error
 	return inGuest(dst, c.Chtimes(dst, fi.ModTime(), fi.ModTime()))
 }
 
-// uploadEntries uploads what is in a folder.
+// uploadEntries uploads what is in a folder by sftp.
 func (c *sftpCopier) uploadEntries(src, dst string, entries []fs.DirEntry) error {
 	for _, e := range entries {
 		fi, err := e.Info()
@@ -231,7 +233,7 @@ func (c *sftpCopier) uploadEntries(src, dst string, entries []fs.DirEntry) error
 		case m.IsRegular():
 			err = c.uploadFile(from, to)
 		case m.IsDir():
-			err = c.uploadDir(from, to, fi, false)
+			err = c.uploadDir(from, to, fi, false, true)
 		case m&fs.ModeType == fs.ModeSymlink:
 			err = c.uploadLink(from, to)
 		default:
@@ -352,8 +354,7 @@ func (c *sftpCopier) send(e *filestream.Encoder, src, name string, fi fs.FileInf
 		return e.Close(0)
 	case m.IsDir():
 		if depth == 0 && !c.noTar {
-			err := c.sendTar(e, src, name, fi)
-			if c.noTar = errors.Is(err, errNoTar); !c.noTar {
+			if err := c.sendTar(e, src, name, fi); !c.unlessTar(err) {
 				return err
 			}
 		}

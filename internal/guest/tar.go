@@ -27,13 +27,18 @@ import (
 // by sftp it would be several round trips for each file. Everything else, and a guest with
 // another tar, is left to sftp.
 
-// tarHello is what a guest says that is about to run tar.
-const tarHello = "lab-tar\n"
+// What a guest says first: that it is about to run tar, or that it has tar but cannot enter
+// the folder. One without tar says nothing. Both have the same length.
+const (
+	tarHello = "lab-tar\n"
+	tarNoDir = "lab-dir\n"
+)
 
 // tarCreate reads folder $1. A file with several names is several files. A tar that does
 // not know these options says nothing.
 const tarCreate = `export LC_ALL=C
-cd -- "$1" && echo lab-tar || exit
+cd -- "$1" || { echo lab-dir; exit; }
+echo lab-tar
 exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=escape -f - .`
 
 // tarExtract writes to folder $1. Links to folders stay, others are written through. It says
@@ -41,11 +46,21 @@ exec tar -c --format=gnu --sparse --hard-dereference --quoting-style=escape -f -
 // tar has since 1.27, of 2013.
 const tarExtract = `export LC_ALL=C
 tar --keep-directory-symlink --warning=no-timestamp --version >/dev/null 2>&1 || exit
-cd -- "$1" && echo lab-tar || exit
+cd -- "$1" || { echo lab-dir; exit; }
+echo lab-tar
 exec tar -x -p -h --overwrite --keep-directory-symlink --no-same-owner --warning=no-timestamp --quoting-style=escape -f -`
 
-// errNoTar says that a folder cannot be copied by tar; nothing was copied then.
-var errNoTar = errors.New("the guest has no GNU tar")
+// Why a folder is not copied by tar. Nothing was copied then, and sftp copies it.
+var (
+	errNoTar    = errors.New("the guest has no GNU tar")
+	errNotByTar = errors.New("tar cannot copy this folder") // but others it may
+)
+
+// unlessTar reports whether err leaves a folder to sftp, and notes if it leaves all of them.
+func (c *sftpCopier) unlessTar(err error) bool {
+	c.noTar = c.noTar || errors.Is(err, errNoTar)
+	return errors.Is(err, errNoTar) || errors.Is(err, errNotByTar)
+}
 
 // maxTarFile bounds a file in a guest's archive, in bytes: a few that are all holes would
 // keep a processor of the host busy for minutes.
@@ -59,11 +74,11 @@ type tarSession struct {
 	said complaints
 }
 
-// tar starts tarCreate or tarExtract. Error: errNoTar, or that of the login.
+// tar starts tarCreate or tarExtract. Errors: errNoTar, errNotByTar.
 func (c *sftpCopier) tar(script, dir string) (*tarSession, error) {
 	s, err := c.login.ssh.NewSession()
 	if err != nil {
-		return nil, errNoTar // the server takes no more sessions, or is gone, which sftp tells
+		return nil, errNotByTar // the server takes no more sessions, or is gone, which sftp tells
 	}
 	t := &tarSession{Session: s}
 	s.Stderr = &t.said
@@ -80,11 +95,17 @@ func (c *sftpCopier) tar(script, dir string) (*tarSession, error) {
 	}
 	t.out = bufio.NewReaderSize(out, 64<<10)
 	hello := make([]byte, len(tarHello))
-	if n, err := io.ReadFull(t.out, hello); err != nil || string(hello[:n]) != tarHello {
-		s.Close()
-		return nil, errNoTar
+	n, _ := io.ReadFull(t.out, hello)
+	switch string(hello[:n]) {
+	case tarHello:
+		return t, nil
+	case tarNoDir:
+		err = errNotByTar
+	default:
+		err = errNoTar
 	}
-	return t, nil
+	s.Close()
+	return nil, err
 }
 
 // ended waits for the end of tar, and returns which files were no ordinary ones, and
@@ -184,8 +205,8 @@ func (c *complaints) read(dir string) (skipped, vanished []string, why string) {
 	return skipped, vanished, why
 }
 
-// sendTar sends a folder of the guest, called name, as tar reads it. Error: errNoTar
-// if it sent nothing.
+// sendTar sends a folder of the guest, called name, as tar reads it. Errors:
+// errNoTar and errNotByTar if it sent nothing.
 func (c *sftpCopier) sendTar(e *filestream.Encoder, src, name string, fi fs.FileInfo) error {
 	t, err := c.tar(tarCreate, src)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -325,6 +326,48 @@ func testCopyHardLinks(t *testing.T, b *box) {
 		}
 		if got, err := os.ReadFile(pair[1]); err != nil || string(got) != "one" {
 			t.Errorf("%s has %q, %v", pair[1], got, err)
+		}
+	}
+}
+
+// A folder that tar cannot copy goes by sftp, with all that is in it; the next does not.
+func TestCopyOneFolderWithoutTar(t *testing.T) {
+	real, err := exec.LookPath("tar")
+	if err != nil {
+		t.Skip(err)
+	}
+	b := newBox(t)
+	b.agent.Files = nil
+	log := filepath.Join(b.dir, "tars")
+	b.instead(t, "tar", `case "$*" in *--version*) ;; *) pwd >>'`+log+`' ;; esac; exec `+real+` "$@"`)
+	b.without(t, "xargs") // what is in the way is found with it
+	b.instead(t, "sh", `case $4 in *locked) set -- "$1" "$2" "$3" /nowhere ;; esac; exec /bin/sh "$@"`)
+	c := b.connect(t)
+	src, back := t.TempDir(), t.TempDir()
+	makeFiles(t, src, "one/sub/file", "two/sub/file", "locked/sub/file", "open/sub/file")
+	makeFiles(t, b.home, "there/one/old")
+	tars := func(when string, want ...string) {
+		t.Helper()
+		got, err := os.ReadFile(log)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if got := strings.Fields(string(got)); !slices.Equal(got, want) {
+			t.Errorf("%s: tar ran in %q, want %q", when, got, want)
+		}
+	}
+	if err := c.Upload(testContext(t), []string{src + "/one", src + "/two", src + "/locked", src + "/open"}, "there", guest.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	up := []string{b.home + "/there/two", b.home + "/there/open"}
+	tars("to the guest", up...)
+	if err := c.Download(testContext(t), []string{"there/locked", "there/open"}, back, guest.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	tars("from the guest", append(up, b.home+"/there/open")...)
+	for _, name := range []string{b.home + "/there/one/sub/file", b.home + "/there/one/old", b.home + "/there/two/sub/file", back + "/locked/sub/file", back + "/open/sub/file"} {
+		if _, err := os.Stat(name); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -55,7 +55,7 @@ func conflictList(items []item) []byte {
 }
 
 // uploadTar copies what is in folder src to folder dst, which exists and was made for it
-// if it is fresh. Error: errNoTar if it copied nothing.
+// if it is fresh. Errors: errNoTar and errNotByTar if it copied nothing.
 func (c *sftpCopier) uploadTar(src, dst string, fresh bool) error {
 	a := &archiver{c: c, src: src}
 	if err := a.walk(src, ".", 0); err != nil {
@@ -66,7 +66,7 @@ func (c *sftpCopier) uploadTar(src, dst string, fresh bool) error {
 		return nil
 	}
 	if !fresh && !c.agrees(dst, a.items) {
-		return errNoTar
+		return errNotByTar
 	}
 	t, err := c.tar(tarExtract, dst)
 	if err != nil {
