@@ -62,14 +62,17 @@ func ScriptDigest(content []byte) string {
 // timeoutError says that a step took too long.
 type timeoutError struct{ limit time.Duration }
 
-func (e *timeoutError) Error() string {
-	text := e.limit.String()
+func (e *timeoutError) Error() string { return "it did not end within " + brief(e.limit) }
+
+// brief is a duration without the units that are zero at its end.
+func brief(d time.Duration) string {
+	text := d.String()
 	for _, zero := range []string{"0s", "0m"} { // 1h0m0s is 1h
 		if cut := strings.TrimSuffix(text, zero); strings.HasSuffix(cut, "m") || strings.HasSuffix(cut, "h") {
 			text = cut
 		}
 	}
-	return "it did not end within " + text
+	return text
 }
 
 // Hint is the next step.

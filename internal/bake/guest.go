@@ -4,6 +4,7 @@ package bake
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed" // clean.sh
 	"errors"
@@ -15,19 +16,21 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 )
 
-// Guest is a login to the throw-away machine: *guest.Client.
+// Guest is a login to the machine: *guest.Client.
 type Guest interface {
 	Run(ctx context.Context, cmd guest.Command) error
 }
 
-// Machine is a throw-away machine that steps are run in.
+// Machine is what steps are run in: a throw-away machine, or a generation at its first boot.
 type Machine struct {
 	Guest
+	User     string // who is logged in
 	Sudo     bool   // the login is not root's
 	Hostname string // of the machine
 	Key      string // the public key that opens it, as in authorized_keys(5)
@@ -213,10 +216,53 @@ func (m *Machine) file(ctx context.Context, p lab.Provision, l lab.Layer, out io
 const settleProgram = guest.CloudInitEnds + `if [ -d /run/systemd/system ]; then timeout 120 systemctl is-system-running --wait; fi >/dev/null 2>&1
 :`
 
-// Settle waits until the machine has booted as far as it will: a package manager
-// that is still busy would make a step fail.
+// settleTime bounds what a guest that no longer answers costs: one that does gives up earlier
+// by itself, after ten minutes for cloud-init and two for systemd.
+const settleTime = 13 * time.Minute
+
+// silentError says that a guest did not answer.
+type silentError struct{ limit time.Duration }
+
+func (e *silentError) Error() string {
+	return "the guest stopped answering; lab waited " + brief(e.limit)
+}
+
+// noRootError says that nothing can be run as root.
+type noRootError struct{ user, said string }
+
+func (e *noRootError) Error() string {
+	return fmt.Sprintf("the user %q cannot become root there: %s", e.user, e.said)
+}
+
+// Hint is the next step.
+func (e *noRootError) Hint() string {
+	return fmt.Sprintf("a step needs sudo without a password for the user %q, or \"user: root\" in the Labfile", e.user)
+}
+
+// Settle waits until the machine has booted as far as it will, for settleTime at most: a
+// package manager that is still busy would make a step fail. It is the first that is run as root.
+//
+// Errors: *silentError, *noRootError, those of the login, ctx's cause.
 func (m *Machine) Settle(ctx context.Context) error {
-	return m.Guest.Run(ctx, guest.Command{Args: m.sh(settleProgram)})
+	limit, cancel := context.WithTimeoutCause(ctx, settleTime, &silentError{settleTime})
+	defer cancel()
+	said := &lines{tell: func(string) {}}
+	err := m.Guest.Run(limit, guest.Command{Args: m.sh(settleProgram), Stdout: said, Stderr: said})
+	said.end()
+	var (
+		silent *silentError
+		exit   *guest.ExitError
+	)
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return err
+	case errors.As(context.Cause(limit), &silent):
+		return silent
+	case m.Sudo && errors.As(err, &exit) && exit.Signal == "": // the program itself always succeeds
+		f := said.failed(err)
+		return &noRootError{m.User, cmp.Or(strings.Join(f.Output, "; "), f.Error())}
+	}
+	return err
 }
 
 //go:embed clean.sh

@@ -131,7 +131,7 @@ func (s *session) bootSteps(ctx context.Context, target guest.Target, l launch, 
 	if err := s.tellProxies(ctx, l.Generation, c); err != nil { // services that a step starts need them, too
 		return err
 	}
-	m := &bake.Machine{Guest: client, Sudo: sudo, Env: env}
+	m := &bake.Machine{Guest: client, User: user(c), Sudo: sudo, Env: env}
 	s.tellStep(l, "waiting until the guest has booted", 0)
 	if err := m.Settle(ctx); err != nil {
 		return fmt.Errorf("waiting until the guest has booted: %w", err)

@@ -213,7 +213,7 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 		name = string(g.Machine)
 	}
 	m := &bake.Machine{
-		Guest: client, Sudo: user(create) != "root", Hostname: name,
+		Guest: client, User: user(create), Sudo: user(create) != "root", Hostname: name,
 		Key: guest.AuthorizedKey(key.Signer.PublicKey()), Dir: o.dir, Env: proxies.Env,
 	}
 	if err := m.Settle(alive); err != nil {
