@@ -117,7 +117,7 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 		r.Phase = plan.PhaseLived
 	}
 	if m.Unbooted() && r.Phase == plan.PhaseLived { // it failed, and was stopped or ended since
-		r.Phase, r.Trouble = plan.PhaseFailed, "its boot steps did not run to their end"
+		r.Phase, r.Trouble = plan.PhaseFailed, unbooted
 	}
 	for _, p := range m.Past {
 		switch {
@@ -144,6 +144,9 @@ func recorded(m ledger.Machine, seen []providers.Machine) plan.Recorded {
 	}
 	return r
 }
+
+// unbooted says why a generation that is no longer being born never becomes ready.
+const unbooted = "its boot steps did not run to their end"
 
 // pausedText says why a machine's processors are halted.
 func pausedText(m providers.Machine) string {

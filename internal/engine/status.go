@@ -198,6 +198,9 @@ func judge(m ledger.Machine, there bool, live providers.Machine, busy bool) (Mac
 	case ledger.PhaseFailed:
 		return StateFailed, m.Failed.Error
 	}
+	if m.Unbooted() { // whatever runs there, it is not what was wanted
+		return StateFailed, unbooted
+	}
 	switch {
 	case !there:
 		return StateMissing, "the provider does not have it"
