@@ -20,7 +20,7 @@ import (
 const maxScript = 4 * lab.MiB
 
 // BootSteps returns steps with the digests by which they are known again. It reads their
-// scripts, which are relative to dir, and nothing else. Errors: *StepError.
+// scripts, which are relative to dir, and nothing else. Errors: *InputError.
 func BootSteps(dir string, steps []lab.BootStep) ([]lab.BootStep, error) {
 	out := slices.Clone(steps)
 	for i := range out {
@@ -30,7 +30,7 @@ func BootSteps(dir string, steps []lab.BootStep) ([]lab.BootStep, error) {
 			_, b.File, err = ReadScript(dir, b.Script)
 		}
 		if err != nil {
-			return nil, &StepError{Key: "boot", Place: b.Place, Step: b.Provision, Err: err}
+			return nil, &InputError{Key: "boot", Place: b.Place, Step: b.Provision, Err: err}
 		}
 		b.Step = sum("step", text)
 	}
@@ -80,8 +80,13 @@ func (e *timeoutError) Hint() string {
 	return "\"timeout:\" beside \"shell:\" gives it more time; what it leaves running must not hold its output: \"COMMAND >/dev/null 2>&1 &\""
 }
 
+// endTime is how much longer than lab the guest waits before it ends a step: until then, it
+// is ended from outside if it can be.
+const endTime = time.Second
+
 // Boot runs a boot step, for no longer than it may take: its script, or else the program
-// that it has itself. Lines are told as by Run. Errors: *FailedError, ctx's cause.
+// that it has itself. Lines are told as by Run. Errors:
+// *FailedError, which holds ctx's cause if that has ended.
 func (m *Machine) Boot(ctx context.Context, b lab.BootStep, script []byte, out func(line string)) error {
 	program := []byte(b.Shell)
 	if b.Script != "" {
@@ -91,12 +96,12 @@ func (m *Machine) Boot(ctx context.Context, b lab.BootStep, script []byte, out f
 	limit, cancel := context.WithTimeoutCause(ctx, b.Timeout, late)
 	defer cancel()
 	lines := &lines{tell: out}
-	err := m.execute(limit, b.Provision, program, lines)
+	err := m.execute(limit, b.Provision, program, b.Timeout+endTime, lines)
 	lines.end()
-	if err == nil || ctx.Err() != nil {
-		return err
+	if err == nil {
+		return nil
 	}
-	if errors.Is(context.Cause(limit), late) {
+	if ctx.Err() == nil && errors.Is(context.Cause(limit), late) {
 		err = late
 	}
 	return lines.failed(err)

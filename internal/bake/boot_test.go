@@ -5,14 +5,18 @@ package bake
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/labfile/lab/internal/guest"
 	"github.com/labfile/lab/internal/lab"
 )
 
@@ -69,11 +73,12 @@ func TestBootStepsAreLimited(t *testing.T) {
 	}
 
 	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
 	why := errors.New("Ctrl-C")
 	step.Timeout = time.Hour
 	err = m.Boot(ctx, step, nil, func(string) { cancel(why) })
-	if err == nil || errors.As(err, &failed) && failed.Error() == "it did not end within 1h" {
-		t.Errorf("got %v", err)
+	if !errors.As(err, &failed) || failed.Error() == "it did not end within 1h" || len(failed.Output) == 0 || failed.Output[0] != "begun" {
+		t.Errorf("got %v (%+v)", err, failed)
 	}
 
 	for limit, want := range map[time.Duration]string{
@@ -81,6 +86,72 @@ func TestBootStepsAreLimited(t *testing.T) {
 	} {
 		if got := (&timeoutError{limit}).Error(); got != "it did not end within "+want {
 			t.Errorf("%s is %q", limit, got)
+		}
+	}
+}
+
+// deaf is a guest that ends nothing, as an ssh server does with what sudo runs.
+type deaf struct{ ended chan error }
+
+func (d deaf) Run(ctx context.Context, c guest.Command) error {
+	go func() { d.ended <- here{}.Run(context.WithoutCancel(ctx), c) }()
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+func TestTheGuestEndsABootStep(t *testing.T) {
+	for _, program := range []string{"sleep 1000", "trap '' TERM; while :; do sleep 1000; done", "sleep 1000 & wait"} {
+		t.Run(program, func(t *testing.T) {
+			d := deaf{make(chan error, 1)}
+			step := bootStep(shell("echo begun\n" + program))
+			step.Timeout = 100 * time.Millisecond
+			if err := (&Machine{Guest: d}).Boot(t.Context(), step, nil, func(string) {}); err == nil || err.Error() != "it did not end within 100ms" {
+				t.Errorf("got %v", err)
+			}
+			select { // when nothing holds its output any longer
+			case err := <-d.ended:
+				if err == nil {
+					t.Error("it succeeded")
+				}
+			case <-time.After(time.Minute):
+				t.Error("it goes on")
+			}
+			if left, _ := filepath.Glob("/tmp/lab-step.*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+// What ends a step in the guest is gone with the step, and ends nothing that it left running.
+func TestBootStepLeavesWhatItStarted(t *testing.T) {
+	step := bootStep(shell(`sleep 1000 >/dev/null 2>&1 & echo $!; ps -o pid= -o args= -A | grep "[s]leep 777" || :`))
+	step.Timeout = 776 * time.Second
+	var out []string
+	if err := (&Machine{Guest: here{}}).Boot(t.Context(), step, nil, func(line string) { out = append(out, line) }); err != nil || len(out) == 0 {
+		t.Fatalf("got %v, %q", err, out)
+	}
+	pid, err := strconv.Atoi(out[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, 0); err != nil {
+		t.Errorf("what the step started has ended: %v", err)
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	if len(out) != 2 {
+		t.Fatalf("nothing watches the time: %q", out)
+	}
+	sleeper, err := strconv.Atoi(strings.Fields(out[1])[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); syscall.Kill(sleeper, 0) == nil; time.Sleep(10 * time.Millisecond) {
+		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", sleeper)); len(b) == 0 {
+			break // it has ended, and its parent does not ask
+		}
+		if time.Now().After(end) {
+			t.Fatal("what watches the time goes on")
 		}
 	}
 }
@@ -134,7 +205,7 @@ func TestBootDigests(t *testing.T) {
 		b := bootStep(lab.Provision{Script: script})
 		b.Place = "Labfile:3:5"
 		_, err := BootSteps(dir, []lab.BootStep{b})
-		var se *StepError
+		var se *InputError
 		if !errors.As(err, &se) || !strings.Contains(err.Error(), want) {
 			t.Errorf("got error %v, want %q", err, want)
 		}

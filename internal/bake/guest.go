@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -69,7 +70,7 @@ func (e *FailedError) Unwrap() error {
 
 // sh makes a command that runs a program of /bin/sh as root.
 func (m *Machine) sh(program string, args ...string) []string {
-	cmd := append([]string{"/bin/sh", "-c", program, "lab-bake"}, args...)
+	cmd := append([]string{"/bin/sh", "-c", program, "lab-step"}, args...)
 	if m.Sudo {
 		return append([]string{"sudo", "-n", "--"}, cmd...)
 	}
@@ -112,12 +113,22 @@ func (m *Machine) step(ctx context.Context, p lab.Provision, l lab.Layer, out io
 
 // shellProgram reads the step from its input, so that the step's own input is empty. Before
 // it come variables, one a line, and an empty line: what they hold must be seen neither in a list of
-// processes nor in a log of sudo. $1 is its name, $2 its interpreter if it does not name one, the rest its arguments.
-const shellProgram = `d=$(mktemp -d /tmp/lab-bake.XXXXXX) || exit
-trap 'rm -rf "$d"' EXIT
+// processes nor in a log of sudo. $1 is its name, $2 its interpreter if it does not name one, $3 the
+// seconds that it may take, 0 for no limit, the rest its arguments.
+//
+// It ends the step's processes when the time is over: an ssh server that let in another user
+// than root signals them as that user, who may not end what sudo runs. They are its process
+// group, which such a server makes for each command.
+const shellProgram = `d=$(mktemp -d /tmp/lab-step.XXXXXX) || exit
+w=
+trap 'rm -rf "$d"; [ -z "$w" ] || kill "$w" 2>/dev/null' EXIT
 trap 'exit 143' TERM HUP INT
 f=$d/$1 by=$2
-shift 2
+if [ "$3" -gt 0 ]; then
+	(trap 'kill $!; exit' TERM; sleep "$3" & wait $!; trap '' TERM; rm -rf "$d"; kill -TERM 0; sleep 2; kill -KILL 0) </dev/null >/dev/null 2>&1 &
+	w=$!
+fi
+shift 3
 while IFS= read -r v && [ -n "$v" ]; do export "$v"; done
 cat >"$f" && chmod 700 "$f" || exit
 cd /root 2>/dev/null || cd /
@@ -138,7 +149,7 @@ func (m *Machine) shell(ctx context.Context, p lab.Provision, l lab.Layer, out i
 		}
 		program = b
 	}
-	return m.execute(ctx, p, program, out)
+	return m.execute(ctx, p, program, 0, out)
 }
 
 // onHost is the path of a step's file on the host, given the folder that it is relative
@@ -150,8 +161,8 @@ func onHost(dir, file string) string {
 	return filepath.Join(dir, file)
 }
 
-// execute runs the program of a shell step.
-func (m *Machine) execute(ctx context.Context, p lab.Provision, program []byte, out io.Writer) error {
+// execute runs the program of a shell step. The guest ends it after limit, unless that is 0.
+func (m *Machine) execute(ctx context.Context, p lab.Provision, program []byte, limit time.Duration, out io.Writer) error {
 	name, by := "step", "sh"
 	if p.Script != "" {
 		name = path.Base(filepath.ToSlash(p.Script))
@@ -160,14 +171,17 @@ func (m *Machine) execute(ctx context.Context, p lab.Provision, program []byte, 
 		by = ""
 	}
 	return m.Guest.Run(ctx, guest.Command{
-		Args:  m.sh(shellProgram, append([]string{name, by}, p.Args...)...),
+		Args:  m.sh(shellProgram, append([]string{name, by, seconds(limit)}, p.Args...)...),
 		Stdin: io.MultiReader(strings.NewReader(strings.Join(append(slices.Clone(m.Env), "\n"), "\n")), bytes.NewReader(program)), Stdout: out, Stderr: out,
 	})
 }
 
+// seconds is a duration in whole ones, rounded up.
+func seconds(d time.Duration) string { return strconv.Itoa(int((d + time.Second - 1) / time.Second)) }
+
 // looks is what a file step has to know of the guest. Its input is a list of paths,
 // of which it prints those that are folders.
-const looks = `cat /etc/passwd && echo lab-bake-next && cat /etc/group && echo lab-bake-next || exit
+const looks = `cat /etc/passwd && echo lab-step-next && cat /etc/group && echo lab-step-next || exit
 while IFS= read -r d; do
 	[ -d "$d" ] && printf '%s\n' "$d"
 done
@@ -183,7 +197,7 @@ func (m *Machine) file(ctx context.Context, p lab.Provision, l lab.Layer, out io
 	if err := m.Guest.Run(ctx, guest.Command{Args: m.sh(looks), Stdin: strings.NewReader(ask), Stdout: &found, Stderr: out}); err != nil {
 		return err
 	}
-	parts := strings.SplitN(found.String(), "lab-bake-next\n", 3)
+	parts := strings.SplitN(found.String(), "lab-step-next\n", 3)
 	if len(parts) != 3 {
 		return errors.New("the guest did not say which accounts it has")
 	}
@@ -212,7 +226,7 @@ func (m *Machine) file(ctx context.Context, p lab.Provision, l lab.Layer, out io
 }
 
 // settleProgram waits until the guest has done what it does at its first boot. What
-// fails of that is not the bake's business.
+// fails of that is not for the steps to report.
 const settleProgram = guest.CloudInitEnds + `if [ -d /run/systemd/system ]; then timeout 120 systemctl is-system-running --wait; fi >/dev/null 2>&1
 :`
 

@@ -84,7 +84,7 @@ func TestShellSteps(t *testing.T) {
 					t.Error(diff)
 				}
 			}
-			if left, _ := filepath.Glob("/tmp/lab-bake.*"); len(left) > 0 {
+			if left, _ := filepath.Glob("/tmp/lab-step.*"); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})
@@ -108,7 +108,7 @@ func TestScriptThatChangedIsNotRun(t *testing.T) {
 
 func TestRootIsReachedBySudo(t *testing.T) {
 	m := &Machine{Sudo: true}
-	want := []string{"sudo", "-n", "--", "/bin/sh", "-c", "id", "lab-bake", "x"}
+	want := []string{"sudo", "-n", "--", "/bin/sh", "-c", "id", "lab-step", "x"}
 	if diff := cmp.Diff(want, m.sh("id", "x")); diff != "" {
 		t.Error(diff)
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package bake makes images of boxes and provision steps: what a step's layer is
-// cached by, where layers are kept, and what is run inside of the throw-away machine
-// that a step is baked in.
+// cached by, where layers are kept, and how steps are run in a machine: in the throw-away one
+// that they are baked in, or in a generation at its first boot.
 package bake
 
 import (
@@ -36,8 +36,8 @@ const (
 // Each generation's record carries them.
 const listed = 500
 
-// StepError is what is wrong with a step on the host's side.
-type StepError struct {
+// InputError says what is wrong with what a step takes from the host.
+type InputError struct {
 	Key   string // of the Labfile: "provision" or "boot"
 	Place string // in the Labfile
 	Step  lab.Provision
@@ -45,7 +45,7 @@ type StepError struct {
 }
 
 // Error implements error.
-func (e *StepError) Error() string {
+func (e *InputError) Error() string {
 	text := fmt.Sprintf("%s step %q: %v", e.Key, e.Step.String(), e.Err)
 	if e.Place == "" {
 		return text
@@ -54,7 +54,7 @@ func (e *StepError) Error() string {
 }
 
 // Unwrap returns the cause.
-func (e *StepError) Unwrap() error { return e.Err }
+func (e *InputError) Unwrap() error { return e.Err }
 
 // Keys computes the keys of layers. It remembers the digests of files by path, size
 // and modification time, so that machines that share files do not read them again.
@@ -86,14 +86,14 @@ func NewKeys(dir string) *Keys {
 }
 
 // Layers returns the layer of each step, in order, on top of the box with the given
-// digest. It reads the steps' files and nothing else. Errors: *StepError.
+// digest. It reads the steps' files and nothing else. Errors: *InputError.
 func (k *Keys) Layers(box string, steps []lab.Provision) ([]lab.Layer, error) {
 	var layers []lab.Layer
 	parent := box
 	for _, p := range steps {
 		m, err := k.material(p)
 		if err != nil {
-			return nil, &StepError{Key: "provision", Place: p.Place, Step: p, Err: err}
+			return nil, &InputError{Key: "provision", Place: p.Place, Step: p, Err: err}
 		}
 		parent = sum(keyVersion, parent, m.step, m.whole)
 		layers = append(layers, lab.Layer{Key: parent, Step: m.step, Text: p.String(), Files: m.files})

@@ -167,7 +167,7 @@ func TestLayersRefuse(t *testing.T) {
 		{lab.Provision{Kind: lab.ProvisionFile, From: "/dev/null", To: "/x"}, "/dev/null is neither a file nor a folder"},
 	} {
 		_, err := NewKeys(dir).Layers(box, []lab.Provision{tt.step})
-		var se *StepError
+		var se *InputError
 		if !errors.As(err, &se) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("got error %v, want %q", err, tt.want)
 		}

@@ -89,7 +89,7 @@ func (h *hush) wait() {
 // answer carries out a command, or the program that is its input: only "exit N", "echo
 // TEXT" and "wait" are known, which must be its last.
 func (h *hush) answer(ctx context.Context, c guesttest.Command) int {
-	if strings.Contains(c.Line, "lab-bake") {
+	if strings.Contains(c.Line, "lab-step") {
 		if program, err := io.ReadAll(c.Stdin); err == nil && len(program) > 0 {
 			c.Line = string(program)
 		}

@@ -20,8 +20,7 @@ func (d *desk) plainly(text string) string {
 func TestBootSteps(t *testing.T) {
 	d := newAnsweringDesk(t, answeringLab+"    boot:\n      - shell: ./join.sh db\n      - shell: echo second\n")
 	defer func() { _, _, _ = d.run("destroy", "--yes") }()
-	if code, _, errOut := d.run("validate"); code != 3 || !strings.Contains(errOut, "there is no script DIR/join.sh; make it, or correct the path") &&
-		!strings.Contains(d.plainly(errOut), "Labfile:8:16: machines.m.boot[0].shell: there is no script DIR/join.sh; make it, or correct the path") {
+	if code, _, errOut := d.run("validate"); code != 3 || !strings.Contains(d.plainly(errOut), "Labfile:8:16: machines.m.boot[0].shell: there is no script DIR/join.sh; make it, or correct the path") {
 		t.Errorf("validate: exit code %d\n%s", code, errOut)
 	}
 	d.write("join.sh", "echo joined; exit 0\n")
@@ -95,5 +94,22 @@ lab: hint: "lab logs m" shows what the machine printed, "lab console m" opens it
 	if err := json.Unmarshal([]byte(d.ok("status", "--json")), &status); err != nil || len(status.Machines) != 1 || status.Machines[0].State != "failed" ||
 		!strings.Contains(status.Machines[0].Reason, "boot step 2 of 2") {
 		t.Errorf("the state is %+v, %v", status, err)
+	}
+}
+
+// TestLoginHint is told once, and only where a login may follow it.
+func TestLoginHint(t *testing.T) {
+	for _, tt := range []struct {
+		policy string
+		times  int
+	}{{"allow", 1}, {"forbid", 0}} {
+		t.Run(tt.policy, func(t *testing.T) {
+			d := newAnsweringDesk(t, answeringLab+"    on_shell: "+tt.policy+"\n    boot: [{shell: exit 7}]\n  o: {box: own, on_shell: "+tt.policy+", boot: [{shell: exit 7}]}\n")
+			defer func() { _, _, _ = d.run("destroy", "--yes") }()
+			code, _, errOut := d.run("-q", "up")
+			if n := strings.Count(errOut, "logs in, to look at what the step left"); code != 1 || !strings.Contains(errOut, "2 machines failed") || n != tt.times {
+				t.Errorf("exit code %d, the hint is there %d times\n%s", code, n, errOut)
+			}
+		})
 	}
 }

@@ -270,6 +270,7 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 	}
 	var (
 		kept, aside []string
+		login       bool // it is told how to look at what a boot step left
 		told        []*engine.StepError
 	)
 	for _, f := range e.Failed {
@@ -282,7 +283,9 @@ func (a *app) notUp(e *engine.UpError) (code int, text string, hints []string) {
 			aside = append(aside, fmt.Sprintf("%s@%d", f.Machine, f.Generation))
 		case f.Kept:
 			kept = append(kept, string(f.Machine))
-			if f.Stage == engine.StageBootStep {
+			var step *engine.StepError
+			if !login && f.Enterable && errors.As(f.Err, &step) && step.Key == "boot" {
+				login = true
 				hints = append(hints, fmt.Sprintf("%q logs in, to look at what the step left", a.say("ssh "+string(f.Machine))))
 			}
 		}

@@ -407,10 +407,12 @@ func (s *session) fail(ctx context.Context, g lab.Generation, stage Stage, err e
 	if interrupted(ctx, err) {
 		return err
 	}
-	kept := false
+	kept, enterable := false, false
 	if m, ierr := s.provider.Inspect(context.WithoutCancel(ctx), g); ierr == nil {
+		rec, _ := s.machine(g.Machine).Of(g.Number)
 		kept = m.State != providers.StateBroken
+		enterable = m.State == providers.StateRunning && rec.Create.Spec.OnShell != lab.ShellForbid
 	}
 	rerr := s.record(ledger.MachineFailed, g, ledger.Failed{Stage: string(stage), Error: err.Error(), Boot: bootFailed(err)})
-	return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: stage, Kept: kept, Err: errors.Join(err, rerr)}
+	return &MachineError{Machine: g.Machine, Generation: g.Number, Stage: stage, Kept: kept, Enterable: enterable, Err: errors.Join(err, rerr)}
 }

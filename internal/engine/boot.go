@@ -22,7 +22,7 @@ import (
 )
 
 // booting returns the lab with the digests of what its machines run at their first boot,
-// scripts included. Errors: *bake.StepError.
+// scripts included. Errors: *bake.InputError.
 func booting(want *lab.Lab) (*lab.Lab, error) {
 	w := *want
 	w.Machines = nil
@@ -43,33 +43,61 @@ func (l *Lab) scriptFile(digest string) string {
 	return filepath.Join(l.host.Dirs.Boot(l.id), strings.TrimPrefix(digest, "sha256:"))
 }
 
-// errOtherScript says that a script is not the one that is wanted.
-var errOtherScript = errors.New("the script has changed since then, and the lab does not have the one before")
+// scriptError says that a script is not the one that is wanted.
+type scriptError struct{ generation int } // that was born with the one that is wanted, or 0
 
-// script returns the script of a step, which is kept by the lab or else still the same in
-// the Labfile's folder, dir. It is nil for a step that has none. Errors: *bake.StepError.
-func (l *Lab) script(dir string, b lab.BootStep) ([]byte, error) {
+func (e *scriptError) Error() string {
+	if e.generation == 0 {
+		return "the script was changed while the plan was shown"
+	}
+	return fmt.Sprintf("the script is not the one that generation %d was born with, which the lab has lost", e.generation)
+}
+
+// Hint is the next step.
+func (e *scriptError) Hint() string {
+	if e.generation == 0 {
+		return "run the command again, for a plan with the script as it is now"
+	}
+	return "\"lab up\" makes a generation with the script as it is now; or put the former script back"
+}
+
+// script returns the script of a machine's boot step, which is kept by the lab or else still
+// the same in the Labfile's folder, dir. It is nil for a step that has none. Errors:
+// *bake.InputError.
+func (s *session) script(dir string, m lab.Name, b lab.BootStep) ([]byte, error) {
 	if b.Script == "" {
 		return nil, nil
 	}
-	kept, err := os.ReadFile(l.scriptFile(b.File))
+	kept, err := os.ReadFile(s.scriptFile(b.File))
 	if err == nil && bake.ScriptDigest(kept) == b.File {
 		return kept, nil
 	}
 	content, digest, err := bake.ReadScript(dir, b.Script)
 	if err == nil && digest != b.File {
-		err = errOtherScript
+		err = &scriptError{s.bornWith(m, b.File)}
 	}
 	if err != nil {
-		return nil, &bake.StepError{Key: "boot", Place: b.Place, Step: b.Provision, Err: err}
+		return nil, &bake.InputError{Key: "boot", Place: b.Place, Step: b.Provision, Err: err}
 	}
 	return content, nil
+}
+
+// bornWith returns the newest generation of a machine that has the script with a digest in
+// its boot steps, or 0.
+func (s *session) bornWith(name lab.Name, digest string) int {
+	newest, m := 0, s.machine(name)
+	for _, g := range append(slices.Clone(m.Past), m) {
+		if slices.ContainsFunc(g.Create.Spec.Machine(name).Boot, func(b lab.BootStep) bool { return b.File == digest }) {
+			newest = max(newest, g.Generation)
+		}
+	}
+	return newest
 }
 
 // runnable says why a machine could not run its boot steps.
 func (s *session) runnable(want *lab.Lab, m lab.Machine) error {
 	for _, b := range m.Boot {
-		if _, err := s.script(filepath.Dir(want.File), b); err != nil {
+		if _, err := s.script(filepath.Dir(want.File), m.Name, b); err != nil {
 			return err
 		}
 	}
@@ -88,7 +116,7 @@ func (s *session) keepScripts(want *lab.Lab, p plan.Plan) error {
 			if b.Script == "" {
 				continue
 			}
-			content, err := s.script(filepath.Dir(want.File), b)
+			content, err := s.script(filepath.Dir(want.File), m.Name, b)
 			if err != nil {
 				return fmt.Errorf("machine %q: %w", m.Name, err)
 			}
@@ -114,11 +142,19 @@ func (s *session) keepScript(digest string, content []byte) error {
 }
 
 // bootSteps runs the boot steps of a newborn, and records that they have run. Any other
-// generation has run them. Errors: *StepError, and those of logging in.
+// generation has run them. Errors:
+// *StepError, *bake.InputError, and those of logging in and of bake.Machine.Settle.
 func (s *session) bootSteps(ctx context.Context, target guest.Target, l launch, c ledger.Create) error {
 	steps := l.m.Boot
 	if !l.newborn || len(steps) == 0 {
 		return nil
+	}
+	scripts := make([][]byte, len(steps))
+	for i, b := range steps { // all of them before the first runs: it can run only once
+		var err error
+		if scripts[i], err = s.script(filepath.Dir(s.state.Opened.File), l.Machine, b); err != nil {
+			return err
+		}
 	}
 	env := append(slices.Clone(target.Env),
 		"LAB_NAME="+s.state.Opened.Name, "LAB_MACHINE="+string(l.Machine), "LAB_ROLE="+l.m.Role, fmt.Sprintf("LAB_GENERATION=%d", l.Number))
@@ -134,11 +170,11 @@ func (s *session) bootSteps(ctx context.Context, target guest.Target, l launch, 
 	m := &bake.Machine{Guest: client, User: user(c), Sudo: sudo, Env: env}
 	s.tellStep(l, "waiting until the guest has booted", 0)
 	if err := m.Settle(ctx); err != nil {
-		return fmt.Errorf("waiting until the guest has booted: %w", err)
+		return err
 	}
 	began := time.Now()
 	for i, b := range steps {
-		if err := s.bootStep(ctx, m, l, i); err != nil {
+		if err := s.bootStep(ctx, m, l, i, scripts[i]); err != nil {
 			return s.stepFailed(ctx, i, len(steps), b, err)
 		}
 	}
@@ -148,12 +184,8 @@ func (s *session) bootSteps(ctx context.Context, target guest.Target, l launch, 
 }
 
 // bootStep runs one step.
-func (s *session) bootStep(ctx context.Context, m *bake.Machine, l launch, i int) error {
+func (s *session) bootStep(ctx context.Context, m *bake.Machine, l launch, i int, script []byte) error {
 	b, began := l.m.Boot[i], time.Now()
-	script, err := s.script(filepath.Dir(s.state.Opened.File), b)
-	if err != nil {
-		return err
-	}
 	text := fmt.Sprintf("boot step %d of %d: %s", i+1, len(l.m.Boot), b)
 	s.tellStep(l, text, 0)
 	if err := m.Boot(ctx, b, script, func(line string) { s.tellStep(l, line, 0) }); err != nil {
@@ -193,7 +225,7 @@ func unlived(err error, end *endError) error {
 	if !errors.As(err, &step) {
 		return end
 	}
-	step.Err = end
+	step.Err, step.Code, step.Signal = end, 0, "" // how the machine's end looked from the step
 	return step
 }
 

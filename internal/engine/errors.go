@@ -99,6 +99,7 @@ type MachineError struct {
 	Generation int // 0 if it did not come to one
 	Stage      Stage
 	Kept       bool // the generation still exists, for inspection
+	Enterable  bool // that generation runs, and its on_shell lets people in
 	Instead    int  // the generation that it did not take over from, which is the present one; 0 if there is none
 	Down       bool // Instead does not run
 	Err        error

@@ -160,6 +160,7 @@ func (s *session) stopFirst(ctx context.Context, l launch, img Image, why []stri
 func (s *session) lay(ctx context.Context, l launch, failed *MachineError) error {
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
+	failed.Enterable = false
 	if l.m.Replace.OnFailure == lab.DiscardFailed || !failed.Kept {
 		failed.Kept = false
 		return s.remove(ctx, l.Generation, []string{"it never became ready"})
