@@ -33,7 +33,8 @@ type Silence struct {
 // Attention is what to tell of a machine that something waits for.
 type Attention struct {
 	// Tell is called with a *Silence within five seconds after the machine has fallen
-	// silent, and with nil when it goes on. One call at a time.
+	// silent, and with nil when it goes on. Of one that is switched off while it is silent,
+	// nothing more is told. One call at a time.
 	Tell func(*Silence)
 	// Expected says that the machine should answer already. Of one that may be booting,
 	// silence is told only after it was heard.
@@ -103,6 +104,7 @@ type attendant struct {
 	met    bool         // it has answered since it was switched on
 	silent map[any]bool // what hears nothing of it
 	told   bool
+	lost   bool // when it was asked last, it was off or not plugged in, or could not be inspected
 }
 
 func newAttendant(l *Lab, p providers.Provider, g lab.Generation, a Attention) *attendant {
@@ -141,16 +143,17 @@ func (t *attendant) watched(ctx context.Context, target guest.Target) guest.Targ
 // it is off, or not plugged in.
 func (t *attendant) ask(ctx context.Context) error {
 	m, err := t.p.Inspect(ctx, t.g)
+	paused := err == nil && m.State == providers.StatePaused
+	off := err == nil && !paused && (m.State != providers.StateRunning || m.Unreachable != "")
+	t.mu.Lock()
+	t.lost = err != nil || off
+	t.met = t.met && !off
+	t.mu.Unlock()
 	switch {
-	case err != nil:
+	case err != nil || off:
 		return nil
-	case m.State == providers.StatePaused:
+	case paused:
 		return errStandsStill
-	case m.State != providers.StateRunning || m.Unreachable != "":
-		t.mu.Lock()
-		t.met = false
-		t.mu.Unlock()
-		return nil
 	case t.a.Leaving:
 		return nil
 	}
@@ -186,8 +189,14 @@ func (t *attendant) changed(ctx context.Context, by any, silent bool) {
 	if !silent {
 		t.mu.Lock()
 		delete(t.silent, by)
+		lost := by == t && t.lost
+		if lost && len(t.silent) == 0 { // its silence is over, but it does not go on
+			t.told = false
+		}
 		t.mu.Unlock()
-		t.heard(ctx)
+		if !lost {
+			t.heard(ctx)
+		}
 		return
 	}
 	why := silence(ctx, t.p, t.g)

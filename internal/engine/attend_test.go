@@ -37,8 +37,14 @@ func (p *scripted) Inspect(context.Context, lab.Generation) (providers.Machine, 
 			now = s.is
 		}
 	}
+	if now.State == unknown.State {
+		return now, errors.New("no answer")
+	}
 	return now, nil
 }
+
+// unknown is a machine that cannot be inspected.
+var unknown providers.Machine
 
 // A pause is told within five seconds, once and with its reason, and so is its end. A
 // machine that is off is not silent.
@@ -46,6 +52,7 @@ func TestAttend(t *testing.T) {
 	paused := providers.Machine{State: providers.StatePaused, Reason: "no space left"}
 	running := providers.Machine{State: providers.StateRunning}
 	off := providers.Machine{State: providers.StateStopped}
+	unplugged := providers.Machine{State: providers.StateRunning, Unreachable: "its cable is out"}
 	for name, tc := range map[string]struct {
 		then []scene
 		a    Attention
@@ -59,8 +66,14 @@ func TestAttend(t *testing.T) {
 			want: []string{"is paused: no space left; waiting for it", "answers again", "is paused: no space left; waiting for it"},
 		},
 		"paused for a moment": {then: []scene{{10 * time.Second, paused}, {10500 * time.Millisecond, running}}},
-		"shuts down":          {then: []scene{{10 * time.Second, paused}, {20 * time.Second, off}}, a: Attention{Leaving: true}, want: []string{"is paused: no space left; waiting for it", "answers again"}},
-		"off":                 {then: []scene{{10 * time.Second, off}}, a: Attention{Expected: true}},
+		"shuts down":          {then: []scene{{10 * time.Second, paused}, {20 * time.Second, off}}, a: Attention{Leaving: true}, want: []string{"is paused: no space left; waiting for it"}},
+		"off and on": {
+			then: []scene{{10 * time.Second, paused}, {20 * time.Second, off}, {30 * time.Second, running}, {40 * time.Second, paused}, {50 * time.Second, running}},
+			want: []string{"is paused: no space left; waiting for it", "is paused: no space left; waiting for it", "answers again"},
+		},
+		"unplugged": {then: []scene{{10 * time.Second, paused}, {20 * time.Second, unplugged}}, want: []string{"is paused: no space left; waiting for it"}},
+		"not known": {then: []scene{{10 * time.Second, paused}, {20 * time.Second, unknown}}, want: []string{"is paused: no space left; waiting for it"}},
+		"off":       {then: []scene{{10 * time.Second, off}}, a: Attention{Expected: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
