@@ -103,14 +103,16 @@ func TestSilentMachine(t *testing.T) {
 				typed.Close()
 				<-ended
 			}()
-			<-d.mute.heard
-			silent := time.Now()
+			select {
+			case <-d.mute.heard:
+			case <-ended:
+				t.Fatalf("it ended before the machine was asked:\n%s", said)
+			case <-time.After(2 * time.Minute):
+				t.Fatalf("the machine is not asked:\n%s", said)
+			}
 			d.mute.set(true)
 			d.memory.Pause(g, true)
 			said.shows(t, shown+" is paused; waiting for it")
-			if took := time.Since(silent); took > 10*time.Second { // it should be 5, on a host that has time
-				t.Errorf("it took %v", took)
-			}
 			d.memory.Pause(g, false)
 			d.mute.set(false)
 			said.shows(t, shown+" answers again")
