@@ -140,7 +140,8 @@ func (s *session) halted() []ledger.Machine {
 }
 
 // resume goes back to the generations before replacements that were abandoned, keeps the
-// next ones that had failed, and records what was stopped meanwhile. What else an interruption leaves is seen by the plan.
+// next ones that had failed, and records what was stopped meanwhile. What else an
+// interruption leaves is seen by the plan.
 func (s *session) resume(ctx context.Context) error {
 	for _, m := range s.halted() {
 		if err := s.record(ledger.MachineStopped, s.generation(m), s.howItEnded(ctx, s.generation(m))); err != nil {
