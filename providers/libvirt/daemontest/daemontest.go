@@ -285,7 +285,7 @@ func (d *Daemon) Leftovers(t *testing.T) []string {
 	t.Helper()
 	patterns := []string{"config/libvirt/qemu/*.xml", "run/libvirt/qemu/run/*.xml", "cache/libvirt/qemu/log/*", "config/libvirt/qemu/*/domain-*"}
 	if d.system {
-		patterns = []string{"etc/qemu/*.xml", "run/libvirt/qemu/*.xml", "lib/libvirt/qemu/domain-*"}
+		patterns = []string{"etc/libvirt/qemu/*.xml", "run/libvirt/qemu/*.xml", "lib/libvirt/qemu/domain-*"}
 		if os.Geteuid() == 0 { // others cannot remove what is root's
 			patterns = append(patterns, "log/libvirt/qemu/*")
 		}

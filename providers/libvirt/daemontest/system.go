@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,16 +107,19 @@ stdio_handler = "logd"
 `, qemuUser),
 }
 
+// hostEtc is where below Home the daemon finds the /etc of the host. What is mounted on a
+// file there would be gone as soon as another file is renamed to it, as useradd does with
+// passwd; so all of /etc is another, with links to this one.
+const hostEtc = "host-etc"
+
 // replaced are the host's directories that the daemon finds others in the place of, by
 // their names below Home.
 var replaced = []struct{ home, host string }{
 	{"run", "/run"},
-	{"etc", "/etc/libvirt"},
+	{"etc", "/etc"},
 	{"lib", "/var/lib"},
 	{"log", "/var/log"},
 	{"cache", "/var/cache"},
-	{"passwd", "/etc/passwd"},
-	{"group", "/etc/group"},
 	{"kvm", "/dev/kvm"},
 }
 
@@ -125,16 +129,19 @@ func (d *Daemon) furnish(lines []string) error {
 	if err := os.Chmod(d.Home, 0o755); err != nil { // everybody reaches the socket
 		return err
 	}
-	for _, dir := range []string{"run", "run/lock", "run/sshd", "etc", "lib", "log", "cache", "root"} {
+	for _, dir := range []string{"run", "run/lock", "run/sshd", "etc", hostEtc, "lib", "log", "cache", "root"} {
 		if err := os.Mkdir(in(dir), 0o755); err != nil {
 			return err
 		}
+	}
+	if err := linkEtc(in("etc"), in(hostEtc)); err != nil {
+		return err
 	}
 	for name, text := range settings {
 		if name == "libvirtd.conf" {
 			text = strings.Join(lines, "\n") + text // the first of a name counts
 		}
-		if err := os.WriteFile(in("etc/"+name), []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(in("etc/libvirt/"+name), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
@@ -155,13 +162,37 @@ func (d *Daemon) furnish(lines []string) error {
 		if name == "passwd" { // the first of a name counts
 			b = append(fmt.Appendf(nil, "root:x:0:0:root:%s:/bin/sh\n", in("root")), b...)
 		}
-		if err := os.WriteFile(in(name), b, 0o644); err != nil {
+		if err := os.WriteFile(in("etc/"+name), b, 0o644); err != nil {
 			return err
 		}
 	}
 	// A /dev/kvm that root can open and QEMU's account cannot has libvirt look at all its
 	// emulators again whenever it is asked anything.
 	return os.WriteFile(in("kvm"), nil, 0)
+}
+
+// linkEtc makes links in folder etc to all that is in /etc, which will be at host, but the
+// accounts and the settings of libvirt.
+func linkEtc(etc, host string) error {
+	entries, err := os.ReadDir("/etc")
+	if err != nil {
+		return err
+	}
+	for _, x := range entries {
+		to := filepath.Join(host, x.Name())
+		switch {
+		case x.Name() == "passwd", x.Name() == "group", x.Name() == "libvirt":
+			continue
+		case x.Type()&fs.ModeSymlink != 0:
+			if to, err = os.Readlink(filepath.Join("/etc", x.Name())); err != nil {
+				return err
+			}
+		}
+		if err := os.Symlink(to, filepath.Join(etc, x.Name())); err != nil {
+			return err
+		}
+	}
+	return os.Mkdir(filepath.Join(etc, "libvirt"), 0o755)
 }
 
 // isolate makes this process, which is in a mount namespace of its own, see nothing of
@@ -173,6 +204,14 @@ func isolate(home string) error {
 	// libvirt takes a host without control groups as it is.
 	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("hiding the control groups: %w", err)
+	}
+	etc := filepath.Join(home, hostEtc)
+	err := unix.Mount("/etc", etc, "", unix.MS_BIND|unix.MS_REC, "")
+	if err == nil { // nothing that cleans up below home removes the host's files
+		err = unix.Mount("", etc, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
+	if err != nil {
+		return fmt.Errorf("keeping /etc: %w", err)
 	}
 	for _, r := range replaced {
 		err := unix.Mount(filepath.Join(home, r.home), r.host, "", unix.MS_BIND, "")
