@@ -197,7 +197,7 @@ func (g *httpGetter) receive(f *os.File, body io.Reader, have, total int64) (n i
 	const step = 1 << 20
 	buf := make([]byte, 128<<10)
 	known := max(total, 0)
-	// Until it is closed the file may be shorter than what came: then the next attempt asks
+	// Until it is closed the file may be shorter than the data received: then the next attempt asks
 	// for zeros again.
 	to := fsutil.AppendSparse(f, have)
 	defer func() {

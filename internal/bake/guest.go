@@ -31,7 +31,7 @@ type Guest interface {
 // Machine is what steps are run in: a throw-away machine, or a generation at its first boot.
 type Machine struct {
 	Guest
-	User     string // who is logged in
+	User     string // the user of the login
 	Sudo     bool   // the login is not root's
 	Hostname string // of the machine
 	Key      string // the public key that opens it, as in authorized_keys(5)
@@ -116,9 +116,9 @@ func (m *Machine) step(ctx context.Context, p lab.Provision, l lab.Layer, out io
 // processes nor in a log of sudo. $1 is its name, $2 its interpreter if it does not name one, $3 the
 // seconds that it may take, 0 for no limit, the rest its arguments.
 //
-// It ends the step's processes when the time is over: an ssh server that let in another user
-// than root signals them as that user, who may not end what sudo runs. They are its process
-// group, which such a server makes for each command.
+// It ends the step's processes when the time is over: an ssh server with a login that is not
+// root's signals them as that user, which cannot end programs that sudo runs. They are its
+// process group, which such a server makes for each command.
 const shellProgram = `d=$(mktemp -d /tmp/lab-step.XXXXXX) || exit
 w=
 trap 'rm -rf "$d"; [ -z "$w" ] || kill "$w" 2>/dev/null' EXIT

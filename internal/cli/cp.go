@@ -44,7 +44,7 @@ with several names (hard links) becomes several files. If the target is a folder
 ends in a slash, sources go into it. A source that ends
 in "." means the contents of a folder. A path on the machine may be a pattern, in
 quotes. "-" is standard input or output. A device, a pipe or an open file that is
-the target, or that a link leads to, is written to. What comes from a machine into a
+the target, or that a link leads to, is written to. A copy from a machine into a
 folder stays in it: a link there that leads out of the folder is not followed.`,
 		flags: []cli.Flag{
 			userFlag(),

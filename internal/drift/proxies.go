@@ -22,7 +22,7 @@ func (c *comparison) onlyProxies(ch Change) bool {
 }
 
 // mayBeOnlyProxies reports whether a change is one that lab makes: to the content, not to
-// what the file is, whom it belongs to or who may read it.
+// the file's kind, owner or mode.
 func mayBeOnlyProxies(c Change) bool {
 	others := func(what string) bool { return what != Content && what != MTime }
 	return c.Op != Replaced && !slices.ContainsFunc(c.What, others)

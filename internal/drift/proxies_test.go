@@ -94,7 +94,7 @@ func TestFilesWithProxiesAreSecret(t *testing.T) {
 	}
 }
 
-// What lab itself writes for services is hidden, also if a kill cuts it short; what lies
+// What lab itself writes for services is hidden, also if a kill cuts it short; a file
 // beside it is not.
 func TestIgnoredFilesOfProxies(t *testing.T) {
 	ignore, err := ParseIgnore(Defaults())

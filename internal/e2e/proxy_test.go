@@ -47,7 +47,7 @@ func newHostProxy(t testing.TB) *hostProxy {
 	t.Cleanup(origin.Close)
 	p := &hostProxy{}
 	forward := &httputil.ReverseProxy{
-		Rewrite: func(*httputil.ProxyRequest) {}, // what comes is what goes
+		Rewrite: func(*httputil.ProxyRequest) {}, // passes requests on unchanged
 		Transport: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, origin.Listener.Addr().String())
 		}},
@@ -70,7 +70,7 @@ func newHostProxy(t testing.TB) *hostProxy {
 // port is where the proxy listens.
 func (p *hostProxy) port() int { return p.Listener.Addr().(*net.TCPAddr).Port }
 
-// env is the setting of a user who uses the proxy.
+// env is the environment of a user with this proxy.
 func (p *hostProxy) env() string {
 	return fmt.Sprintf("http_proxy=http://ada:%s@127.0.0.1:%d", proxyPassword, p.port())
 }

@@ -167,7 +167,7 @@ func (t *attendant) ask(ctx context.Context) error {
 	asked, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	super, err := supervise.Dial(asked, t.l.host.Dirs, t.l.id)
-	if err != nil { // its own silence is told by who asks it for something
+	if err != nil { // the command that asks it for something tells its silence
 		return nil
 	}
 	defer super.Close()

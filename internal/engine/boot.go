@@ -219,7 +219,7 @@ func (s *session) stepFailed(ctx context.Context, i, of int, b lab.BootStep, err
 	return e
 }
 
-// unlived is what went wrong if it was that the machine ended.
+// unlived returns err as that of a machine that ended: it keeps the step of err, if there is one.
 func unlived(err error, end *endError) error {
 	var step *StepError
 	if !errors.As(err, &step) {

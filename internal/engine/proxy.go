@@ -203,8 +203,8 @@ func (l *Lab) enterable(ctx context.Context, name lab.Name, c ledger.Create, log
 // proxyTime bounds how long a guest with an agent may take to be told of proxies.
 const proxyTime = time.Minute
 
-// tellProxies writes the proxy settings into the guest, for what is no session of lab's, or takes
-// away what it wrote before. The machine is as good without: what goes wrong is said, no more.
+// tellProxies writes the proxy settings into the guest, for programs outside of lab's sessions, or
+// takes away what it wrote before. The machine works without them, so a failure is only told.
 func (s *session) tellProxies(ctx context.Context, g lab.Generation, c ledger.Create) error {
 	p, err := s.proxies()
 	if err != nil {

@@ -189,9 +189,9 @@ func (s *session) each(ctx context.Context, names []lab.Name, fn func(ledger.Mac
 	}, s.generation)
 }
 
-// together runs fn for everything at once and waits for the end of all. What goes wrong
-// with one is in a *UpError, as that of the generation that of says it is about; if ctx has
-// ended, its error is returned in the place of that.
+// together runs fn for everything at once and waits for the end of all. The errors
+// are in a *UpError, each for the generation that of names; if ctx has ended, its error is
+// returned instead.
 func together[T any](ctx context.Context, all []T, fn func(T) error, of func(T) lab.Generation) error {
 	var (
 		wg     sync.WaitGroup

@@ -11,7 +11,7 @@ import (
 )
 
 // LockDir waits until it has the folder to itself among those that call LockDir (flock(2)),
-// in this process or another, and returns a file to be closed by whoever is done. If ctx ends
+// in this process or another, and returns a file; closing it gives the lock back. If ctx ends
 // first, its cause is the error; a free lock is had even then. Other errors: those of os.Open.
 func LockDir(ctx context.Context, dir string) (*os.File, error) {
 	f, err := os.Open(dir)

@@ -95,7 +95,7 @@ func TestProxyInASeed(t *testing.T) {
 	for _, c := range []struct {
 		name, data string
 		want       []string // types of the parts
-		kept       string   // what stands in the part before the last, or in the last if that is ours and the user's
+		kept       string   // content of the part before the last, or in the last if that is ours and the user's
 	}{
 		{"none", "", []string{"text/cloud-boothook", "text/cloud-config"}, "preserve_hostname: true"},
 		{"plain", plain, []string{"text/cloud-boothook", "text/cloud-config"}, "bootcmd: *own\n"},

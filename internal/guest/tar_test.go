@@ -252,7 +252,7 @@ func testCopyOntoOthers(t *testing.T, b *box) {
 		"file onto folder": func(dst string) error { return os.Mkdir(dst+"/plain", 0o755) },
 		"fine": func(dst string) error {
 			return errors.Join(os.Mkdir(dst+"/other", 0o755), os.Symlink("other", dst+"/dir"),
-				os.WriteFile(dst+"/real", []byte("longer than what comes"), 0o600), os.Symlink("real", dst+"/through"))
+				os.WriteFile(dst+"/real", []byte("longer than the copy"), 0o600), os.Symlink("real", dst+"/through"))
 		},
 	} {
 		dst := filepath.Join(b.home, name)

@@ -52,8 +52,8 @@ func TestGlossary(t *testing.T) {
 	}
 }
 
-// declarations returns the names that the Go files of a folder declare: Name of what stands
-// at the top, and Type.Member of methods, of fields of structs, and of methods of interfaces.
+// declarations returns the names that the Go files of a folder declare: Name for a declaration
+// at the top, and Type.Member for methods, fields of structs, and methods of interfaces.
 func declarations(t *testing.T, dir string) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))

@@ -366,7 +366,7 @@ func testFrozen(b *bench) {
 	b.up(b.spec(g))
 	m := b.inspect(g)
 	b.Freeze(b.T, m)
-	// It stays frozen, so that what comes back did not wait for its hypervisor.
+	// It stays frozen, so that an answer shows that nothing waited for its hypervisor.
 	b.state(g, providers.StatePaused)
 	b.wantList("", string(testLab)+"/web@1 paused")
 	b.is("Stop", b.Provider.Stop(b.ctx(), g, b.Patience), providers.ErrUnasked)
@@ -377,7 +377,7 @@ func testFrozen(b *bench) {
 	}
 }
 
-// A guest that stands still does not notice its power button, whoever takes the request.
+// A guest that stands still does not notice its power button.
 func testPaused(b *bench) {
 	g := gen("web", 1)
 	b.up(b.spec(g))

@@ -23,7 +23,7 @@ type Machine interface {
 	PowerButton() <-chan struct{}
 }
 
-// Command is one that somebody who is logged in wants to run.
+// Command is a command of a login.
 type Command struct {
 	Line   string    // empty for a shell
 	Stdin  io.Reader // its input
