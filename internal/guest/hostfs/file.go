@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -90,7 +91,7 @@ func (n *node) small(ctx context.Context, flags uint32) ([]byte, bool) {
 		return nil, false
 	}
 	l := n.fs.leases.known(p.path())
-	if l == nil || !p.reads.next(name) {
+	if l == nil || !n.fs.walk(p.reads.next(name), name == l.first) {
 		return nil, false
 	}
 	a, ok := l.attrs[name]
@@ -98,6 +99,16 @@ func (n *node) small(ctx context.Context, flags uint32) ([]byte, bool) {
 		return nil, false
 	}
 	return n.fs.leases.data(ctx, p.path(), name, a)
+}
+
+// walk reports whether more files of a folder will be read: the program reads one after
+// the other, or begins with the folder's first one and has done so in another folder just now.
+func (f *FS) walk(inOrder, first bool) bool {
+	now := time.Now()
+	if inOrder {
+		f.walks.Store(now.UnixNano())
+	}
+	return inOrder || first && now.Sub(time.Unix(0, f.walks.Load())) < time.Second
 }
 
 // ready is an open file whose content is here.
@@ -235,6 +246,7 @@ func (h *handle) reopen(ctx context.Context, old *remote) syscall.Errno {
 // do uses the open file, twice if it must and may: to read and to write at an offset
 // does no harm when it is done again.
 func (h *handle) do(ctx context.Context, again bool, f func(*sftp.File) error) syscall.Errno {
+	h.node.fs.link.wait()
 	file := h.now()
 	if !again && file.host != h.node.fs.link.now() { // it would be lost for sure
 		if no := h.reopen(ctx, file); no != 0 {
@@ -305,7 +317,6 @@ func (h *handle) Flush(context.Context) syscall.Errno { return syscall.ENOSYS }
 // Release closes the file. Nobody waits for it.
 func (h *handle) Release(context.Context) syscall.Errno {
 	h.node.opens.Add(-1)
-	f := h.now()
-	go func() { _ = f.Close() }()
+	go func() { _ = h.now().Close() }()
 	return 0
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -49,11 +50,17 @@ type FS struct {
 	link   *link
 	leases *leases
 	root   *node
-	server *fuse.Server
+	device *device
+
+	dev   atomic.Uint64 // the host's device of the first file that was seen
+	nodes atomic.Uint64 // how many there have been
+	walks atomic.Int64  // when files were last read one after the other, as time.Time.UnixNano
 }
 
-// Mount mounts a folder. It answers when Serve has connected it with the host.
+// Mount mounts a folder, in a process that does nothing else. It answers when Serve has
+// connected it with the host.
 func Mount(c Config) (*FS, error) {
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1) // see device.wait
 	f := &FS{config: c, link: newLink()}
 	f.root = &node{fs: f}
 	f.leases = newLeases(f.changed)
@@ -61,18 +68,11 @@ func Mount(c Config) (*FS, error) {
 	if !c.Writable {
 		flags |= unix.MS_RDONLY
 	}
-	timeout := ttl
-	server, err := fs.Mount(c.Path, f.root, &fs.Options{
-		EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, UID: c.UID, GID: c.GID,
-		MountOptions: fuse.MountOptions{
-			AllowOther: true, Options: []string{"default_permissions"}, Name: "lab", FsName: c.Source,
-			DirectMountStrict: true, DirectMountFlags: flags, DisableXAttrs: true, MaxWrite: maxPacket,
-		},
-	})
+	device, err := openDevice(c.Path, c.Source, flags)
 	if err != nil {
 		return nil, fmt.Errorf("mounting %s: %w", c.Path, err)
 	}
-	f.server = server
+	device.serveFolder(f)
 	readAhead(c.Path)
 	return f, nil
 }
@@ -122,7 +122,7 @@ func (f *FS) changed(dir, name string) {
 }
 
 // Wait returns when the folder was taken away, by whomever.
-func (f *FS) Wait() { f.server.Wait() }
+func (f *FS) Wait() { <-f.device.ended }
 
 // Close takes the folder away, at once from new users, and from those who have a file
 // open when they close it.
@@ -179,12 +179,25 @@ func (n *node) enter(ctx context.Context, name string, a attr, out *fuse.EntryOu
 	}
 	c := &node{fs: n.fs}
 	c.last.set(a)
-	return n.NewInode(ctx, c, fs.StableAttr{Mode: a.mode & syscall.S_IFMT})
+	return n.NewInode(ctx, c, n.fs.identity(a))
+}
+
+// identity is what a new node is known by. It has the number that its file has at the
+// host, so that an index that git wrote there or before a restart is good here. Numbers
+// of other devices of the host could be the same: such files get ones of their own. The
+// generation keeps nodes apart all the same, for a file with two names has two nodes.
+func (f *FS) identity(a attr) fs.StableAttr {
+	id := fs.StableAttr{Mode: a.mode & syscall.S_IFMT, Gen: f.nodes.Add(1)}
+	f.dev.CompareAndSwap(0, a.Dev)
+	if a.Ino > fuse.FUSE_ROOT_ID && a.Ino < 1<<63 && a.Dev != 0 && a.Dev == f.dev.Load() { // those above are given to others
+		id.Ino = a.Ino
+	}
+	return id
 }
 
 // asksFirst is how many files of a folder are asked for one by one until the folder is
 // asked for.
-const asksFirst = 3
+const asksFirst = 1
 
 // lease returns what is known of the folder. It is asked for if more and more of its
 // files are looked at.
@@ -216,6 +229,10 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 			out.SetAttrTimeout(left)
 			if a.mode&syscall.S_IFMT == syscall.S_IFDIR {
 				out.SetAttrTimeout(time.Nanosecond) // what is done in it changes it, and nobody tells
+				if own, until, ok := n.fs.leases.folder(n.child(name)); ok && own.same(a) {
+					a = own
+					out.SetAttrTimeout(time.Until(until))
+				}
 			}
 			return n.enter(ctx, name, a, out), 0
 		}
@@ -250,11 +267,19 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 			}
 		}
 	}
-	a, no := n.fs.lstat(ctx, n.path())
-	before := n.last.get()
+	at, before := n.path(), n.last.get()
+	if a, until, ok := n.fs.leases.folder(at); ok && (n.IsRoot() || before.same(a)) {
+		n.last.set(a)
+		n.fs.fill(&out.Attr, a)
+		out.SetTimeout(time.Until(until))
+		return 0
+	}
+	own := n.fs.leases.known(at)
+	a, no := n.fs.lstat(ctx, at)
 	switch {
 	case no == 0 && (n.IsRoot() || before.same(a)):
 		n.last.set(a)
+		n.fs.leases.learn(at, own, a)
 	case n.opens.Load() > 0 && (no == 0 || no == syscall.ENOENT):
 		a = before
 	case no == 0:

@@ -312,3 +312,32 @@ func TestErrors(t *testing.T) {
 		t.Errorf("giving it to its owner: %v", st)
 	}
 }
+
+// TestNumbers has files with the numbers that they have at the host; each name of a file
+// with two of them is a node all the same.
+func TestNumbers(t *testing.T) {
+	k := newKernel(t)
+	if err := os.Link(filepath.Join(k.dir, "file"), filepath.Join(k.dir, "second")); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(filepath.Join(k.dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		t.Fatal("no numbers here")
+	}
+	one, _ := k.lookup("file")
+	two, _ := k.lookup("second")
+	if one.Ino != host.Ino || two.Ino != host.Ino || one.NodeId == two.NodeId {
+		t.Errorf("numbers %d and %d of nodes %d and %d; the host says %d", one.Ino, two.Ino, one.NodeId, two.NodeId, host.Ino)
+	}
+
+	// A number of another device of the host may be anybody's.
+	other := attr{mode: syscall.S_IFREG}
+	other.Dev, other.Ino = host.Dev+1, host.Ino
+	if id := k.fs.identity(other); id.Ino != 0 {
+		t.Errorf("a file of another device has the number %d", id.Ino)
+	}
+}

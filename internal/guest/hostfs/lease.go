@@ -26,6 +26,7 @@ const restless = 2 * time.Second
 // that something changed.
 type leases struct {
 	changed func(dir, name string) // tells the kernel; may block
+	waits   func()                 // is called before something has to wait; may be nil
 
 	mu      sync.Mutex
 	stream  *leaseStream // nil while there is none
@@ -39,11 +40,13 @@ type leases struct {
 type lease struct {
 	files []foldercache.File // sorted by name
 	attrs map[string]attr
+	first string // small file; empty if there is none
 	told  time.Time
 	until time.Time
 	loose bool // it has files whose attributes hold for a moment only
 
 	content map[string]foldercache.File // guarded by leases.mu
+	self    *attr                       // of the folder itself, if it is known; guarded by leases.mu
 }
 
 // inOrder notices when the files of a folder are read one after the other.
@@ -223,6 +226,29 @@ func (l *leases) known(dir string) *lease {
 	return f
 }
 
+// folder returns the attributes of a folder itself, and until when they hold. The kernel
+// looks at them for every name in it. What is done in the folder changes them; the host
+// tells of that as long as it tells of the folder.
+func (l *leases) folder(dir string) (attr, time.Time, bool) {
+	f := l.known(dir)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f == nil || f.self == nil {
+		return attr{}, time.Time{}, false
+	}
+	return *f.self, f.until, true
+}
+
+// learn keeps the attributes of a folder that f was known of before they were asked
+// for. If it changed meanwhile, f is no more.
+func (l *leases) learn(dir string, f *lease, a attr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f != nil && l.folders[dir] == f {
+		f.self = &a
+	}
+}
+
 // get is known, but asks the host.
 func (l *leases) get(ctx context.Context, dir string) *lease {
 	if f := l.known(dir); f != nil {
@@ -255,6 +281,9 @@ func (l *leases) get(ctx context.Context, dir string) *lease {
 	for _, x := range m.Files {
 		a := attr{Attr: x.Attr, mode: x.Mode, size: x.Size}
 		f.attrs[x.Name], f.loose = a, f.loose || !leased(a)
+		if f.first == "" && a.mode&syscall.S_IFMT == syscall.S_IFREG && a.size <= foldercache.SmallFile {
+			f.first = x.Name
+		}
 	}
 	if l.drops != drops {
 		return nil // it may be older than what was dropped meanwhile
@@ -273,6 +302,9 @@ func (l *leases) ask(ctx context.Context, q foldercache.Request) (foldercache.Me
 	}
 	s.next++
 	q.ID = s.next
+	if l.waits != nil {
+		l.waits()
+	}
 	answer := make(chan foldercache.Message, 1)
 	s.waiting[q.ID] = answer
 	err := s.out.Request(q)

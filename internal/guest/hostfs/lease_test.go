@@ -163,3 +163,102 @@ func TestLeaseEnds(t *testing.T) {
 	cache.Close()
 	k.eventually("everything is forgotten", func() bool { return !known("/") })
 }
+
+// TestWalk goes through two folders, file by file: in the second one nothing needs to be
+// asked for one by one, not even the first file.
+func TestWalk(t *testing.T) {
+	k := newKernel(t)
+	for _, dir := range []string{"a", "b"} {
+		if err := os.Mkdir(filepath.Join(k.dir, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 5 {
+			k.write(fmt.Sprint(dir, "/f", i), fmt.Sprint("text ", i))
+		}
+	}
+	k.cached()
+	file := func(dir uint64, name string) uint64 {
+		t.Helper()
+		var out fuse.EntryOut
+		if st := k.raw.Lookup(nil, &fuse.InHeader{NodeId: dir}, name, &out); !st.Ok() {
+			t.Fatalf("%s: %v", name, st)
+		}
+		return out.NodeId
+	}
+	open := func(node uint64) {
+		t.Helper()
+		fh, st := k.open(node, syscall.O_RDONLY)
+		if !st.Ok() {
+			t.Fatal(st)
+		}
+		defer k.release(node, fh)
+		if got, st := k.read(node, fh); len(got) != 6 {
+			t.Errorf("read %q, %v", got, st)
+		}
+	}
+	dirs := map[string]uint64{}
+	for _, dir := range []string{"a", "b"} {
+		dirs[dir] = file(1, dir)
+		if k.fs.leases.get(t.Context(), "/"+dir) == nil {
+			t.Fatalf("nothing is told of %s", dir)
+		}
+	}
+	// Out of the blue the first file of a folder is opened at the host, alone.
+	open(file(dirs["b"], "f0"))
+	if n := len(k.fs.leases.known("/b").content); n > 0 {
+		t.Errorf("the content of %d files was asked for", n)
+	}
+	for i := range 5 {
+		open(file(dirs["a"], fmt.Sprint("f", i)))
+	}
+	open(file(dirs["b"], "f0"))
+	if n := len(k.fs.leases.known("/b").content); n != 4 {
+		t.Errorf("the content of %d more files is here", n)
+	}
+}
+
+// TestFolderItself has the kernel remember the attributes of a folder, which it needs for
+// every name in it, until something in the folder changes.
+func TestFolderItself(t *testing.T) {
+	k := newKernel(t)
+	if err := os.Mkdir(filepath.Join(k.dir, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	k.cached()
+	sub, st := k.lookup("sub")
+	if !st.Ok() || k.fs.leases.get(t.Context(), "/") == nil || k.fs.leases.get(t.Context(), "/sub") == nil {
+		t.Fatalf("sub: %v", st)
+	}
+	attrs := func(node uint64) fuse.AttrOut {
+		t.Helper()
+		var out fuse.AttrOut
+		if st := k.raw.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: node}}, &out); !st.Ok() {
+			t.Fatal(st)
+		}
+		return out
+	}
+	for _, node := range []uint64{1, sub.NodeId} {
+		attrs(node) // from the host
+		if out := attrs(node); out.Timeout() < 10*time.Second {
+			t.Errorf("node %d may be remembered for %v", node, out.Timeout())
+		}
+	}
+	if out, _ := k.lookup("sub"); out.AttrTimeout() < 10*time.Second {
+		t.Errorf("sub may be remembered for %v", out.AttrTimeout())
+	}
+	before := attrs(sub.NodeId)
+	if err := os.Mkdir(filepath.Join(k.dir, "sub", "new"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	k.tells("/sub new")
+	if out := attrs(sub.NodeId); out.Nlink != before.Nlink+1 && out.Mtime == before.Mtime && out.Mtimensec == before.Mtimensec {
+		t.Errorf("after a folder was made in it: %+v, before: %+v", out.Attr, before.Attr)
+	}
+	if err := os.Chmod(filepath.Join(k.dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	k.tells("/ sub")
+	if out := attrs(sub.NodeId); out.Mode&0o777 != 0o700 {
+		t.Errorf("after chmod: %o", out.Mode)
+	}
+}

@@ -28,6 +28,7 @@ const maxPacket = 128 << 10
 // link is the way to the host, which may be lost and found again.
 type link struct {
 	patience time.Duration
+	waits    func() // is called before something has to wait; may be nil
 
 	mu      sync.Mutex
 	client  *sftp.Client  // nil while there is none
@@ -96,6 +97,7 @@ func (l *link) get() (*sftp.Client, syscall.Errno) {
 		if c != nil {
 			return c, 0
 		}
+		l.wait()
 		t := time.NewTimer(time.Until(lost.Add(l.patience)))
 		select {
 		case <-changed:
@@ -103,6 +105,12 @@ func (l *link) get() (*sftp.Client, syscall.Errno) {
 		case <-t.C:
 			return nil, syscall.EIO
 		}
+	}
+}
+
+func (l *link) wait() {
+	if l.waits != nil {
+		l.waits()
 	}
 }
 
@@ -132,6 +140,7 @@ func (l *link) again(ctx context.Context, f func(*sftp.Client) error) syscall.Er
 func (l *link) on(ctx context.Context, f func() error) syscall.Errno {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
+	l.wait()
 	select {
 	case err := <-done:
 		return errnoOf(err)
