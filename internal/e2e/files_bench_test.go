@@ -101,28 +101,53 @@ func copies(b *testing.B, s *site, n int) {
 	s.ok("destroy", "--yes")
 }
 
+// trees makes folders trees/NAME with 2,000 small files each, and a second name for every
+// file of trees/plain: of such files nothing is kept, so that each is asked for. They are
+// the yardstick.
+func (s *site) trees(names ...string) {
+	s.Helper()
+	for _, name := range append(names, "plain") {
+		s.script(`mkdir -p trees/` + name + ` && cd trees/` + name + ` && for d in $(seq 20); do
+			mkdir d$d; for i in $(seq 100); do echo "file $i of $d" >d$d/f$i; done
+		done`)
+	}
+	s.script(`cp -al trees/plain links`)
+}
+
+// looks has a program look at each of the folders and, after each, at the yardstick, and
+// reports the medians: how long it took, and against the yardstick. Each folder is looked
+// at once: what is kept of it would be there for the next look.
+func looks(b *testing.B, folders, kinds []string, look func(folder string) []time.Duration) {
+	took, plain := make([][]time.Duration, len(kinds)), make([][]time.Duration, len(kinds))
+	for _, folder := range folders {
+		ours, theirs := look(folder), look("plain")
+		for k := range kinds {
+			took[k], plain[k] = append(took[k], ours[k]), append(plain[k], theirs[k])
+		}
+	}
+	for k, kind := range kinds {
+		slices.Sort(took[k])
+		slices.Sort(plain[k])
+		m := took[k][len(took[k])/2]
+		b.ReportMetric(m.Seconds(), "s/"+kind)
+		b.ReportMetric(m.Seconds()/plain[k][len(plain[k])/2].Seconds(), kind+"/uncached")
+	}
+}
+
 // BenchmarkMount measures the first and the second look at 2,000 files of a mount, and
-// reading a large one. What it is compared with is the same folder whose files have a
-// second name each: of those nothing is kept, so that every file is asked for.
+// reading a large one against "lab cp".
 func BenchmarkMount(b *testing.B) {
 	bench(b, func(s *site) {
-		s.script(`mkdir -p trees/leased trees/plain links && cd trees/leased && for d in $(seq 20); do
-			mkdir d$d ../plain/d$d ../../links/d$d
-			for i in $(seq 100); do echo "file $i" >d$d/f$i; echo "file $i" >../plain/d$d/f$i; ln ../plain/d$d/f$i ../../links/d$d/f$i; done
-		done; head -c 20000000 /dev/urandom >../big`)
+		folders := []string{"one", "two", "three"}
+		s.trees(folders...)
+		s.script(`head -c 20000000 /dev/urandom >trees/big`)
 		s.ok("up")
-		look := func(folder string) (first, second time.Duration) {
-			// As "git status" does it: what the index names, then what else there is.
-			first = s.script(`"$LAB" exec m -- 'cd /mnt/trees/` + folder + `; find . -type f >/root/index; xargs cat </root/index >/dev/null'`)
-			second = s.script(`"$LAB" exec m -- 'cd /mnt/trees/` + folder + `; xargs stat </root/index >/dev/null; find . | wc -l'`)
-			return first, second
-		}
-		first, second := look("leased")
-		firstPlain, secondPlain := look("plain")
-		b.ReportMetric(first.Seconds(), "s/first")
-		b.ReportMetric(first.Seconds()/firstPlain.Seconds(), "first/uncached")
-		b.ReportMetric(second.Seconds(), "s/second")
-		b.ReportMetric(second.Seconds()/secondPlain.Seconds(), "second/uncached")
+		looks(b, folders, []string{"first", "second"}, func(folder string) []time.Duration {
+			// As a build does it: find what there is, and read it; then see what has changed.
+			first := s.script(`"$LAB" exec m -- 'cd /mnt/trees/` + folder + `; find . -type f >/root/index; xargs cat </root/index >/dev/null'`)
+			second := s.script(`"$LAB" exec m -- 'cd /mnt/trees/` + folder + `; xargs stat </root/index >/dev/null; find . | wc -l'`)
+			return []time.Duration{first, second}
+		})
 		read, cp := ratio(rounds,
 			func() time.Duration { return s.script(`"$LAB" exec m -- 'cat /mnt/trees/big >/dev/null'`) },
 			func() time.Duration { return s.script(`"$LAB" cp trees/big m:/root/big`) })
@@ -130,4 +155,34 @@ func BenchmarkMount(b *testing.B) {
 		b.ReportMetric(cp.Seconds()/read.Seconds(), "read/cp-speed")
 		s.ok("destroy", "--yes")
 	}, "lab: bench\nmachines:\n  m: {box: builtin/tiny, mounts: [{from: trees, to: /mnt/trees}]}\n")
+}
+
+// BenchmarkMountGit measures "git status" of a repository with 2,000 files in a mount:
+// the first and the second one when the index is one that this host wrote, and the first one when
+// git believes nothing in the index, because the files belong to somebody else, and
+// reads every file. The program is this host's, with its libraries.
+func BenchmarkMountGit(b *testing.B) {
+	bench(b, func(s *site) {
+		folders := []string{"one", "two", "three"}
+		s.trees(folders...)
+		s.script(`mkdir git && cp "$(readlink -f "$(command -v git)")" git/git && ldd git/git | grep -o '/[^ ]*' | xargs -I{} cp -L {} git/ && mv git/ld-linux* git/loader`)
+		s.script(`for r in one two three plain; do (cd trees/$r && git init -q . && git add . &&
+			git -c user.name=n -c user.email=e@example.org commit -qm x && git status --porcelain) || exit; done`)
+		s.ok("up")
+		status := func(folder string) string {
+			return `"$LAB" exec m -- 'set -e; out=$(/opt/git/loader --library-path /opt/git /opt/git/git -c "safe.directory=*" -C ` + folder + ` status --porcelain); [ -z "$out" ]'`
+		}
+		looks(b, folders, []string{"git-first", "git-second", "git-reading"}, func(folder string) []time.Duration {
+			return []time.Duration{
+				s.script(status("/mnt/trees/" + folder)), s.script(status("/mnt/trees/" + folder)), s.script(status("/mnt/other/" + folder)),
+			}
+		})
+		s.ok("destroy", "--yes")
+	}, `lab: bench
+machines:
+  m:
+    box: builtin/debian-12
+    provision: [{file: {from: git, to: /opt/git, mode: "0755"}}]
+    mounts: [{from: trees, to: /mnt/trees}, {from: trees, to: /mnt/other, owner: "4242:4242"}]
+`)
 }
