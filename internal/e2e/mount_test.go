@@ -113,6 +113,22 @@ func TestMounts(t *testing.T) {
 		s.Error("a large file was not copied as it is")
 	}
 
+	// The guest's kernel, which has asked for a folder's files, hears of changes at the host.
+	for m, dir := range src {
+		on(m, "ls -l "+dir+"/many >/dev/null; ls -l "+dir+"/many | wc -l")
+		s.write("src/many/7", "7 is longer now\n")
+		s.write("src/many/new-for-"+m, "new\n")
+		if err := os.Remove(filepath.Join(s.dir, "src", "many", map[string]string{"tiny": "8", "debian": "9"}[m])); err != nil {
+			t.Fatal(err)
+		}
+		gone := dir + map[string]string{"tiny": "/many/8", "debian": "/many/9"}[m]
+		s.equal(m+" hears of changes", on(m, "end=$(($(date +%s) + 20)); while [ $(date +%s) -lt $end ]; do "+
+			"[ $(stat -c %s "+dir+"/many/7) = 16 ] && [ ! -e "+gone+" ] && [ -e "+dir+"/many/new-for-"+m+" ] && echo yes && exit; sleep 0.1; done; echo no"), "yes\n")
+		s.write("src/many/7", "x")
+	}
+	on("debian", "dd if=/etc/hostname of=/srv/out/synced conv=fsync status=none && sync /srv/out")
+	s.equal("a file that was synced", host("out/synced"), "debian\n")
+
 	// A supervisor that dies takes nothing with it that the next one does not bring
 	// back: not even a file that is open.
 	s.ok("exec", "debian", "--", "nohup sh -c 'exec 3</home/lab/src/file; until [ -e /tmp/go ]; do sleep 0.1; done; cat <&3 >/tmp/got' >/dev/null 2>&1 &")

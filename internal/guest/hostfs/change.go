@@ -39,6 +39,10 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
+// Fsync has nothing to do: what was written is at the host before write(2) returns. To the kernel
+// ENOSYS means that fsync(2) succeeds, also of folders; any other error would be the caller's.
+func (n *node) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return syscall.ENOSYS }
+
 // Setattr changes size, permissions and times. Nothing can be given away.
 func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	at := n.path()

@@ -78,7 +78,8 @@ func (d *device) serveFolder(f *FS) {
 	timeout := ttl
 	o := fs.Options{
 		EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, UID: f.config.UID, GID: f.config.GID, ServerCallbacks: d,
-		MountOptions: fuse.MountOptions{DisableXAttrs: true, MaxWrite: maxPacket},
+		RootStableAttr: &fs.StableAttr{Ino: fuse.FUSE_ROOT_ID},
+		MountOptions:   fuse.MountOptions{DisableXAttrs: true, MaxWrite: maxPacket},
 	}
 	d.requests = fuse.NewProtocolServer(fs.NewNodeFS(f.root, &o), &o.MountOptions)
 	f.device, f.link.waits, f.leases.waits = d, d.lend, d.lend
@@ -126,7 +127,9 @@ func (d *device) next(b []byte) (int, error) {
 				return 0, io.ErrUnexpectedEOF
 			}
 			return int(n), nil
-		case syscall.EAGAIN, syscall.EINTR, syscall.ENOENT: // ENOENT: whoever asked was killed
+		case syscall.EAGAIN, syscall.EINTR, syscall.ENOENT: // ENOENT: the program that asked was killed
+		case syscall.ENOMEM:
+			time.Sleep(hot)
 		default:
 			return 0, no
 		}
@@ -154,17 +157,21 @@ func (d *device) wait() {
 // quick reports whether a request is answered at once, or by something that calls lend.
 func quick(op uint32) bool {
 	switch op {
-	case 1, 2, 3, 14, 15, 18, 26, 27, 28, 29, 36, 42, 44:
+	case 1, 2, 3, 14, 15, 18, 26, 27, 28, 29, 36, 44:
 		// LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, INIT, OPENDIR, READDIR, RELEASEDIR,
-		// INTERRUPT, BATCH_FORGET, READDIRPLUS
+		// INTERRUPT, READDIRPLUS. Not BATCH_FORGET, after which go-fuse may collect garbage.
 		return true
 	}
 	return false
 }
 
+// closes reports whether a request gives back an open file or folder. go-fuse has it wait for
+// the GETATTR requests that use the file, and these may wait for the host.
+func closes(op uint32) bool { return op == 18 || op == 29 } // RELEASE, RELEASEDIR
+
 // answer carries out a request, and answers it if there is to be an answer.
 func (d *device) answer(in, out []byte) {
-	if !quick(binary.NativeEndian.Uint32(in[4:])) {
+	if op := binary.NativeEndian.Uint32(in[4:]); !quick(op) || closes(op) && d.busy.Load() > 1 {
 		d.lend()
 	}
 	n, st := d.requests.HandleRequest([][]byte{in}, [][]byte{out})
@@ -190,8 +197,8 @@ func (d *device) notify(code int32, args ...any) fuse.Status {
 		}
 	}
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	binary.NativeEndian.PutUint32(b[4:], uint32(code))
-	d.lend() // it may have to wait until somebody has read a page
+	binary.NativeEndian.PutUint32(b[4:], uint32(-code)) // go-fuse has the kernel's numbers negated
+	d.lend()                                            // it may have to wait until somebody has read a page
 	_, err = unix.Write(d.fd, b)
 	return fuse.ToStatus(err)
 }

@@ -155,6 +155,7 @@ var (
 	_ fs.NodeSymlinker  = (*node)(nil)
 	_ fs.NodeCreater    = (*node)(nil)
 	_ fs.NodeOpener     = (*node)(nil)
+	_ fs.NodeFsyncer    = (*node)(nil)
 )
 
 // path is the file's name at the host.
@@ -188,7 +189,6 @@ func (n *node) enter(ctx context.Context, name string, a attr, out *fuse.EntryOu
 // generation keeps nodes apart all the same, for a file with two names has two nodes.
 func (f *FS) identity(a attr) fs.StableAttr {
 	id := fs.StableAttr{Mode: a.mode & syscall.S_IFMT, Gen: f.nodes.Add(1)}
-	f.dev.CompareAndSwap(0, a.Dev)
 	if a.Ino > fuse.FUSE_ROOT_ID && a.Ino < 1<<63 && a.Dev != 0 && a.Dev == f.dev.Load() { // those above are given to others
 		id.Ino = a.Ino
 	}
@@ -278,6 +278,9 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 	a, no := n.fs.lstat(ctx, at)
 	switch {
 	case no == 0 && (n.IsRoot() || before.same(a)):
+		if n.IsRoot() {
+			n.fs.dev.Store(a.Dev)
+		}
 		n.last.set(a)
 		n.fs.leases.learn(at, own, a)
 	case n.opens.Load() > 0 && (no == 0 || no == syscall.ENOENT):

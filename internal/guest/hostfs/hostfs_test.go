@@ -328,6 +328,9 @@ func TestNumbers(t *testing.T) {
 	if !ok {
 		t.Fatal("no numbers here")
 	}
+	if no := k.fs.root.Getattr(t.Context(), nil, &fuse.AttrOut{}); no != 0 {
+		t.Fatal(no)
+	}
 	one, _ := k.lookup("file")
 	two, _ := k.lookup("second")
 	if one.Ino != host.Ino || two.Ino != host.Ino || one.NodeId == two.NodeId {

@@ -32,6 +32,7 @@ type leases struct {
 	stream  *leaseStream // nil while there is none
 	folders map[string]*lease
 	refused map[string]time.Time // folders that the host does not tell of, until then
+	ever    map[string]bool      // folders of which the kernel may remember something
 	drops   uint64               // how often anything was dropped
 	kept    int                  // bytes of all content
 }
@@ -69,9 +70,10 @@ func (o *inOrder) next(name string) bool {
 
 // leaseStream is one connection.
 type leaseStream struct {
-	out *foldercache.Writer // guarded by leases.mu
+	writing sync.Mutex
+	out     *foldercache.Writer // guarded by writing, which may be held for long
 
-	next    uint64
+	next    uint64                              // guarded by leases.mu
 	waiting map[uint64]chan foldercache.Message // guarded by leases.mu
 
 	events chan [2]string
@@ -79,7 +81,7 @@ type leaseStream struct {
 }
 
 func newLeases(changed func(dir, name string)) *leases {
-	return &leases{changed: changed, folders: map[string]*lease{}, refused: map[string]time.Time{}}
+	return &leases{changed: changed, folders: map[string]*lease{}, refused: map[string]time.Time{}, ever: map[string]bool{}}
 }
 
 // serve uses conn until it ends, in place of the one before.
@@ -144,8 +146,8 @@ func (l *leases) serve(conn io.ReadWriteCloser) error {
 // forget drops everything, what the kernel remembers too.
 func (l *leases) forget() {
 	l.mu.Lock()
-	old := l.folders
-	l.folders, l.refused, l.kept = map[string]*lease{}, map[string]time.Time{}, 0
+	old := l.ever
+	l.folders, l.refused, l.kept, l.ever = map[string]*lease{}, map[string]time.Time{}, 0, map[string]bool{}
 	l.drops++
 	l.mu.Unlock()
 	go func() {
@@ -289,6 +291,7 @@ func (l *leases) get(ctx context.Context, dir string) *lease {
 		return nil // it may be older than what was dropped meanwhile
 	}
 	l.folders[dir] = f
+	l.ever[dir] = true
 	return f
 }
 
@@ -302,13 +305,15 @@ func (l *leases) ask(ctx context.Context, q foldercache.Request) (foldercache.Me
 	}
 	s.next++
 	q.ID = s.next
+	answer := make(chan foldercache.Message, 1)
+	s.waiting[q.ID] = answer
+	l.mu.Unlock()
 	if l.waits != nil {
 		l.waits()
 	}
-	answer := make(chan foldercache.Message, 1)
-	s.waiting[q.ID] = answer
+	s.writing.Lock()
 	err := s.out.Request(q)
-	l.mu.Unlock()
+	s.writing.Unlock()
 	if err != nil {
 		return foldercache.Message{}, false
 	}
