@@ -199,12 +199,15 @@ func TestNoUserNamespaces(t *testing.T) {
 	}
 }
 
-// TestFullDisk runs out of space in the middle of things.
+// TestFullDisk has too little space to begin, and runs out of it in the middle of a birth.
 func TestFullDisk(t *testing.T) {
 	eachUser(t, func(t *testing.T, w *world) {
 		s := w.site(t, one)
 		labs := filepath.Join(w.data(), "labs")
-		for _, size := range []string{"8k", "64k"} {
+		for size, want := range map[string]string{
+			"8k": "8KiB of disk are free in " + labs, "64k": "64KiB of disk are free in " + labs, // refused at once
+			"904k": "no space left on device", // enough to begin with
+		} {
 			// A user namespace lets everybody mount a file system of their own.
 			script := fmt.Sprintf(`mkdir -p "$1" && mount -t tmpfs -o size=%s none "$1" && shift || exit 99
 				"$@" up; code=$?
@@ -216,8 +219,8 @@ func TestFullDisk(t *testing.T) {
 			cmd.Stdout, cmd.Stderr = &out, &out
 			_ = cmd.Run() // the exit code says it
 			cancel()
-			if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(out.String(), "no space left on device") {
-				t.Errorf("with %s of space: exit %d\n%s", size, code, out.String())
+			if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(out.String(), want) {
+				t.Errorf("with %s of space: exit %d, want 1 and %q\n%s", size, code, want, out.String())
 			}
 			if strings.Contains(out.String(), "destroy: exit") {
 				t.Errorf("with %s of space, destroy did not work:\n%s", size, out.String())
