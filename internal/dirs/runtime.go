@@ -40,14 +40,8 @@ func (d Dirs) Claim(id lab.ID) error {
 }
 
 func (d Dirs) claim(id lab.ID, folder *os.File) error {
-	for {
-		err := unix.Flock(int(folder.Fd()), unix.LOCK_EX)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
+	if err := fsutil.Lock(folder); err != nil {
+		return err
 	}
 	if _, ok := d.named(id); ok {
 		return nil

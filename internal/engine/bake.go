@@ -173,7 +173,7 @@ func (o *oven) bake(ctx context.Context, j *job) error {
 			return nil
 		}
 		lock, err := o.store.Lock(ctx, j.img.Layers[c.Count].Key, func() {
-			o.tell(j, 0, fmt.Sprintf("step %d of %d is being baked by somebody else", c.Count+1, len(j.steps)), 0)
+			o.tell(j, fmt.Sprintf("step %d of %d is being baked by somebody else", c.Count+1, len(j.steps)), 0)
 		})
 		if err != nil {
 			return err
@@ -197,8 +197,8 @@ func (o *oven) bake(ctx context.Context, j *job) error {
 }
 
 // tell emits an event about a job.
-func (o *oven) tell(j *job, number int, text string, took time.Duration) {
-	o.s.emit(Event{Machine: j.machines[0], Generation: number, Stage: StageBake, Text: text, Took: took})
+func (o *oven) tell(j *job, text string, took time.Duration) {
+	o.s.emit(Event{Machine: j.machines[0], Stage: StageBake, Text: text, Took: took})
 }
 
 // sweep removes the throw-away machines of bakes that were killed. The lab's lock is

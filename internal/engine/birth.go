@@ -251,7 +251,7 @@ func (s *session) settle(ctx context.Context, l launch, c ledger.Create) (Stage,
 	if !c.Agent {
 		stage = StageIdentity
 	}
-	target, err := s.targetOf(l.Generation, c, "")
+	target, err := s.targetOf(l.Generation, c)
 	if err != nil {
 		return stage, err
 	}

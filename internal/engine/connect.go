@@ -59,8 +59,8 @@ func (l *Lab) target(name lab.Name, c ledger.Create, login string) (guest.Target
 }
 
 // targetOf is target for one generation, whether it is the present one or not.
-func (l *Lab) targetOf(g lab.Generation, c ledger.Create, login string) (guest.Target, error) {
-	t, err := l.target(g.Machine, c, login)
+func (l *Lab) targetOf(g lab.Generation, c ledger.Create) (guest.Target, error) {
+	t, err := l.target(g.Machine, c, "")
 	t.Port = func(ctx context.Context, port uint16) (net.Conn, error) {
 		return l.dial(ctx, func(c *supervise.Client) (net.Conn, error) { return c.DialGeneration(ctx, g, port) })
 	}

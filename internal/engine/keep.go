@@ -59,7 +59,7 @@ func (s *session) recheck(ctx context.Context, g lab.Generation, m lab.Machine, 
 	if rec.Phase != ledger.PhaseReady || slices.Equal(m.Ready, rec.Create.Spec.Machine(g.Machine).Ready) {
 		return nil
 	}
-	target, err := s.targetOf(g, rec.Create, "")
+	target, err := s.targetOf(g, rec.Create)
 	if err == nil {
 		attendant, leave := s.attend(ctx, g, Attention{Expected: true})
 		err = s.waitReady(ctx, attendant.watched(ctx, target), g, m.Ready)

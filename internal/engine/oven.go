@@ -117,11 +117,11 @@ func (o *oven) step(ctx context.Context, j *job, i int, g lab.Generation, m *bak
 		return err
 	}
 	text := fmt.Sprintf("step %d of %d: %s", i+1, len(j.steps), l.Text)
-	o.tell(j, 0, text, 0)
-	if err := m.Run(ctx, j.steps[i], l, func(line string) { o.tell(j, 0, line, 0) }); err != nil {
+	o.tell(j, text, 0)
+	if err := m.Run(ctx, j.steps[i], l, func(line string) { o.tell(j, line, 0) }); err != nil {
 		return err
 	}
-	o.tell(j, 0, "storing "+text, 0)
+	o.tell(j, "storing "+text, 0)
 	if err := m.Clean(ctx, i+1 < len(j.steps)); err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (o *oven) step(ctx context.Context, j *job, i int, g lab.Generation, m *bak
 	o.mu.Lock()
 	o.fresh[l.Key] = true
 	o.mu.Unlock()
-	o.tell(j, 0, "baked "+text, took)
+	o.tell(j, "baked "+text, took)
 	return s.record(ledger.ImageBaked, lab.Generation{}, ledger.Baked{Key: l.Key, Parent: j.parent(i), Text: l.Text, Took: took})
 }
 
@@ -163,7 +163,7 @@ func (o *oven) boot(ctx context.Context, j *job, g lab.Generation, c bake.Chain,
 	if limit := j.img.limits[c.Count]; limit > img.Size {
 		role.Disk = limit
 	}
-	o.tell(j, 0, fmt.Sprintf("booting a throw-away machine for step %d of %d", c.Count+1, len(j.steps)), 0)
+	o.tell(j, fmt.Sprintf("booting a throw-away machine for step %d of %d", c.Count+1, len(j.steps)), 0)
 	spec, err := s.spec(g, role, img, create)
 	if err != nil {
 		return nil, nil, err

@@ -155,8 +155,8 @@ func (s *session) endRelays(ctx context.Context) error {
 }
 
 // targetOf is Lab.targetOf, and what is run there gets the proxy settings.
-func (s *session) targetOf(g lab.Generation, c ledger.Create, login string) (guest.Target, error) {
-	t, err := s.Lab.targetOf(g, c, login)
+func (s *session) targetOf(g lab.Generation, c ledger.Create) (guest.Target, error) {
+	t, err := s.Lab.targetOf(g, c)
 	if err != nil {
 		return t, err
 	}
@@ -214,7 +214,7 @@ func (s *session) tellProxies(ctx context.Context, g lab.Generation, c ledger.Cr
 	if len(p.Env) == 0 && !m.Proxied {
 		return nil
 	}
-	target, err := s.Lab.targetOf(g, c, "")
+	target, err := s.Lab.targetOf(g, c)
 	if err != nil {
 		return err
 	}

@@ -322,7 +322,7 @@ func (s *session) sync(ctx context.Context, m ledger.Machine) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	target, err := s.targetOf(s.generation(m), m.Create, "")
+	target, err := s.targetOf(s.generation(m), m.Create)
 	if err != nil {
 		return
 	}

@@ -110,7 +110,7 @@ func (s *session) audible(ctx context.Context, g lab.Generation) (reachable bool
 func (s *session) askAgent(ctx context.Context, m ledger.Machine, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	target, err := s.targetOf(s.generation(m), m.Create, "") // a later one may have the name
+	target, err := s.targetOf(s.generation(m), m.Create) // a later one may have the name
 	if err == nil {
 		err = poweroff(ctx, target)
 	}

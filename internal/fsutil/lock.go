@@ -30,7 +30,7 @@ func LockDir(ctx context.Context, dir string) (*os.File, error) {
 		return fail(err)
 	}
 	locked := make(chan error, 1)
-	go func() { locked <- flock(f, syscall.LOCK_EX) }()
+	go func() { locked <- Lock(f) }()
 	select {
 	case err := <-locked:
 		if err != nil {
@@ -45,6 +45,10 @@ func LockDir(ctx context.Context, dir string) (*os.File, error) {
 		return nil, fmt.Errorf("waiting for another command that has %s: %w", dir, context.Cause(ctx))
 	}
 }
+
+// Lock waits for the kernel's lock of an open file (flock(2)) that is held for moments only: no
+// signal ends the wait. Closing the file gives the lock back.
+func Lock(f *os.File) error { return flock(f, syscall.LOCK_EX) }
 
 func flock(f *os.File, how int) error {
 	for {

@@ -18,8 +18,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/labfile/lab/internal/fsutil"
 	"github.com/labfile/lab/internal/lab"
 )
@@ -104,7 +102,7 @@ func (l *Ledger) append(r Record, data any, flags int) (Record, error) {
 	}
 	defer f.Close()
 	// The lock lasts for one append, a few milliseconds; readers never take it.
-	if err := flock(f); err != nil {
+	if err := fsutil.Lock(f); err != nil {
 		return Record{}, fmt.Errorf("locking the ledger: %w", err)
 	}
 	last, end, err := l.tail(f)
@@ -235,13 +233,4 @@ func parse(path string, data []byte) ([]Record, error) {
 func hash(line []byte) string {
 	sum := sha256.Sum256(line)
 	return hex.EncodeToString(sum[:])
-}
-
-func flock(f *os.File) error {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
